@@ -1,0 +1,44 @@
+"""Strided convolutional networks as equivalent networks with unit strides only (Kong & Lucey 2017)."""
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+from stridenet import torchvision_import
+
+if TYPE_CHECKING:
+    from stridenet.elimination import (
+        EliminationPlan,
+        StrideEliminationError,
+        UnitStrideNetwork,
+        eliminate_stride,
+        plan_elimination,
+    )
+    from stridenet.phases import depth_to_space, space_to_depth
+    from stridenet.verification import VerificationReport, verify
+
+__all__ = [
+    "EliminationPlan",
+    "StrideEliminationError",
+    "UnitStrideNetwork",
+    "VerificationReport",
+    "depth_to_space",
+    "eliminate_stride",
+    "plan_elimination",
+    "space_to_depth",
+    "verify",
+]
+_HOME = {
+    "depth_to_space": "phases",
+    "space_to_depth": "phases",
+    "VerificationReport": "verification",
+    "verify": "verification",
+}
+
+torchvision_import.watch()
+
+
+def __getattr__(name: str) -> Any:
+    # Importing torch takes two seconds, which `--help` and a mistyped option should not.
+    if name not in __all__:
+        raise AttributeError(f"module 'stridenet' has no attribute {name!r}")
+    return getattr(importlib.import_module(f"stridenet.{_HOME.get(name, 'elimination')}"), name)

@@ -1,0 +1,215 @@
+"""What a run is made of: its settings, their permitted values, and its identity.
+
+Imports nothing heavy, so that the command line answers at once.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from omegaconf import MISSING, DictConfig, OmegaConf
+
+STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
+
+
+class InputError(ValueError):
+    """What the user gave, or the machine lacks; one line that names the value and the cure."""
+
+
+@dataclass
+class Layer:
+    """One layer of the strided network; sizes along the axes are written as one number or [h, w]."""
+
+    kind: str = "conv"  # conv | fc
+    channels: int = MISSING  # output channels; of a fully connected layer, its features
+    kernel: Any = 1
+    stride: Any = 1
+    dilation: Any = 1
+    padding: Any = 0  # zeros on both sides
+    groups: int = 1
+    bias: bool = True
+
+
+@dataclass
+class Model:
+    """The strided network, and whether its unit-stride twin is to be derived from it."""
+
+    name: str = MISSING
+    eliminate_stride: bool = False
+    activation: str = "relu"  # after every layer but the last
+    layers: dict[str, Layer] = field(default_factory=dict)  # fc layers follow all convolutions
+
+
+@dataclass
+class Data:
+    """The images; the official split is 60,000 for training and 10,000 for testing."""
+
+    name: str = MISSING  # mnist | fashion_mnist
+    image_size: list[int] = field(default_factory=lambda: [28, 28])  # resized if not their own
+    train_size: int | None = None  # the first so many training images; null: all
+    validation_size: int = 0  # so many of the last training images are kept apart
+    download_timeout: float = 300.0  # seconds
+
+
+@dataclass
+class Recipe:
+    """How a network is trained: stochastic gradient descent on the cross-entropy."""
+
+    name: str = MISSING
+    epochs: int | None = None  # either epochs or steps; 0 evaluates the starting weights
+    steps: int | None = None
+    batch_size: int = 64
+    learning_rate: float = 0.01  # at step t: learning_rate * (1 + rate_decay * t) ** -rate_power
+    rate_decay: float = 0.0
+    rate_power: float = 0.75
+    bias_rate_factor: float = 1.0  # rate of the biases over that of the weights
+    momentum: float = 0.9
+    weight_decay: float = 0.0005
+    initialisation: str = "pytorch"  # pytorch | xavier (as Caffe's: by fan-in, biases zero)
+    pixels: str = "standardised"  # standardised (mean 0, deviation 1) | scaled (by 1/256)
+
+
+@dataclass
+class Report:
+    """What a report is about: the runs of one strided network, data set and recipe."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    recipe: Recipe = field(default_factory=Recipe)
+    outputs: str = "outputs"
+
+
+@dataclass
+class Config(Report):
+    """One run. Model, data, recipe, seed and weights decide its numbers, and so its identity."""
+
+    seed: int = 0
+    weights: str = "scratch"  # scratch | copy (evaluate only) | fine_tune | a file of weights
+    device: str = "auto"  # auto | cpu | cuda | mps
+    threads: int = 1
+
+
+def resolve(settings: DictConfig) -> Any:
+    """Settings of either kind as a checked Report or Config, everything written in one way only:
+    sizes as [h, w], convolutions before fully connected layers. Raises InputError."""
+    config = OmegaConf.to_object(settings)
+    assert isinstance(config, Report)
+    config.model = _resolve_model(config.model)
+    config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
+    _check_recipe(config.recipe)
+    if isinstance(config, Config):
+        _check_run(config)
+    return config
+
+
+def _resolve_model(model: Model) -> Model:
+    if not model.layers:
+        raise InputError("model.layers is empty; give at least one layer")
+    layers = {}
+    for name, layer in model.layers.items():
+        key = f"model.layers.{name}"
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
+        _one_of(f"{key}.kind", layer.kind, ("conv", "fc"))
+        _at_least(f"{key}.channels", layer.channels, 1)
+        _at_least(f"{key}.groups", layer.groups, 1)
+        sizes = {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}
+        layers[name] = replace(
+            layer,
+            **{size: _per_axis(f"{key}.{size}", getattr(layer, size), least)
+               for size, least in sizes.items()},
+        )  # fmt: skip
+    return replace(model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc")))
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if (recipe.epochs is None) == (recipe.steps is None):
+        raise InputError(
+            f"recipe.epochs={recipe.epochs} and recipe.steps={recipe.steps}: give one of the two, "
+            "and null for the other"
+        )
+    for key in ("epochs", "steps"):
+        _at_least(f"recipe.{key}", getattr(recipe, key) or 0, 0)
+    _at_least("recipe.batch_size", recipe.batch_size, 1)
+    for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay"):
+        _at_least(f"recipe.{key}", getattr(recipe, key), 0)
+    if not recipe.learning_rate > 0:
+        raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0")
+    _one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
+    _one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
+
+
+def _check_run(config: Config) -> None:
+    if not 0 <= config.seed < 2**32:
+        raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
+    _at_least("threads", config.threads, 1)
+    _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
+    if config.weights in ("copy", "fine_tune") and not config.model.eliminate_stride:
+        raise InputError(
+            f"weights={config.weights} copies a strided network's weights into its twin: "
+            "it needs model=unit_stride"
+        )
+    if config.weights not in STARTING_WEIGHTS and not Path(config.weights).is_file():
+        raise InputError(
+            f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
+        )
+
+
+def _per_axis(key: str, value: Any, least: int) -> list[int]:
+    """One number for both axes, or [h, w], as a list of two."""
+    axes = value if isinstance(value, list) else [value, value]
+    whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
+    if len(axes) != 2 or not whole or min(axes) < least:
+        raise InputError(f"{key}={value} must be one or two whole numbers, each at least {least}")
+    return axes
+
+
+def _at_least(key: str, value: float, least: int) -> None:
+    if not value >= least:  # not a number fails too
+        raise InputError(f"{key}={value} must be at least {least}")
+
+
+def _one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(f"{key}={value} is unknown; take one of {', '.join(known)}")
+
+
+def experiment_identity(report: Report) -> str:
+    """The same for all runs that may stand in one table: one strided network, data and recipe."""
+    model, data = asdict(report.model), asdict(report.data)
+    for neither in ("name", "eliminate_stride"):
+        del model[neither]
+    del data["download_timeout"]
+    layers = list(model.pop("layers").items())  # their order counts
+    return _hash([layers, model, data, asdict(report.recipe)])
+
+
+def run_name(config: Config) -> str:
+    """A run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee.
+
+    The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
+    the way in which settings were written are not in it; of a file of weights, the content is.
+    """
+    weights, content = config.weights, ""
+    if weights not in STARTING_WEIGHTS:
+        with Path(weights).open("rb") as file:
+            weights, content = "file", hashlib.file_digest(file, "sha256").hexdigest()
+    model = config.model
+    identity = _hash(
+        [experiment_identity(config), model.name, model.eliminate_stride, weights, content, config.seed]
+    )
+    return f"{model.name}-{weights}-{config.recipe.name}-s{config.seed}-{identity}"
+
+
+def strided_source(config: Config) -> Config:
+    """The run whose weights `weights=copy` and `fine_tune` start from."""
+    model = replace(config.model, name="strided", eliminate_stride=False)
+    return replace(config, model=model, weights="scratch")
+
+
+def _hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

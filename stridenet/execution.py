@@ -1,0 +1,180 @@
+"""One run from its settings to its result: data, network, training, folder."""
+
+import contextlib
+import os
+import platform
+import subprocess
+import time
+import traceback
+from dataclasses import asdict, replace
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from stridenet import runs
+from stridenet.config import (
+    STARTING_WEIGHTS,
+    Config,
+    InputError,
+    experiment_identity,
+    strided_source,
+)
+from stridenet.data import load
+from stridenet.elimination import UnitStrideNetwork, eliminate_stride
+from stridenet.networks import build_network, build_strided, initialise
+from stridenet.training import Examples, generator, normalise, train
+from stridenet.verification import compare_scores
+
+PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
+
+
+def run_once(config: Config) -> tuple[Path, dict[str, Any], bool]:
+    """Do a run, unless it is done. Returns its folder, its result, and whether it is new."""
+    folder = runs.run_folder(config)
+    with runs.locked(folder):
+        done = runs.read_result(folder)
+        if done is not None:
+            return folder, done, False
+        failure = folder / "failure.json"
+        try:
+            result = _execute(config, folder)
+            runs.write_json(folder / "result.json", result)
+        except Exception as error:
+            with contextlib.suppress(OSError):  # of a full disk, say, the first error tells more
+                runs.write_json(failure, {"error": str(error), "trace": traceback.format_exc()})
+            raise
+        failure.unlink(missing_ok=True)
+        return folder, result, True
+
+
+def _execute(config: Config, folder: Path) -> dict[str, Any]:
+    """Train or evaluate, save the weights, and return what result.json is to say."""
+    device = _device(config.device)
+    _make_repeatable(config.threads)
+    strided, network = _starting_networks(config)
+    images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
+    test_images = images["test"][0]
+
+    layers, rearrangement_seconds = network, None
+    if isinstance(network, UnitStrideNetwork):  # once, before training: section 6 of the paper
+        began = time.perf_counter()
+        images = {name: (network.rearrange(x), labels) for name, (x, labels) in images.items()}
+        rearrangement_seconds = time.perf_counter() - began
+        layers = network.network
+    layers.to(device, memory_format=torch.channels_last)
+    splits = {name: Examples(*pair, device) for name, pair in images.items()}
+
+    recipe = config.recipe
+    if config.weights == "copy":
+        recipe = replace(recipe, epochs=0, steps=None)
+    history = train(layers, splits, recipe, config.seed, device, folder.name)
+    copied = {}
+    if config.weights == "copy":
+        twin = network.cpu()
+        copied = {d: compare_scores(strided, twin, test_images, d) for d in ("float32", "float64")}
+    runs.save_weights(folder / "weights.pt", network)
+    last = history.epochs[-1]
+    return {
+        "run": folder.name,
+        "experiment": experiment_identity(config),
+        "network": config.model.name,
+        "weights": config.weights if config.weights in STARTING_WEIGHTS else "file",
+        "seed": config.seed,
+        "test_accuracy": last["test_accuracy"],
+        "test_correct": last["test_correct"],
+        "test_images": len(test_images),
+        "training_wall_seconds": history.wall_seconds if history.steps else None,
+        "training_cpu_seconds": history.cpu_seconds if history.steps else None,
+        "rearrangement_seconds": rearrangement_seconds,
+        "copied": copied,
+        "epochs": history.epochs,
+        **_circumstances(config, device),
+        "config": asdict(config),
+    }
+
+
+def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
+    """The strided network, and the network of this run with its starting weights."""
+    input_size = (1, *config.data.image_size)
+    strided = build_strided(config.model, input_size)
+    if config.weights in ("copy", "fine_tune"):
+        source = runs.run_folder(strided_source(config)) / "weights.pt"
+        if not source.exists():
+            raise InputError(
+                f"weights={config.weights} needs {source}, which is missing; do the same run with "
+                "model=strided weights=scratch first"
+            )
+        runs.load_weights(source, strided)
+        return strided, eliminate_stride(strided, input_size)
+    network = build_network(config.model, input_size)
+    if config.weights == "scratch":
+        initialise(network, config.recipe.initialisation, generator(config.seed, "weights"))
+    else:
+        runs.load_weights(Path(config.weights), network)
+    return strided, network
+
+
+def _device(name: str) -> torch.device:
+    """The device that `device=` means; auto takes an accelerator if there is one."""
+    found = torch.accelerator.current_accelerator(check_available=True)
+    if name == "auto":
+        return found or torch.device("cpu")
+    if name != "cpu" and (found is None or found.type != name):
+        raise InputError(f"device={name} is not here; take device={found.type if found else 'cpu'}")
+    return torch.device(name)
+
+
+def _make_repeatable(threads: int) -> None:
+    """The same run on the same machine, build and threads gives the same numbers bit for bit."""
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.allow_tf32 = False  # float32 means float32
+    torch.backends.cudnn.benchmark = False
+    torch.set_num_threads(threads)
+
+
+def _circumstances(config: Config, device: torch.device) -> dict[str, Any]:
+    """What a reader needs to judge the seconds, or to do the run again."""
+    return {
+        "device": device.type,
+        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "threads": config.threads,
+        "jobs_at_once": 1,
+        "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
+        "git_commit": _commit(),
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+    }
+
+
+def _processor() -> str:
+    """The processor's name, from where Linux has it or from Python's best guess."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            if line.startswith("model name"):
+                return line.partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str | None:
+    try:
+        return version(package)
+    except PackageNotFoundError:  # stridenet run from its folder without being installed
+        return None
+
+
+def _commit() -> str | None:
+    """The source's git commit, with + behind it if files have changed since; None outside git."""
+    here = Path(__file__).parent
+    try:
+        git = ["git", "-C", str(here)]
+        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
+        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
+    except OSError:
+        return None
+    if commit.returncode != 0:
+        return None
+    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

@@ -1,0 +1,122 @@
+"""A run's folder: lock, weights.pt, and last of all result.json; and all folders as one table."""
+
+import json
+import os
+import sys
+import tempfile
+import textwrap
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from stridenet.config import Config, InputError, Report, experiment_identity, run_name
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from torch import nn
+
+
+def run_folder(config: Config) -> Path:
+    """Where this run is, or will be."""
+    return Path(config.outputs) / "runs" / run_name(config)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it alone; waits, and says so, while another process has it."""
+    folder.mkdir(parents=True, exist_ok=True)
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder.name}: waiting, another process is at it …", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run; None if it is not finished."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        assert isinstance(result, dict)
+    except (ValueError, AssertionError) as error:
+        raise InputError(f"{path} is damaged ({error}); delete {folder} and run it again") from error
+    return result
+
+
+def write_json(path: Path, content: Any) -> None:
+    """Write all of the file or nothing."""
+    _write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+
+
+def save_weights(path: Path, network: "nn.Module") -> None:
+    """Write a network's state_dict, all of it or nothing."""
+    import torch
+
+    _write(path, lambda file: torch.save(network.state_dict(), file))
+
+
+def load_weights(path: Path, network: "nn.Module") -> None:
+    """Put a state_dict into a network of the same layers; executes nothing from the file."""
+    import torch
+
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+        network.load_state_dict(state)
+    except OSError:
+        raise
+    except Exception as error:  # whatever a foreign, cut-off or other network's file gives
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"{path} does not hold this network's weights, a state_dict as in a run's weights.pt "
+            f"({textwrap.shorten(reason, 200)})"
+        ) from error
+
+
+def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except BaseException:
+        os.unlink(temporary)
+        raise
+
+
+def finished_runs(report: Report) -> list[dict[str, Any]]:
+    """The results of the report's experiment, by run. Raises InputError if there are none."""
+    folder = Path(report.outputs) / "runs"
+    results = [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]
+    wanted = experiment_identity(report)
+    chosen = [result for result in results if result["experiment"] == wanted]
+    if not chosen:
+        kinds = ("data", "recipe")
+        others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
+        raise InputError(
+            f"no finished run in {folder} has these layers, data={report.data.name} and "
+            f"recipe={report.recipe.name} with these settings; there are "
+            f"{' and '.join(sorted(others)) or 'none at all'}: run experiments.train first, or "
+            "give the report the settings of the runs that you mean"
+        )
+    return chosen
+
+
+def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
+    """One row a run: what it was, what it reached, what it took."""
+    import pandas as pd
+
+    frame = pd.json_normalize(results).drop(columns=["epochs"])
+    frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
+    return frame.sort_values(["network", "weights", "seed"], ignore_index=True)

@@ -1,0 +1,198 @@
+"""Train a network on tensors in memory, and measure it. Knows no files."""
+
+import hashlib
+import math
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from stridenet.config import InputError, Recipe
+from stridenet.data import Dataset
+
+EVALUATION_BATCH = 1000
+LOSS_EVERY = 20  # steps; to read the loss makes the device wait
+
+
+class Examples:
+    """A network's inputs with their labels, held channels-last on the device.
+
+    inputs: float (n, c, h, w); labels: int64 (n,).
+    """
+
+    def __init__(self, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
+        # index_select gives whole rows: with the channels last, a batch of them is channels-last too.
+        self._rows = inputs.movedim(1, -1).contiguous().to(device)
+        self._labels = labels.to(device)
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """The inputs (k, c, h, w) and labels (k,) at these places."""
+        return self._rows.index_select(0, indices).movedim(-1, 1), self._labels[indices]
+
+    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
+        """All examples in order."""
+        for rows, labels in zip(self._rows.split(size), self._labels.split(size), strict=True):
+            yield rows.movedim(-1, 1), labels
+
+
+@dataclass
+class History:
+    """What training measured; seconds hold the training steps only."""
+
+    steps: int
+    epochs: list[dict[str, float | None]]  # before the first epoch, and after each
+    wall_seconds: float = 0.0
+    cpu_seconds: float = 0.0
+
+
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A stream of its own for each purpose: what one draws does not shift the others."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def normalise(data: Dataset, pixels: str) -> dict[str, tuple[Tensor, Tensor]]:
+    """Float images (n, 1, h, w) and labels of the splits "training", "validation" and "test".
+
+    standardised: mean 0 and deviation 1 over the training images. scaled: 1/256, as in Caffe.
+    """
+    mean, deviation = 0.0, 256.0
+    if pixels == "standardised":
+        values = data.train_images.float()
+        mean, deviation = float(values.mean()), float(values.std())
+    splits = {
+        "training": (data.train_images, data.train_labels),
+        "validation": (data.validation_images, data.validation_labels),
+        "test": (data.test_images, data.test_labels),
+    }
+    return {
+        name: ((images.float() - mean) / deviation, labels)
+        for name, (images, labels) in splits.items()
+        if len(labels)
+    }
+
+
+def evaluate(network: nn.Module, examples: Examples) -> tuple[int, float]:
+    """Number of right predictions, and mean loss, in evaluation mode."""
+    training = network.training
+    network.eval()
+    correct, loss = 0, 0.0
+    with torch.no_grad():
+        for inputs, labels in examples.batches(EVALUATION_BATCH):
+            scores = network(inputs)
+            correct += int((scores.argmax(1) == labels).sum())
+            loss += float(F.cross_entropy(scores, labels, reduction="sum"))
+    network.train(training)
+    return correct, loss / len(examples)
+
+
+def train(
+    network: nn.Module,
+    splits: dict[str, Examples],
+    recipe: Recipe,
+    seed: int,
+    device: torch.device,
+    title: str = "",
+) -> History:
+    """Train on splits["training"]; before the first and after each epoch, evaluate on the others.
+
+    The order of the examples depends on the seed and their number alone. Raises InputError if the
+    loss becomes infinite or not a number.
+    """
+    examples = splits["training"]
+    per_epoch = math.ceil(len(examples) / recipe.batch_size)
+    steps = per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0
+    epochs = math.ceil(steps / per_epoch)
+    order = generator(seed, "order")
+    optimizer, schedule = _optimizer(network, recipe)
+    history = History(steps, [_measure(network, splits, 0.0, None)])
+    network.train()
+    step = 0
+    with tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True) as progress:
+        while step < steps:
+            progress.set_description(f"{title} epoch {len(history.epochs)}/{epochs}")
+            permutation = torch.randperm(len(examples), generator=order).to(device)
+            losses: list[Tensor] = []
+            wall, cpu = _clock(device)
+            for indices in permutation.split(recipe.batch_size)[: steps - step]:
+                losses.append(_step(network, examples.take(indices), optimizer))
+                schedule.step()
+                progress.update()
+                if len(losses) % LOSS_EVERY == 0:
+                    progress.set_postfix(loss=f"{_finite(losses[-1], recipe):.3f}")
+            after = _clock(device)
+            history.wall_seconds += after[0] - wall
+            history.cpu_seconds += after[1] - cpu
+            step += len(losses)
+            loss = _finite(torch.stack(losses).mean(), recipe)
+            history.epochs.append(_measure(network, splits, step / per_epoch, loss))
+    return history
+
+
+def _step(
+    network: nn.Module, batch: tuple[Tensor, Tensor], optimizer: torch.optim.Optimizer
+) -> Tensor:
+    inputs, labels = batch
+    loss = F.cross_entropy(network(inputs), labels)
+    optimizer.zero_grad()
+    loss.backward()
+    optimizer.step()
+    return loss.detach()
+
+
+def _optimizer(
+    network: nn.Module, recipe: Recipe
+) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
+    """SGD whose rate at step t is learning_rate·(1 + rate_decay·t)^(−rate_power)."""
+    named = list(network.named_parameters())
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [p for name, p in named if not name.endswith("bias")]},
+            {
+                "params": [p for name, p in named if name.endswith("bias")],
+                "lr": recipe.learning_rate * recipe.bias_rate_factor,
+            },
+        ],
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+    schedule = torch.optim.lr_scheduler.LambdaLR(
+        optimizer, lambda step: (1 + recipe.rate_decay * step) ** -recipe.rate_power
+    )
+    return optimizer, schedule
+
+
+def _measure(
+    network: nn.Module, splits: dict[str, Examples], epoch: float, loss: float | None
+) -> dict[str, float | None]:
+    row: dict[str, float | None] = {"epoch": epoch, "training_loss": loss}
+    for name, examples in splits.items():
+        if name != "training":
+            row[f"{name}_correct"], row[f"{name}_loss"] = evaluate(network, examples)
+            row[f"{name}_accuracy"] = row[f"{name}_correct"] / len(examples)
+    return row
+
+
+def _clock(device: torch.device) -> tuple[float, float]:
+    """Wall and CPU seconds, once the device has done what it was given."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+    return time.perf_counter(), time.process_time()
+
+
+def _finite(loss: Tensor, recipe: Recipe) -> float:
+    value = float(loss)
+    if not math.isfinite(value):
+        raise InputError(
+            f"the loss became {value}: training diverged; try a rate below "
+            f"recipe.learning_rate={recipe.learning_rate}"
+        )
+    return value
