@@ -1,47 +1,78 @@
-"""What all commands share: Hydra's start, and errors that end in one line."""
+"""What all commands share: where the settings are, and errors that end in one line."""
 
+import functools
 import os
 import sys
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
-from hydra.errors import HydraException
-from omegaconf.errors import OmegaConfBaseException
+from hydra.core.hydra_config import HydraConfig
+from omegaconf import DictConfig
 
 from stridenet.config import Config, InputError, Report
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
+INSIDES = ("full_key:", "reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
 
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 
+failed: list[str] = []
+
+
+def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
+    """A Hydra task that says what failed in one line, and lets the other jobs of a sweep go on."""
+
+    @functools.wraps(task)
+    def guarded_task(settings: DictConfig) -> None:
+        try:
+            task(settings)
+        except Exception as error:
+            if not _is_foreseen(error) or _wants_traceback():
+                traceback.print_exc()
+            job = " ".join(HydraConfig.get().overrides.task)
+            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            failed.append(job)
+
+    return guarded_task
+
 
 def start(main: Callable[[], None]) -> None:
-    """Run a Hydra main. What a user or a machine did wrong ends in one line and exit code 1;
-    a fault of ours, or any error with HYDRA_FULL_ERROR=1, in a traceback."""
-    full = os.environ.get("HYDRA_FULL_ERROR") == "1"
+    """Run a Hydra main with a guarded task: exit code 1 if settings or a job were at fault."""
+    wants_traceback = _wants_traceback()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra pass errors on to here
     try:
         main()
     except KeyboardInterrupt:
         sys.exit("stopped")
-    except Exception as error:
-        if full or not is_foreseen(error):
+    except Exception as error:  # while the settings were composed: the command line is at fault
+        if wants_traceback:
             raise
         sys.exit(f"error: {one_line(error)}")
+    if len(failed) > 1:
+        print(f"error: {len(failed)} jobs failed: {' | '.join(failed)}", file=sys.stderr)
+    sys.exit(bool(failed))
 
 
-def is_foreseen(error: BaseException) -> bool:
+def _wants_traceback() -> bool:
+    return os.environ.get("STRIDENET_TRACEBACK") == "1"
+
+
+def _is_foreseen(error: BaseException) -> bool:
     """Whether the cause lies outside the program, and the message says what to do."""
     from stridenet.elimination import StrideEliminationError  # imports torch: only once needed
 
-    kinds = (InputError, StrideEliminationError, HydraException, OmegaConfBaseException, OSError)
-    return isinstance(error, kinds)
+    return isinstance(error, (InputError, StrideEliminationError, OSError))
 
 
 def one_line(error: BaseException) -> str:
-    """The message without what OmegaConf and Hydra add about their own insides."""
-    lines = [line.strip() for line in str(error).partition("Config search path")[0].splitlines()]
-    insides = ("full_key:", "reference_type=", "object_type=")
-    return "; ".join(line for line in lines if line and not line.startswith(insides))
+    """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
+    message = str(error).partition("Config search path")[0]
+    lines = [line.strip() for line in message.splitlines()]
+    text = "; ".join(line for line in lines if line and not line.startswith(INSIDES))
+    text = text.replace(":; ", ": ") or type(error).__name__
+    if type(error).__module__.startswith("hydra") and error.__cause__ is not None:
+        text = f"{text} ({one_line(error.__cause__)})"
+    return text

@@ -5,13 +5,15 @@ Imports nothing heavy, so that the command line answers at once.
 
 import hashlib
 import json
+import math
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from omegaconf import MISSING, DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
 
@@ -41,7 +43,9 @@ class Model:
     name: str = MISSING
     eliminate_stride: bool = False
     activation: str = "relu"  # after every layer but the last
-    layers: dict[str, Layer] = field(default_factory=dict)  # fc layers follow all convolutions
+    # A Layer each, once resolved; fully connected ones follow all convolutions. Typed as Any because
+    # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
+    layers: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass
@@ -93,11 +97,13 @@ class Config(Report):
     threads: int = 1
 
 
-def resolve(settings: DictConfig) -> Any:
-    """Settings of either kind as a checked Report or Config, everything written in one way only:
-    sizes as [h, w], convolutions before fully connected layers. Raises InputError."""
-    config = OmegaConf.to_object(settings)
-    assert isinstance(config, Report)
+AReport = TypeVar("AReport", bound=Report)
+
+
+def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
+    """Settings as a checked Report or Config, everything written in one way only: sizes as [h, w],
+    convolutions before fully connected layers. Raises InputError."""
+    config = _typed(schema, OmegaConf.to_container(settings), "")
     config.model = _resolve_model(config.model)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _check_recipe(config.recipe)
@@ -106,24 +112,39 @@ def resolve(settings: DictConfig) -> Any:
     return config
 
 
+def _typed(schema: type[Any], content: Any, place: str) -> Any:
+    """A dataclass from plain content; unknown keys and wrong types are errors."""
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        raise InputError(f"{place}{str(error).splitlines()[0]}") from error
+    assert isinstance(typed, schema)
+    return typed
+
+
 def _resolve_model(model: Model) -> Model:
     if not model.layers:
         raise InputError("model.layers is empty; give at least one layer")
     layers = {}
-    for name, layer in model.layers.items():
+    for name, content in model.layers.items():
         key = f"model.layers.{name}"
+        layer = _typed(Layer, content, f"{key}: ")
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
         _one_of(f"{key}.kind", layer.kind, ("conv", "fc"))
         _at_least(f"{key}.channels", layer.channels, 1)
         _at_least(f"{key}.groups", layer.groups, 1)
+        if layer.kind == "fc" and replace(layer, channels=1, bias=True) != Layer("fc", 1):
+            raise InputError(f"{key}={content}: a fully connected layer has channels and bias only")
         sizes = {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}
         layers[name] = replace(
             layer,
             **{size: _per_axis(f"{key}.{size}", getattr(layer, size), least)
                for size, least in sizes.items()},
         )  # fmt: skip
-    return replace(model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc")))
+    return replace(
+        model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc"))
+    )
 
 
 def _check_recipe(recipe: Recipe) -> None:
@@ -137,8 +158,8 @@ def _check_recipe(recipe: Recipe) -> None:
     _at_least("recipe.batch_size", recipe.batch_size, 1)
     for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay"):
         _at_least(f"recipe.{key}", getattr(recipe, key), 0)
-    if not recipe.learning_rate > 0:
-        raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0")
+    if not 0 < recipe.learning_rate < math.inf:
+        raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0, and finite")
     _one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
     _one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
 
@@ -200,7 +221,14 @@ def run_name(config: Config) -> str:
             weights, content = "file", hashlib.file_digest(file, "sha256").hexdigest()
     model = config.model
     identity = _hash(
-        [experiment_identity(config), model.name, model.eliminate_stride, weights, content, config.seed]
+        [
+            experiment_identity(config),
+            model.name,
+            model.eliminate_stride,
+            weights,
+            content,
+            config.seed,
+        ]
     )
     return f"{model.name}-{weights}-{config.recipe.name}-s{config.seed}-{identity}"
 

@@ -55,7 +55,7 @@ class _Sizes(fx.Interpreter):
         try:
             result = super().run_node(n)
         except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            sizes = " and ".join(_written(i.meta.get("size", ())) for i in n.all_input_nodes)
+            sizes = " and ".join(written(i.meta.get("size", ())) for i in n.all_input_nodes)
             reason = str(error).splitlines()[0]
             raise StrideEliminationError(
                 f"{_place(self.module, n)} on a map {sizes}: {reason}"
@@ -136,6 +136,7 @@ def _require_chain(traced: fx.GraphModule) -> None:
 
 
 def operations(traced: fx.GraphModule) -> list[fx.Node]:
+    """What a traced network does, in order; a plan has a layer for each."""
     return [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
 
 
@@ -152,7 +153,8 @@ def _place(traced: nn.Module, node: fx.Node) -> str:
     return f"{name} ({getattr(operation, '__name__', operation)})"
 
 
-def _written(size: Sequence[int]) -> str:
+def written(size: Sequence[int]) -> str:
+    """(1, 28, 28) as 1x28x28."""
     return "x".join(map(str, size))
 
 
@@ -237,10 +239,10 @@ class EliminationPlan:
             {
                 "layer": layer.name,
                 "operation": layer.operation,
-                "strided_map": _written(layer.output.size),
-                "unit_stride_map": _written(layer.output.unit_stride_size),
-                "strided_filter": _written(layer.weight_size),
-                "unit_stride_filter": _written(layer.unit_stride_weight_size),
+                "strided_map": written(layer.output.size),
+                "unit_stride_map": written(layer.output.unit_stride_size),
+                "strided_filter": written(layer.weight_size),
+                "unit_stride_filter": written(layer.unit_stride_weight_size),
                 "strided_weights": prod(layer.weight_size) if layer.weight_size else 0,
                 "unit_stride_weights": prod(layer.unit_stride_weight_size)
                 if layer.weight_size
@@ -263,7 +265,7 @@ class EliminationPlan:
         }
         table = rows[["layer"]].assign(**pairs).to_string(index=False)
         return (
-            f"input {_written(self.input_size)} -> {_written(self.input.unit_stride_size)}\n{table}\n"
+            f"input {written(self.input_size)} -> {written(self.input.unit_stride_size)}\n{table}\n"
             f"weights {totals.strided_weights:,} -> {totals.unit_stride_weights:,} "
             f"({totals.structural_zeros:,} structural zeros), multiply-adds "
             f"{totals.strided_multiply_adds:,} -> {totals.unit_stride_multiply_adds:,}"
@@ -304,10 +306,10 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
                 raise StrideEliminationError("the model must return one tensor, not a collection")
             factor = (1,) * (len(size) - 1)
         elif operation in CONVOLUTIONS:
-            stride = traced.get_submodule(str(node.target)).stride
+            stride = cast("Size", traced.get_submodule(str(node.target)).stride)
             if len(stride) != len(size) - 1:
                 raise StrideEliminationError(
-                    f"{_place(traced, node)} gets a map {_written(size)}; it needs channels and "
+                    f"{_place(traced, node)} gets a map {written(size)}; it needs channels and "
                     f"{len(stride)} spatial axes (input_size is without the batch)"
                 )
             factor = tuple(s * f for s, f in zip(stride, maps[node].factor, strict=True))
@@ -316,15 +318,15 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
         elif operation in PINNED:
             if prod(maps[node].factor) != 1:
                 raise StrideEliminationError(
-                    f"{_place(traced, node)} comes before a stride: its result {_written(node.meta['size'])} "
-                    f"would have to be rearranged by {_written(maps[node].factor)}, and it mixes positions"
+                    f"{_place(traced, node)} comes before a stride, but it mixes positions: its "
+                    f"result {written(node.meta['size'])} cannot come in phase form"
                 )
             factor = (1,) * (len(size) - 1)
         else:
             raise StrideEliminationError(
-                f"{_place(traced, node)} on a map {_written(size)} has no rule; known are convolutions, "
-                "element-wise activations, dropout, flatten and Linear (pooling can be written as a "
-                "strided convolution)"
+                f"{_place(traced, node)} on a map {written(size)} has no rule; there are rules for "
+                "convolutions, element-wise activations, dropout, flatten and Linear (write pooling "
+                "as a strided convolution)"
             )
         maps[source] = FeatureMap(size, factor)
     return maps
@@ -408,16 +410,18 @@ class SpaceToDepth(nn.Module):
         self.factor = plan.input.factor
 
     def forward(self, images: Tensor) -> Tensor:
+        """Images to phases; raises StrideEliminationError on another size than the twin's."""
         if tuple(images.shape[1:]) != self.input_size:
             raise StrideEliminationError(
-                f"images are {_written(images.shape[1:])}, but this twin was made for "
-                f"{_written(self.input_size)}; call eliminate_stride with that input_size"
+                f"images are {written(images.shape[1:])}, but this twin was made for "
+                f"{written(self.input_size)}; call eliminate_stride with that input_size"
             )
         if any(map(any, self.padding)):
             images = F.pad(images, [extent for pair in reversed(self.padding) for extent in pair])
         return space_to_depth(images, self.factor)
 
     def extra_repr(self) -> str:
+        """What print shows."""
         return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
 
 
@@ -433,6 +437,7 @@ class PhantomMask(nn.Module):
         self.register_buffer("real", space_to_depth(ones, feature_map.factor)[0], persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
+        """The maps, zero where they are not real."""
         return torch.where(self.real, maps, 0)
 
 
@@ -450,6 +455,7 @@ class UnitStrideNetwork(nn.Module):
         self.network = network
 
     def forward(self, images: Tensor) -> Tensor:
+        """Ordinary images to what the strided network returns."""
         return cast(Tensor, self.network(self.rearrange(images)))
 
 
@@ -494,7 +500,7 @@ def _build_layer(module: nn.Module, layer: LayerPlan) -> nn.Module:
     if layer.masked:
         parts["mask"] = PhantomMask(layer.input, module.weight.device)
     if not inside:
-        zero_pad = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
+        zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
         parts["padding"] = zero_pad(tuple(chain.from_iterable(reversed(padding))))
     parts["convolution"] = _convolution(
         module, layer, [before for before, _ in padding] if inside else [0] * len(padding)

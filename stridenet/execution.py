@@ -24,11 +24,12 @@ from stridenet.config import (
     strided_source,
 )
 from stridenet.data import load
-from stridenet.elimination import UnitStrideNetwork, eliminate_stride
+from stridenet.elimination import UnitStrideNetwork, eliminate_stride, plan_elimination
 from stridenet.networks import build_network, build_strided, initialise
 from stridenet.training import Examples, generator, normalise, train
 from stridenet.verification import compare_scores
 
+CLASSES = 10  # of MNIST and of Fashion-MNIST
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
@@ -65,7 +66,7 @@ def _execute(config: Config, folder: Path) -> dict[str, Any]:
         images = {name: (network.rearrange(x), labels) for name, (x, labels) in images.items()}
         rearrangement_seconds = time.perf_counter() - began
         layers = network.network
-    layers.to(device, memory_format=torch.channels_last)
+    layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = {name: Examples(*pair, device) for name, pair in images.items()}
 
     recipe = config.recipe
@@ -73,9 +74,11 @@ def _execute(config: Config, folder: Path) -> dict[str, Any]:
         recipe = replace(recipe, epochs=0, steps=None)
     history = train(layers, splits, recipe, config.seed, device, folder.name)
     copied = {}
-    if config.weights == "copy":
-        twin = network.cpu()
-        copied = {d: compare_scores(strided, twin, test_images, d) for d in ("float32", "float64")}
+    if config.weights == "copy" and isinstance(network, UnitStrideNetwork):
+        copied = {
+            numbers: compare_scores(strided, network, test_images, numbers)
+            for numbers in ("float32", "float64")
+        }
     runs.save_weights(folder / "weights.pt", network)
     last = history.epochs[-1]
     return {
@@ -99,8 +102,15 @@ def _execute(config: Config, folder: Path) -> dict[str, Any]:
 
 def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
     """The strided network, and the network of this run with its starting weights."""
-    input_size = (1, *config.data.image_size)
+    height, width = config.data.image_size
+    input_size = (1, height, width)
     strided = build_strided(config.model, input_size)
+    scores = plan_elimination(strided, input_size).layers[-1].output.size[0]
+    if scores < CLASSES:
+        raise InputError(
+            f"the last of model.layers gives {scores} scores, but {config.data.name} has {CLASSES} "
+            "classes; give it more channels"
+        )
     if config.weights in ("copy", "fine_tune"):
         source = runs.run_folder(strided_source(config)) / "weights.pt"
         if not source.exists():
@@ -141,7 +151,9 @@ def _circumstances(config: Config, device: torch.device) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {
         "device": device.type,
-        "device_name": torch.cuda.get_device_name(device) if device.type == "cuda" else _processor(),
+        "device_name": torch.cuda.get_device_name(device)
+        if device.type == "cuda"
+        else _processor(),
         "threads": config.threads,
         "jobs_at_once": 1,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},

@@ -58,7 +58,9 @@ def depth_to_space(maps: Tensor, factor: Sequence[int], size: Sequence[int]) -> 
         f"n (c {_each('f{0}', axes)}) {_each('i{0}', axes)} -> n c {_each('(i{0} f{0})', axes)}",
         **{f"f{axis}": f for axis, f in enumerate(factor)},
     )
-    return images[(..., *(slice(n) for n in size))]
+    for axis, extent in enumerate(size):
+        images = images.narrow(2 + axis, 0, extent)
+    return images
 
 
 @dataclass(frozen=True)
@@ -142,7 +144,9 @@ def expand_filter(weight: Tensor, maps: Sequence[TapMap]) -> Tensor:
         taps = torch.from_numpy(tap_map.taps.ravel() % (tap_map.kernel + 1)).to(weight.device)
         weight = weight.index_select(2 + axis, taps)
     shapes = {
-        f"{n}{axis}": extent for axis in axes for n, extent in zip("sfk", maps[axis].taps.shape)
+        f"{letter}{axis}": extent
+        for axis, tap_map in enumerate(maps)
+        for letter, extent in zip("sfk", tap_map.taps.shape, strict=True)
     }
     return rearrange(
         weight,

@@ -1,14 +1,15 @@
 """A run's folder: lock, weights.pt, and last of all result.json; and all folders as one table."""
 
+import io
 import json
 import os
 import sys
 import tempfile
 import textwrap
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
@@ -49,20 +50,39 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         result = json.loads(path.read_text())
         assert isinstance(result, dict)
     except (ValueError, AssertionError) as error:
-        raise InputError(f"{path} is damaged ({error}); delete {folder} and run it again") from error
+        raise InputError(
+            f"{path} is damaged ({error}); delete {folder} and run it again"
+        ) from error
     return result
+
+
+def write(path: Path, content: bytes) -> None:
+    """Write all of a file or nothing of it, whatever happens meanwhile."""
+    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
+    try:
+        with open(descriptor, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
 
 
 def write_json(path: Path, content: Any) -> None:
     """Write all of the file or nothing."""
-    _write(path, lambda file: file.write(json.dumps(content, indent=2).encode() + b"\n"))
+    write(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
 def save_weights(path: Path, network: "nn.Module") -> None:
     """Write a network's state_dict, all of it or nothing."""
     import torch
 
-    _write(path, lambda file: torch.save(network.state_dict(), file))
+    content = io.BytesIO()
+    torch.save(network.state_dict(), content)
+    write(path, content.getvalue())
 
 
 def load_weights(path: Path, network: "nn.Module") -> None:
@@ -71,28 +91,17 @@ def load_weights(path: Path, network: "nn.Module") -> None:
 
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-        network.load_state_dict(state)
     except OSError:
         raise
-    except Exception as error:  # whatever a foreign, cut-off or other network's file gives
-        reason = " ".join(str(error).split())
+    except Exception as error:  # what torch raises on a foreign or cut-off file varies
         raise InputError(
-            f"{path} does not hold this network's weights, a state_dict as in a run's weights.pt "
-            f"({textwrap.shorten(reason, 200)})"
+            f"{path} is not a whole file of weights, as a run's weights.pt is"
         ) from error
-
-
-def _write(path: Path, write: Callable[[IO[bytes]], Any]) -> None:
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
     try:
-        with open(descriptor, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        os.unlink(temporary)
-        raise
+        network.load_state_dict(state)
+    except Exception as error:  # likewise, on whatever else the file may hold
+        reason = textwrap.shorten(" ".join(str(error).split()), 200)
+        raise InputError(f"the weights in {path} are of another network ({reason})") from error
 
 
 def finished_runs(report: Report) -> list[dict[str, Any]]:

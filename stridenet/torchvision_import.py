@@ -13,7 +13,7 @@ from types import ModuleType
 
 MISSING = "operator torchvision::{} does not exist"
 OPERATORS = ("nms", "qnms")
-_kept_alive = []  # a torch.library.Library takes its operators along when it goes
+_kept_alive: list[object] = []  # a torch.library.Library takes its operators along when it goes
 
 
 class _Finder(MetaPathFinder):

@@ -5,6 +5,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -151,15 +152,14 @@ def _optimizer(
     network: nn.Module, recipe: Recipe
 ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
     """SGD whose rate at step t is learning_rate·(1 + rate_decay·t)^(−rate_power)."""
-    named = list(network.named_parameters())
+    biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
+    weights = [p for name, p in network.named_parameters() if not name.endswith("bias")]
+    groups: list[dict[str, Any]] = [
+        {"params": weights},
+        {"params": biases, "lr": recipe.learning_rate * recipe.bias_rate_factor},
+    ]
     optimizer = torch.optim.SGD(
-        [
-            {"params": [p for name, p in named if not name.endswith("bias")]},
-            {
-                "params": [p for name, p in named if name.endswith("bias")],
-                "lr": recipe.learning_rate * recipe.bias_rate_factor,
-            },
-        ],
+        groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         weight_decay=recipe.weight_decay,
@@ -176,8 +176,9 @@ def _measure(
     row: dict[str, float | None] = {"epoch": epoch, "training_loss": loss}
     for name, examples in splits.items():
         if name != "training":
-            row[f"{name}_correct"], row[f"{name}_loss"] = evaluate(network, examples)
-            row[f"{name}_accuracy"] = row[f"{name}_correct"] / len(examples)
+            correct, mean_loss = evaluate(network, examples)
+            row[f"{name}_loss"] = mean_loss
+            row[f"{name}_correct"], row[f"{name}_accuracy"] = correct, correct / len(examples)
     return row
 
 

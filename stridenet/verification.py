@@ -9,7 +9,7 @@ import copy
 import itertools
 from dataclasses import dataclass
 from math import prod
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +31,7 @@ from stridenet.phases import depth_to_space
 if TYPE_CHECKING:
     import pandas as pd
 
+ANetwork = TypeVar("ANetwork", bound=nn.Module)
 UNIT_ROUNDOFF = torch.finfo(torch.float64).eps / 2
 
 
@@ -54,6 +55,7 @@ class VerificationReport:
 
     @property
     def passed(self) -> bool:
+        """Whether every layer is within its rounding bound."""
         return all(layer.passed for layer in self.layers)
 
     @property
@@ -62,6 +64,7 @@ class VerificationReport:
         return next((layer.layer for layer in self.layers if not layer.passed), None)
 
     def to_frame(self) -> "pd.DataFrame":
+        """One row a layer."""
         import pandas as pd  # slow to import, and needed for the table only
 
         return pd.DataFrame([vars(layer) for layer in self.layers])
@@ -106,9 +109,7 @@ def verify(
     if images is None:
         images = torch.randn(4, *plan.input_size, generator=torch.Generator().manual_seed(0))
     images = images.detach().to("cpu", torch.float64)
-    model, twin = (
-        copy.deepcopy(network).to("cpu", torch.float64).eval() for network in (model, twin)
-    )
+    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
     rearranged = twin.rearrange(images)
     received = _run(twin.network, rearranged)
     traced = trace(model, plan.input_size)
@@ -133,13 +134,17 @@ def compare_scores(
     """On how many images (n, c, h, w) the two networks predict the same class, and the largest
     difference of a score, both computed in `dtype` ("float32" or "float64") on the CPU."""
     number = getattr(torch, dtype)
-    model, twin = (copy.deepcopy(network).to("cpu", number).eval() for network in (model, twin))
+    model, twin = _copied(model, number), _copied(twin, number)
     agreeing, largest = 0, 0.0
     for batch in tqdm(images.split(500), f"comparing scores in {dtype}", disable=None, leave=False):
         strided, unit_stride = (network(batch.to("cpu", number)) for network in (model, twin))
         agreeing += int((strided.argmax(1) == unit_stride.argmax(1)).sum())
         largest = max(largest, float((strided - unit_stride).abs().max()))
     return {"agreeing": agreeing, "images": len(images), "largest_difference": largest}
+
+
+def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
+    return copy.deepcopy(network).to("cpu", dtype).eval()
 
 
 def _run(network: fx.GraphModule, rearranged: Tensor) -> dict[str, Tensor]:
@@ -162,9 +167,11 @@ def _compare_input(images: Tensor, rearranged: Tensor, plan: EliminationPlan) ->
     phases = itertools.product(*map(range, plan.input.factor))
     for offset, phase in enumerate(phases):
         steps = zip(phase, plan.input.factor, strict=True)
-        sampled = padded[(..., *(slice(start, None, step) for start, step in steps))]
+        where: tuple[Any, ...] = (..., *(slice(start, None, step) for start, step in steps))
+        sampled = padded[where]
         channels = slice(offset, None, prod(plan.input.factor))
-        expected[(slice(None), channels, *map(slice, sampled.shape[2:]))] = sampled
+        where = (slice(None), channels, *map(slice, sampled.shape[2:]))
+        expected[where] = sampled
     return _report("rearrange", "SpaceToDepth", rearranged - expected, torch.zeros_like(rearranged))
 
 

@@ -1,0 +1,21 @@
+"""Tables and figures of what has been run: python -m experiments.report [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Report, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="report")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Report)
+    from stridenet.report import write_report  # slow to import: `--help` should not wait for it
+
+    for table in write_report(config):
+        print(table, end="\n\n")
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,156 @@
+"""The reporter's figures: accuracy by epoch and by seed, training time, feature maps to scale."""
+
+import io
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.collections import PatchCollection
+from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+
+from stridenet.elimination import EliminationPlan, FeatureMap, written
+from stridenet.phases import phase_size
+from stridenet.runs import write
+from stridenet.tables import PRINTED
+
+COLOURS = {
+    "strided": "#0072B2",
+    "unit_stride": "#D55E00",
+}  # Okabe and Ito's, for all kinds of sight
+MARKERS = {"strided": "o", "unit_stride": "s"}
+GAP = 0.1  # between channels and between phases, over the size of one
+
+
+def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
+    """Test accuracy after each epoch: a thin line a seed, a thick one their mean."""
+    epochs = pd.json_normalize(results, "epochs", ["network", "weights", "seed"])
+    epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
+    figure, axes = _figure()
+    for network, rows in epochs.groupby("network"):
+        style: dict[str, Any] = {"color": COLOURS[network], "marker": MARKERS[network]}
+        for _, run in rows.groupby("seed"):
+            axes.plot(run.epoch, 100 * run.test_accuracy, lw=0.8, alpha=0.4, ms=3, **style)
+        mean = rows.groupby("epoch").test_accuracy.mean()
+        label = f"{PRINTED[network]}, mean of {rows.seed.nunique()}"
+        axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend()
+    return figure
+
+
+def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """The last test accuracy of every seed, the two networks of a seed joined by a line."""
+    figure, axes = _figure()
+    scratch = runs[runs.weights == "scratch"]
+    wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
+    for network in wide:
+        axes.scatter(wide.index, wide[network], c=COLOURS[network], marker=MARKERS[network],
+                     label=PRINTED[network], zorder=2)  # fmt: skip
+    both = wide.dropna()
+    axes.vlines(both.index, both.min(axis=1), both.max(axis=1), color="0.7", lw=1, zorder=1)
+    for row in table.itertuples():
+        if row.network in COLOURS and not pd.isna(row.paper_accuracy_percent):
+            label = f"{PRINTED[row.network]}, the paper's one run"
+            axes.axhline(
+                row.paper_accuracy_percent, ls="--", lw=1.2, c=COLOURS[row.network], label=label
+            )
+    axes.set(xlabel="seed", ylabel="test accuracy (%)", title="Test accuracy of every seed")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    axes.legend(fontsize=8)
+    return figure
+
+
+def training_time(runs: pd.DataFrame) -> Figure:
+    """Seconds of training steps of every run, the mean as a bar."""
+    figure, axes = _figure()
+    scratch = runs[runs.weights == "scratch"]
+    for place, network in enumerate(name for name in COLOURS if name in set(scratch.network)):
+        seconds = scratch[scratch.network == network].training_wall_seconds
+        label = f"{PRINTED[network]}\n{seconds.mean():.1f} s, n = {len(seconds)}"
+        axes.bar(label, seconds.mean(), width=0.5, color=COLOURS[network], alpha=0.45)
+        axes.scatter([place] * len(seconds), seconds, c=COLOURS[network], s=14, zorder=2)
+    axes.set(ylabel="training steps (seconds)", title="Training time of every run")
+    axes.set_ylim(bottom=0)
+    return figure
+
+
+def feature_maps(plan: EliminationPlan) -> Figure:
+    """Every map of both networks, each channel a rectangle, all to one scale. A channel's phases stand
+    where the channel stands in the strided network: the twin computes the same maps, cut up."""
+    layers = [layer for layer in plan.layers if layer.weight_size][:-1]
+    maps = {"input": plan.input, **{layer.name: layer.output for layer in layers}}
+    tiles = {name: _channels(feature_map, strided=False) for name, feature_map in maps.items()}
+    height = max(tile.get_y() + tile.get_height() for row in tiles.values() for tile in row)
+    widths = [max(tile.get_x() + tile.get_width() for tile in row) for row in tiles.values()]
+    room = max(sum(widths) / 9, 1)  # for a label
+
+    figure = Figure(figsize=(10, 6), layout="constrained")
+    grid = figure.subplots(2, 1, sharex=True, sharey=True)
+    for axes, network in zip(grid, COLOURS, strict=True):
+        left = 0.0
+        for (name, feature_map), width in zip(maps.items(), widths, strict=True):
+            strided = network == "strided"
+            size = feature_map.size if strided else feature_map.unit_stride_size
+            middle = left + max(width, room) / 2
+            shift = mpl.transforms.Affine2D().translate(middle - width / 2, 0) + axes.transData
+            patches = PatchCollection(_channels(feature_map, strided), facecolor=COLOURS[network])
+            patches.set(transform=shift, linewidth=0)
+            axes.add_collection(patches)
+            label = f"{name}\n{written(size)}"
+            axes.text(middle, -height / 30, label, ha="center", va="bottom", fontsize=10)
+            left += max(width, room) + room / 4
+        axes.set(xlim=(0, left), ylim=(height, -height / 5), aspect="equal", xticks=[], yticks=[])
+        axes.set_title(PRINTED[network], loc="left", fontsize=11, fontweight="bold")
+        axes.spines[:].set_visible(False)
+    figure.suptitle("Feature maps to scale: equal areas hold equally many values", fontsize=12)
+    return figure
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write `path` with .png and .svg."""
+    for suffix in (".png", ".svg"):
+        content = io.BytesIO()
+        figure.savefig(content, format=suffix[1:], dpi=150)
+        write(path.with_suffix(suffix), content.getvalue())
+
+
+def _figure() -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+    axes = figure.subplots()
+    axes.grid(axis="y", color="0.9")
+    axes.set_axisbelow(True)
+    axes.spines[["top", "right"]].set_visible(False)
+    return figure, axes
+
+
+def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
+    """A rectangle for each channel of a strided map, or for each phase of each channel.
+
+    The phases of a channel stand where the channel stands in the strided network.
+    """
+    channels, *size = feature_map.size
+    height, width = size or (1, 1)
+    f_h, f_w = (1, 1) if strided or not size else feature_map.factor
+    block_h, block_w = phase_size(
+        (height, width), (f_h, f_w)
+    )  # with phantoms where sizes are ragged
+    columns = math.ceil(math.sqrt(channels))
+    return [
+        Rectangle(
+            (
+                channel % columns * f_w * block_w * (1 + GAP) + q * block_w,
+                channel // columns * f_h * block_h * (1 + GAP) + p * block_h,
+            ),
+            block_w * (1 - GAP),
+            block_h * (1 - GAP),
+        )
+        for channel in range(channels)
+        for p in range(f_h)
+        for q in range(f_w)
+    ]

@@ -1,0 +1,80 @@
+"""Everything in outputs/report/, from the runs of one experiment."""
+
+import textwrap
+from collections.abc import Iterator
+from pathlib import Path
+
+import pandas as pd
+
+from stridenet import figures, tables
+from stridenet.config import Report
+from stridenet.elimination import plan_elimination
+from stridenet.networks import build_strided
+from stridenet.runs import finished_runs, tidy, write
+
+WIDTH = 80  # of a terminal
+
+
+def write_report(config: Report) -> Iterator[str]:
+    """Write tables, figures and runs.csv into outputs/report; yields what to print."""
+    folder = Path(config.outputs) / "report"
+    results = finished_runs(config)
+    runs = tidy(results)
+    height, width = config.data.image_size
+    input_size = (1, height, width)
+    plan = plan_elimination(build_strided(config.model, input_size), input_size)
+    folder.mkdir(parents=True, exist_ok=True)
+    write(folder / "runs.csv", runs.to_csv(index=False).encode())
+    about = _about(config, runs)
+
+    table1 = tables.table1(runs, plan, config.data.name)
+    readable = tables.for_readers(table1)
+    caption = (
+        "Table 1: test accuracy and training time, mean ± standard deviation over n seeds, beside "
+        f"the paper's one run. Seconds are those of the training steps. {about}"
+    )
+    tables.save(table1, readable, folder / "table1", caption)
+    yield _printed(caption, readable.drop(columns=["Input", "Layers"]))
+
+    table2 = tables.table2(plan)
+    caption = "Table 2: feature maps, channels x height x width."
+    tables.save(table2, table2, folder / "table2", caption)
+    yield _printed(caption, table2)
+
+    copied = tables.copied_weights(runs)
+    if len(copied):
+        caption = (
+            "Copied weights: test images on which the unit-stride network, with the strided one's "
+            "weights, predicts the same class, at the least over n seeds, and the largest difference "
+            f"of a score. {about}"
+        )
+        tables.save(copied, copied, folder / "copied_weights", caption)
+        yield _printed(caption, copied)
+
+    figures.save(figures.feature_maps(plan), folder / "feature_maps")
+    if (runs.weights == "scratch").any():
+        figures.save(figures.accuracy_by_epoch(results), folder / "accuracy_by_epoch")
+        figures.save(figures.accuracy_of_seeds(runs, table1), folder / "accuracy_of_seeds")
+        figures.save(figures.training_time(runs), folder / "training_time")
+    yield f"Tables (csv, md, tex) and figures (png, svg) are in {folder}."
+
+
+def _about(config: Report, runs: pd.DataFrame) -> str:
+    """Where the numbers come from."""
+
+    def all_of(column: str) -> str:
+        return " / ".join(map(str, runs[column].unique()))
+
+    text = (
+        f"Data {config.data.name}, recipe {config.recipe.name}; {all_of('device_name')}, "
+        f"{all_of('threads')} thread(s), {all_of('jobs_at_once')} job(s) at once, "
+        f"torch {all_of('versions.torch')}."
+    )
+    commits = runs.git_commit.nunique(dropna=False)
+    return (
+        text if commits == 1 else f"{text} Warning: the runs are of {commits} versions of the code."
+    )
+
+
+def _printed(caption: str, table: pd.DataFrame) -> str:
+    return f"{textwrap.fill(caption, WIDTH)}\n\n{table.to_string(index=False, line_width=WIDTH)}"
