@@ -1,0 +1,52 @@
+# Targets are listed by `make help`. Everything runs in .venv, built from pyproject.toml and
+# constraints.txt by the first Python from 3.11 to 3.13 that has venv and pip.
+
+SEEDS ?= 0,1,2,3,4
+RECIPE ?= sgd
+OUTPUTS ?= outputs
+ARGS ?=
+
+PYTHON := .venv/bin/python
+SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
+SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
+
+.DEFAULT_GOAL := help
+.PHONY: help reproduce report test check clean
+
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@echo
+	@echo "Settings of reproduce: SEEDS=$(SEEDS) RECIPE=$(RECIPE) OUTPUTS=$(OUTPUTS) ARGS='KEY=VALUE ...'"
+
+reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 and 2
+	$(PYTHON) -m experiments.train -m seed=$(SEEDS) model=strided,unit_stride $(SETTINGS)
+	$(PYTHON) -m experiments.train -m seed=$(SEEDS) model=unit_stride weights=copy $(SETTINGS)
+	$(PYTHON) -m experiments.report $(SETTINGS)
+
+report: .venv/ready ## tables and plots of what has been run
+	$(PYTHON) -m experiments.report $(SETTINGS)
+
+test: .venv/ready ## run the tests
+	$(PYTHON) -m pytest
+
+check: .venv/ready ## lint, formatting, types
+	$(PYTHON) -m ruff check
+	$(PYTHON) -m ruff format --check
+	$(PYTHON) -m mypy
+
+clean: ## remove .venv and caches; results stay
+	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+
+.venv/ready: pyproject.toml constraints.txt
+	@found=; \
+	for python in python3 python3.13 python3.12 python3.11 python; do \
+	    if $$python -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+	    echo "No Python from 3.11 to 3.13 with venv and pip: install one (Debian, Ubuntu: apt install python3-venv)." >&2; \
+	    exit 1; \
+	fi; \
+	echo "building .venv with $$found; this takes some minutes the first time ..."; \
+	$$found -m venv --clear .venv
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@touch $@
