@@ -1,8 +1,12 @@
 # Targets are listed by `make help`. Everything runs in .venv, built from pyproject.toml and
 # constraints.txt by the first Python from 3.11 to 3.13 that has venv and pip.
 
-SEEDS ?= 0,1,2,3,4
 RECIPE ?= sgd
+ifeq ($(RECIPE),smoke)
+SEEDS ?= 0
+else
+SEEDS ?= 0,1,2,3,4
+endif
 OUTPUTS ?= outputs
 ARGS ?=
 

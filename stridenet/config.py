@@ -104,8 +104,14 @@ def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
     """Settings as a checked Report or Config, everything written in one way only: sizes as [h, w],
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
+    for key, name in (("model", config.model.name), ("recipe", config.recipe.name)):
+        if not re.fullmatch(r"\w+", name):  # part of a folder's name
+            raise InputError(f"{key}.name={name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
+    _at_least("data.validation_size", config.data.validation_size, 0)
+    _at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
+    _at_least("data.download_timeout", config.data.download_timeout, 0)
     _check_recipe(config.recipe)
     if isinstance(config, Config):
         _check_run(config)

@@ -72,7 +72,9 @@ def _execute(config: Config, folder: Path) -> dict[str, Any]:
     recipe = config.recipe
     if config.weights == "copy":
         recipe = replace(recipe, epochs=0, steps=None)
-    history = train(layers, splits, recipe, config.seed, device, folder.name)
+    history = train(
+        layers, splits, recipe, config.seed, device, title=folder.name.rpartition("-")[0]
+    )
     copied = {}
     if config.weights == "copy" and isinstance(network, UnitStrideNetwork):
         copied = {
@@ -180,13 +182,14 @@ def _version(package: str) -> str | None:
 
 def _commit() -> str | None:
     """The source's git commit, with + behind it if files have changed since; None outside git."""
-    here = Path(__file__).parent
+    here = Path(__file__)
+
+    def git(*command: str) -> str:
+        arguments = ["git", "-C", str(here.parent), *command]
+        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
+
     try:
-        git = ["git", "-C", str(here)]
-        commit = subprocess.run([*git, "rev-parse", "HEAD"], capture_output=True, text=True)
-        changed = subprocess.run([*git, "status", "--porcelain"], capture_output=True, text=True)
-    except OSError:
+        git("ls-files", "--error-unmatch", here.name)  # not the repository that we are installed in
+        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
         return None
-    if commit.returncode != 0:
-        return None
-    return commit.stdout.strip() + ("+" if changed.stdout.strip() else "")

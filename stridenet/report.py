@@ -30,26 +30,26 @@ def write_report(config: Report) -> Iterator[str]:
     table1 = tables.table1(runs, plan, config.data.name)
     readable = tables.for_readers(table1)
     caption = (
-        "Table 1: test accuracy and training time, mean ± standard deviation over n seeds, beside "
-        f"the paper's one run. Seconds are those of the training steps. {about}"
+        "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
+        f"one run. Seconds are those of the training steps. {about}"
     )
     tables.save(table1, readable, folder / "table1", caption)
-    yield _printed(caption, readable.drop(columns=["Input", "Layers"]))
+    yield _printed(f"Table 1: {caption}", readable.drop(columns=["Input", "Layers"]))
 
     table2 = tables.table2(plan)
-    caption = "Table 2: feature maps, channels x height x width."
+    caption = "Feature maps, channels x height x width."
     tables.save(table2, table2, folder / "table2", caption)
-    yield _printed(caption, table2)
+    yield _printed(f"Table 2: {caption}", table2)
 
     copied = tables.copied_weights(runs)
     if len(copied):
         caption = (
-            "Copied weights: test images on which the unit-stride network, with the strided one's "
-            "weights, predicts the same class, at the least over n seeds, and the largest difference "
-            f"of a score. {about}"
+            "Test images on which the unit-stride network with the strided one's weights predicts the "
+            f"same class, at the least over n seeds, and the largest difference of a score. {about}"
         )
-        tables.save(copied, copied, folder / "copied_weights", caption)
-        yield _printed(caption, copied)
+        readable = copied.assign(largest_difference=copied.largest_difference.map("{:.1e}".format))
+        tables.save(copied, readable, folder / "copied_weights", caption)
+        yield _printed(f"Copied weights: {caption}", readable)
 
     figures.save(figures.feature_maps(plan), folder / "feature_maps")
     if (runs.weights == "scratch").any():

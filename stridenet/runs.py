@@ -115,9 +115,9 @@ def finished_runs(report: Report) -> list[dict[str, Any]]:
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
         raise InputError(
             f"no finished run in {folder} has these layers, data={report.data.name} and "
-            f"recipe={report.recipe.name} with these settings; there are "
-            f"{' and '.join(sorted(others)) or 'none at all'}: run experiments.train first, or "
-            "give the report the settings of the runs that you mean"
+            f"recipe={report.recipe.name}, each with these settings; run experiments.train first, or "
+            "give the report the settings of the runs that you mean (there are runs of "
+            f"{' and '.join(sorted(others)) or 'nothing'})"
         )
     return chosen
 

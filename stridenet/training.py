@@ -16,6 +16,7 @@ from stridenet.config import InputError, Recipe
 from stridenet.data import Dataset
 
 EVALUATION_BATCH = 1000
+BAR = "{desc} {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}"
 LOSS_EVERY = 20  # steps; to read the loss makes the device wait
 
 
@@ -113,10 +114,10 @@ def train(
     epochs = math.ceil(steps / per_epoch)
     order = generator(seed, "order")
     optimizer, schedule = _optimizer(network, recipe)
-    history = History(steps, [_measure(network, splits, 0.0, None)])
-    network.train()
     step = 0
-    with tqdm(total=steps, unit="step", disable=None, dynamic_ncols=True) as progress:
+    with tqdm(total=steps, desc=title, bar_format=BAR, disable=None) as progress:
+        history = History(steps, [_measure(network, splits, 0.0, None)])
+        network.train()
         while step < steps:
             progress.set_description(f"{title} epoch {len(history.epochs)}/{epochs}")
             permutation = torch.randperm(len(examples), generator=order).to(device)
