@@ -62,7 +62,7 @@ def _wants_traceback() -> bool:
 
 def _is_foreseen(error: BaseException) -> bool:
     """Whether the cause lies outside the program, and the message says what to do."""
-    from stridenet.elimination import StrideEliminationError  # imports torch: only once needed
+    from stridenet.tracing import StrideEliminationError  # imports torch: only once needed
 
     return isinstance(error, (InputError, StrideEliminationError, OSError))
 

@@ -8,12 +8,12 @@ from stridenet import torchvision_import
 if TYPE_CHECKING:
     from stridenet.elimination import (
         EliminationPlan,
-        StrideEliminationError,
         UnitStrideNetwork,
         eliminate_stride,
         plan_elimination,
     )
     from stridenet.phases import depth_to_space, space_to_depth
+    from stridenet.tracing import StrideEliminationError
     from stridenet.verification import VerificationReport, verify
 
 __all__ = [
@@ -28,6 +28,7 @@ __all__ = [
     "verify",
 ]
 _HOME = {
+    "StrideEliminationError": "tracing",
     "depth_to_space": "phases",
     "space_to_depth": "phases",
     "VerificationReport": "verification",

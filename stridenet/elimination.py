@@ -1,7 +1,7 @@
-"""From a strided network to its unit-stride twin: trace, plan, build.
+"""From a strided network to its unit-stride twin: plan, then build.
 
-Tracing yields the network's operations and the size of each feature map; the plan decides each map's
-factor, and with it every filter, mask and padding, from sizes alone; building obeys the plan.
+The plan decides the factor of each feature map, and with it every filter, mask and padding, from the
+sizes of a traced network alone; building obeys the plan.
 """
 
 import copy
@@ -17,11 +17,19 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size, space_to_depth
+from stridenet.tracing import (
+    Size,
+    StrideEliminationError,
+    checked_size,
+    operation_of,
+    operations,
+    place,
+    trace,
+    written,
+)
 
 if TYPE_CHECKING:
     import pandas as pd
-
-Size = tuple[int, ...]
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Applied to each number by itself, finite where their input is: they take any arrangement of a map.
@@ -36,126 +44,6 @@ ELEMENTWISE: frozenset[Any] = frozenset({
 })  # fmt: skip
 # They mix positions in the order of an ordinary map: neither side may be rearranged.
 PINNED: frozenset[Any] = frozenset({nn.Flatten, nn.Linear, torch.flatten, "flatten"})
-
-
-class StrideEliminationError(ValueError):
-    """The network, or an input, that has no unit-stride form here; says where and what would help."""
-
-
-# Trace ----------------------------------------------------------------------------------------------
-
-
-class _Sizes(fx.Interpreter):
-    """Runs a traced network on meta tensors and leaves each result's size (without batch) in
-    node.meta["size"]: real shapes, no weights and no arithmetic."""
-
-    BATCH = 2
-
-    def run_node(self, n: fx.Node) -> Any:
-        try:
-            result = super().run_node(n)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            sizes = " and ".join(written(i.meta.get("size", ())) for i in n.all_input_nodes)
-            reason = str(error).splitlines()[0]
-            raise StrideEliminationError(
-                f"{_place(self.module, n)} on a map {sizes}: {reason}"
-            ) from error
-        if isinstance(result, Tensor):
-            if result.ndim == 0 or result.shape[0] != self.BATCH:
-                raise StrideEliminationError(
-                    f"{_place(self.module, n)} mixes the images of a batch; every operation must keep "
-                    "dimension 0 (torch.flatten(x, 1), not torch.flatten(x))"
-                )
-            n.meta["size"] = tuple(result.shape[1:])
-        return result
-
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module = cast(nn.Module, self.fetch_attr(target))
-        state = chain(module.named_parameters(), module.named_buffers())
-        return torch.func.functional_call(
-            module, {name: tensor.to("meta") for name, tensor in state}, args, kwargs
-        )
-
-
-def trace(model: nn.Module, input_size: Size) -> fx.GraphModule:
-    """The model's operations in order, each with the size of its result."""
-    for name, module in model.named_modules():
-        if module._forward_hooks or module._forward_pre_hooks or module._backward_hooks:
-            raise StrideEliminationError(
-                f"{name or 'the model'} ({type(module).__name__}) has hooks, which a twin could not "
-                "keep; remove them first (torch.nn.utils.remove_weight_norm and the like)"
-            )
-    tracer = fx.Tracer()
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
-    try:
-        graph = tracer.trace(root)
-    except Exception as error:  # tracing runs the user's forward, which may raise anything
-        raise StrideEliminationError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({str(error).splitlines()[0]}); its "
-            "forward must not depend on values or sizes of tensors"
-        ) from error
-    traced = fx.GraphModule(root, graph)
-    traced.graph.eliminate_dead_code()
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    images = torch.empty(_Sizes.BATCH, *input_size, dtype=dtype, device="meta")
-    _require_chain(traced)
-    sizes = _Sizes(traced)
-    sizes.extra_traceback = False  # our errors name the place themselves
-    sizes.run(images)
-    return traced
-
-
-def _checked_size(input_size: Sequence[int]) -> Size:
-    size = tuple(input_size) if isinstance(input_size, Sequence) else ()
-    if not size or not all(isinstance(extent, int) and extent > 0 for extent in size):
-        raise StrideEliminationError(
-            f"input_size={input_size!r}: give the positive sizes of one image, as in (1, 28, 28)"
-        )
-    return size
-
-
-def _require_chain(traced: fx.GraphModule) -> None:
-    inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise StrideEliminationError(f"the model has the inputs {inputs}; it must have exactly one")
-    for node in traced.graph.nodes:
-        if node.op == "get_attr" or len(node.all_input_nodes) > 1 or len(node.users) > 1:
-            raise StrideEliminationError(
-                f"{_place(traced, node)} branches, merges or reads a tensor of the model: only chains "
-                "of layers are supported, where each reads just the one before (instead of "
-                "x.view(x.size(0), -1), write torch.flatten(x, 1))"
-            )
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for target, count in calls.items():
-        module = traced.get_submodule(str(target))
-        if count > 1 and type(module) in CONVOLUTIONS:
-            raise StrideEliminationError(
-                f"{target} ({type(module).__name__}) is called {count} times; give each call a module "
-                "of its own, because each may need another filter"
-            )
-
-
-def operations(traced: fx.GraphModule) -> list[fx.Node]:
-    """What a traced network does, in order; a plan has a layer for each."""
-    return [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
-
-
-def _operation(traced: nn.Module, node: fx.Node) -> Any:
-    """What a node does, as the rules know it: a module's type, a function, or a method's name."""
-    if node.op == "call_module":
-        return type(traced.get_submodule(str(node.target)))
-    return node.target
-
-
-def _place(traced: nn.Module, node: fx.Node) -> str:
-    operation = _operation(traced, node)
-    name = node.target if node.op == "call_module" else node.name
-    return f"{name} ({getattr(operation, '__name__', operation)})"
-
-
-def written(size: Sequence[int]) -> str:
-    """(1, 28, 28) as 1x28x28."""
-    return "x".join(map(str, size))
 
 
 # Plan -----------------------------------------------------------------------------------------------
@@ -277,11 +165,12 @@ def plan_elimination(model: nn.Module, input_size: Sequence[int]) -> Elimination
 
     Allocates no weights. Raises StrideEliminationError where the model has no twin here.
     """
-    size = _checked_size(input_size)
+    size = checked_size(input_size)
     return _plan(trace(model, size), size)
 
 
 def _plan(traced: fx.GraphModule, input_size: Size) -> EliminationPlan:
+    _require_single_calls(traced)
     maps = _feature_maps(traced)
     layers = [_plan_layer(traced, node, maps) for node in operations(traced)]
     input_map = next(maps[node] for node in traced.graph.nodes if node.op == "placeholder")
@@ -292,6 +181,17 @@ def _plan(traced: fx.GraphModule, input_size: Size) -> EliminationPlan:
     return EliminationPlan(input_map, input_size, padding, tuple(layers))
 
 
+def _require_single_calls(traced: fx.GraphModule) -> None:
+    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
+    for target, count in calls.items():
+        module = traced.get_submodule(str(target))
+        if count > 1 and type(module) in CONVOLUTIONS:
+            raise StrideEliminationError(
+                f"{target} ({type(module).__name__}) is called {count} times; give each call a module "
+                "of its own, because each may need another filter"
+            )
+
+
 def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
     """Each map with its factor, found from the output, where it is 1, back to the input (Eq. 26)."""
     maps: dict[fx.Node, FeatureMap] = {}
@@ -300,7 +200,7 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
             break
         (source,) = node.all_input_nodes
         size = source.meta["size"]
-        operation = _operation(traced, node)
+        operation = operation_of(traced, node)
         if node.op == "output":
             if not isinstance(node.args[0], fx.Node):
                 raise StrideEliminationError("the model must return one tensor, not a collection")
@@ -309,7 +209,7 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
             stride = cast("Size", traced.get_submodule(str(node.target)).stride)
             if len(stride) != len(size) - 1:
                 raise StrideEliminationError(
-                    f"{_place(traced, node)} gets a map {written(size)}; it needs channels and "
+                    f"{place(traced, node)} gets a map {written(size)}; it needs channels and "
                     f"{len(stride)} spatial axes (input_size is without the batch)"
                 )
             factor = tuple(s * f for s, f in zip(stride, maps[node].factor, strict=True))
@@ -318,13 +218,13 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
         elif operation in PINNED:
             if prod(maps[node].factor) != 1:
                 raise StrideEliminationError(
-                    f"{_place(traced, node)} comes before a stride, but it mixes positions: its "
+                    f"{place(traced, node)} comes before a stride, but it mixes positions: its "
                     f"result {written(node.meta['size'])} cannot come in phase form"
                 )
             factor = (1,) * (len(size) - 1)
         else:
             raise StrideEliminationError(
-                f"{_place(traced, node)} on a map {written(size)} has no rule; there are rules for "
+                f"{place(traced, node)} on a map {written(size)} has no rule; there are rules for "
                 "convolutions, element-wise activations, dropout, flatten and Linear (write pooling "
                 "as a strided convolution)"
             )
@@ -335,7 +235,7 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
 def _plan_layer(
     traced: fx.GraphModule, node: fx.Node, maps: dict[fx.Node, FeatureMap]
 ) -> LayerPlan:
-    operation = _operation(traced, node)
+    operation = operation_of(traced, node)
     (source,) = node.all_input_nodes
     layer = LayerPlan(
         node=node.name,
@@ -351,7 +251,7 @@ def _plan_layer(
         return layer
     if module.padding_mode != "zeros":
         raise StrideEliminationError(
-            f"{_place(traced, node)} has padding_mode={module.padding_mode!r}; only 'zeros' has a rule"
+            f"{place(traced, node)} has padding_mode={module.padding_mode!r}; only 'zeros' has a rule"
         )
     tap_maps = tuple(
         TapMap(*axis)
@@ -473,7 +373,7 @@ def eliminate_stride(model: nn.Module, input_size: Sequence[int]) -> UnitStrideN
     >>> eliminate_stride(model, (3, 12, 12)).network.get_submodule("0")
     Conv2d(12, 128, kernel_size=(3, 3), stride=(1, 1))
     """
-    size = _checked_size(input_size)
+    size = checked_size(input_size)
     traced = trace(model, size)
     plan = _plan(traced, size)
     layers = {
@@ -482,11 +382,12 @@ def eliminate_stride(model: nn.Module, input_size: Sequence[int]) -> UnitStrideN
         if node.op == "call_module"
     }
     network = fx.GraphModule(layers, traced.graph, class_name="UnitStrideLayers")
-    for name, module in traced.named_modules():
-        if name in dict(network.named_modules()):
-            network.get_submodule(name).training = module.training
+    containers = dict(network.named_modules())
+    for name, module in model.named_modules():
+        if name in containers:
+            containers[name].training = module.training
     twin = UnitStrideNetwork(network, plan)
-    twin.training = twin.rearrange.training = network.training = model.training
+    twin.training = twin.rearrange.training = model.training
     return twin
 
 
@@ -524,6 +425,6 @@ def _convolution(module: Any, layer: LayerPlan, padding: list[int]) -> nn.Module
     )
     if module.bias is not None:
         twin.bias = nn.Parameter(
-            expand_bias(module.bias.detach(), layer.maps), module.bias.requires_grad
+            expand_bias(module.bias.detach(), layer.maps).clone(), module.bias.requires_grad
         )
     return cast(nn.Module, twin.train(module.training))

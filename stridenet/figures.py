@@ -13,10 +13,11 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stridenet.elimination import EliminationPlan, FeatureMap, written
+from stridenet.elimination import EliminationPlan, FeatureMap
 from stridenet.phases import phase_size
 from stridenet.runs import write
 from stridenet.tables import PRINTED
+from stridenet.tracing import written
 
 COLOURS = {
     "strided": "#0072B2",

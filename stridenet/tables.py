@@ -5,8 +5,9 @@ from pathlib import Path
 
 import pandas as pd
 
-from stridenet.elimination import EliminationPlan, LayerPlan, written
+from stridenet.elimination import EliminationPlan, LayerPlan
 from stridenet.runs import write
+from stridenet.tracing import written
 
 NETWORKS = ("strided", "unit_stride")
 PRINTED = {"strided": "Non-Unity Stride", "unit_stride": "Unity Stride"}  # the paper's names
