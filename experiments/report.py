@@ -13,8 +13,7 @@ def main(settings: DictConfig) -> None:
     config = resolve(settings, Report)
     from stridenet.report import write_report  # slow to import: `--help` should not wait for it
 
-    for table in write_report(config):
-        print(table, end="\n\n")
+    print(*write_report(config), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -1,7 +1,6 @@
 """Everything in outputs/report/, from the runs of one experiment."""
 
 import textwrap
-from collections.abc import Iterator
 from pathlib import Path
 
 import pandas as pd
@@ -15,8 +14,8 @@ from stridenet.runs import finished_runs, tidy, write
 WIDTH = 80  # of a terminal
 
 
-def write_report(config: Report) -> Iterator[str]:
-    """Write tables, figures and runs.csv into outputs/report; yields what to print."""
+def write_report(config: Report) -> list[str]:
+    """Write tables, figures and runs.csv into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     results = finished_runs(config)
     runs = tidy(results)
@@ -34,12 +33,12 @@ def write_report(config: Report) -> Iterator[str]:
         f"one run. Seconds are those of the training steps. {about}"
     )
     tables.save(table1, readable, folder / "table1", caption)
-    yield _printed(f"Table 1: {caption}", readable.drop(columns=["Input", "Layers"]))
+    texts = [_printed(f"Table 1: {caption}", readable.drop(columns=["Input", "Layers"]))]
 
     table2 = tables.table2(plan)
     caption = "Feature maps, channels x height x width."
     tables.save(table2, table2, folder / "table2", caption)
-    yield _printed(f"Table 2: {caption}", table2)
+    texts.append(_printed(f"Table 2: {caption}", table2))
 
     copied = tables.copied_weights(runs)
     if len(copied):
@@ -49,14 +48,14 @@ def write_report(config: Report) -> Iterator[str]:
         )
         readable = copied.assign(largest_difference=copied.largest_difference.map("{:.1e}".format))
         tables.save(copied, readable, folder / "copied_weights", caption)
-        yield _printed(f"Copied weights: {caption}", readable)
+        texts.append(_printed(f"Copied weights: {caption}", readable))
 
     figures.save(figures.feature_maps(plan), folder / "feature_maps")
     if (runs.weights == "scratch").any():
         figures.save(figures.accuracy_by_epoch(results), folder / "accuracy_by_epoch")
         figures.save(figures.accuracy_of_seeds(runs, table1), folder / "accuracy_of_seeds")
         figures.save(figures.training_time(runs), folder / "training_time")
-    yield f"Tables (csv, md, tex) and figures (png, svg) are in {folder}."
+    return [*texts, f"Tables (csv, md, tex) and figures (png, svg) are in {folder}."]
 
 
 def _about(config: Report, runs: pd.DataFrame) -> str:
