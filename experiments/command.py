@@ -62,9 +62,11 @@ def _wants_traceback() -> bool:
 
 def _is_foreseen(error: BaseException) -> bool:
     """Whether the cause lies outside the program, and the message says what to do."""
-    from stridenet.tracing import StrideEliminationError  # imports torch: only once needed
+    if isinstance(error, (InputError, OSError)):
+        return True
+    from stridenet.tracing import StrideEliminationError  # imports torch: only if still needed
 
-    return isinstance(error, (InputError, StrideEliminationError, OSError))
+    return isinstance(error, StrideEliminationError)
 
 
 def one_line(error: BaseException) -> str:

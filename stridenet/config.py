@@ -123,7 +123,8 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
     except (OmegaConfBaseException, TypeError, ValueError) as error:
-        raise InputError(f"{place}{str(error).splitlines()[0]}") from error
+        key = ".".join(filter(None, [place, getattr(error, "full_key", None)]))
+        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
     return typed
 
@@ -134,20 +135,20 @@ def _resolve_model(model: Model) -> Model:
     layers = {}
     for name, content in model.layers.items():
         key = f"model.layers.{name}"
-        layer = _typed(Layer, content, f"{key}: ")
+        layer = _typed(Layer, content, key)
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
         _one_of(f"{key}.kind", layer.kind, ("conv", "fc"))
         _at_least(f"{key}.channels", layer.channels, 1)
         _at_least(f"{key}.groups", layer.groups, 1)
-        if layer.kind == "fc" and replace(layer, channels=1, bias=True) != Layer("fc", 1):
-            raise InputError(f"{key}={content}: a fully connected layer has channels and bias only")
-        sizes = {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}
-        layers[name] = replace(
-            layer,
-            **{size: _per_axis(f"{key}.{size}", getattr(layer, size), least)
-               for size, least in sizes.items()},
-        )  # fmt: skip
+        if layer.kind == "fc" and layer.groups != 1:
+            raise InputError(f"{key}.groups={layer.groups}: a fully connected layer has no groups")
+        for size, least in {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}.items():
+            value = _per_axis(f"{key}.{size}", getattr(layer, size), least)
+            if layer.kind == "fc" and value != [least, least]:
+                raise InputError(f"{key}.{size}={value}: a fully connected layer has no {size}")
+            setattr(layer, size, value)
+        layers[name] = layer
     return replace(
         model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc"))
     )
@@ -196,8 +197,8 @@ def _per_axis(key: str, value: Any, least: int) -> list[int]:
 
 
 def _at_least(key: str, value: float, least: int) -> None:
-    if not value >= least:  # not a number fails too
-        raise InputError(f"{key}={value} must be at least {least}")
+    if not least <= value < math.inf:  # not a number fails too
+        raise InputError(f"{key}={value} must be at least {least}, and finite")
 
 
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:

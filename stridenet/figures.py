@@ -41,7 +41,8 @@ def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.legend()
+    if axes.lines:  # none where nothing was trained, recipe.epochs=0
+        axes.legend()
     return figure
 
 

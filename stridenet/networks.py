@@ -31,23 +31,30 @@ def build_strided(model: Model, input_size: tuple[int, int, int]) -> nn.Sequenti
             f"model.activation={model.activation} is unknown; take one of {', '.join(ACTIVATIONS)}"
         )
     activation = ACTIVATIONS[model.activation]
+    convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
     network = nn.Sequential()
     channels = input_size[0]
+    if not convolutions:
+        channels = _flatten(network, input_size)
     for name, layer in model.layers.items():
-        if layer.kind == "fc" and "flatten" not in dict(network.named_children()):
-            channels = _flatten(network, input_size)
-        network.add_module(name, _layer(name, layer, channels))
+        _add(network, name, _layer(name, layer, channels))
         channels = layer.channels
         if name != next(reversed(model.layers)):
-            network.add_module(f"{name}_{model.activation}", activation())
-    if all(layer.kind == "conv" for layer in model.layers.values()):
-        _flatten(network, input_size)
+            _add(network, f"{name}_{model.activation}", activation())
+        if [name] == convolutions[-1:]:
+            channels = _flatten(network, input_size)
     return network
+
+
+def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:
+    if hasattr(network, name):
+        raise InputError(f"model.layers: the name {name} is taken; give the layer another")
+    network.add_module(name, module)
 
 
 def _flatten(network: nn.Sequential, input_size: tuple[int, int, int]) -> int:
     """Add what turns maps into a vector; returns its length."""
-    network.add_module("flatten", nn.Flatten())
+    _add(network, "flatten", nn.Flatten())
     return plan_elimination(network, input_size).layers[-1].output.size[0]
 
 

@@ -31,6 +31,16 @@ PAPER = pd.DataFrame(
 )
 
 
+LATEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        **{special: f"\\{special}" for special in "&%$#_{}"},
+    }
+)
+
+
 def table1(runs: pd.DataFrame, plan: EliminationPlan, data: str) -> pd.DataFrame:
     """Accuracy and training time of each network over its n seeds, the paper's beside them.
 
@@ -124,12 +134,8 @@ def save(table: pd.DataFrame, readable: pd.DataFrame, path: Path, caption: str) 
     write(path.with_suffix(".csv"), table.to_csv(index=False).encode())
     markdown = readable.to_markdown(index=False, disable_numparse=True)
     write(path.with_suffix(".md"), f"{markdown}\n\n{caption}\n".encode())
-    latex = (
-        readable.rename(columns=lambda name: name.replace("%", r"\%"))
-        .style.format(escape="latex")
-        .hide(axis="index")
-        .to_latex(hrules=True, caption=caption.replace("%", r"\%").replace("_", r"\_"))
-    )
+    style = readable.style.format(escape="latex").format_index(escape="latex", axis="columns")
+    latex = style.hide(axis="index").to_latex(hrules=True, caption=caption.translate(LATEX))
     write(path.with_suffix(".tex"), latex.replace("±", r"$\pm$").encode())
 
 

@@ -116,7 +116,7 @@ def train(
     optimizer, schedule = _optimizer(network, recipe)
     step = 0
     with tqdm(total=steps, desc=title, bar_format=BAR, disable=None) as progress:
-        history = History(steps, [_measure(network, splits, 0.0, None)])
+        history = History(steps, [_measure(network, splits, recipe, 0.0, None)])
         network.train()
         while step < steps:
             progress.set_description(f"{title} epoch {len(history.epochs)}/{epochs}")
@@ -134,7 +134,7 @@ def train(
             history.cpu_seconds += after[1] - cpu
             step += len(losses)
             loss = _finite(torch.stack(losses).mean(), recipe)
-            history.epochs.append(_measure(network, splits, step / per_epoch, loss))
+            history.epochs.append(_measure(network, splits, recipe, step / per_epoch, loss))
     return history
 
 
@@ -172,13 +172,17 @@ def _optimizer(
 
 
 def _measure(
-    network: nn.Module, splits: dict[str, Examples], epoch: float, loss: float | None
+    network: nn.Module,
+    splits: dict[str, Examples],
+    recipe: Recipe,
+    epoch: float,
+    loss: float | None,
 ) -> dict[str, float | None]:
     row: dict[str, float | None] = {"epoch": epoch, "training_loss": loss}
     for name, examples in splits.items():
         if name != "training":
             correct, mean_loss = evaluate(network, examples)
-            row[f"{name}_loss"] = mean_loss
+            row[f"{name}_loss"] = _finite(mean_loss, recipe)
             row[f"{name}_correct"], row[f"{name}_accuracy"] = correct, correct / len(examples)
     return row
 
@@ -190,7 +194,7 @@ def _clock(device: torch.device) -> tuple[float, float]:
     return time.perf_counter(), time.process_time()
 
 
-def _finite(loss: Tensor, recipe: Recipe) -> float:
+def _finite(loss: Tensor | float, recipe: Recipe) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise InputError(
