@@ -40,12 +40,16 @@ class Layer:
 class Model:
     """The strided network, and whether its unit-stride twin is to be derived from it."""
 
-    name: str = MISSING
     eliminate_stride: bool = False
     activation: str = "relu"  # after every layer but the last
     # A Layer each, once resolved; fully connected ones follow all convolutions. Typed as Any because
     # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
     layers: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Which of the two networks it is, in folders and tables."""
+        return "unit_stride" if self.eliminate_stride else "strided"
 
 
 @dataclass
@@ -104,9 +108,8 @@ def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
     """Settings as a checked Report or Config, everything written in one way only: sizes as [h, w],
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
-    for key, name in (("model", config.model.name), ("recipe", config.recipe.name)):
-        if not re.fullmatch(r"\w+", name):  # part of a folder's name
-            raise InputError(f"{key}.name={name} must be made of letters, digits and _")
+    if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
+        raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _at_least("data.validation_size", config.data.validation_size, 0)
@@ -209,9 +212,7 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 def experiment_identity(report: Report) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
     model, data = asdict(report.model), asdict(report.data)
-    for neither in ("name", "eliminate_stride"):
-        del model[neither]
-    del data["download_timeout"]
+    del model["eliminate_stride"], data["download_timeout"]
     layers = list(model.pop("layers").items())  # their order counts
     return _hash([layers, model, data, asdict(report.recipe)])
 
@@ -226,23 +227,14 @@ def run_name(config: Config) -> str:
     if weights not in STARTING_WEIGHTS:
         with Path(weights).open("rb") as file:
             weights, content = "file", hashlib.file_digest(file, "sha256").hexdigest()
-    model = config.model
-    identity = _hash(
-        [
-            experiment_identity(config),
-            model.name,
-            model.eliminate_stride,
-            weights,
-            content,
-            config.seed,
-        ]
-    )
-    return f"{model.name}-{weights}-{config.recipe.name}-s{config.seed}-{identity}"
+    name = config.model.name
+    identity = _hash([experiment_identity(config), name, weights, content, config.seed])
+    return f"{name}-{weights}-{config.recipe.name}-s{config.seed}-{identity}"
 
 
 def strided_source(config: Config) -> Config:
     """The run whose weights `weights=copy` and `fine_tune` start from."""
-    model = replace(config.model, name="strided", eliminate_stride=False)
+    model = replace(config.model, eliminate_stride=False)
     return replace(config, model=model, weights="scratch")
 
 
