@@ -38,6 +38,10 @@ _HOME = {
 torchvision_import.watch()
 
 
+def __dir__() -> list[str]:
+    return __all__
+
+
 def __getattr__(name: str) -> Any:
     # Importing torch takes two seconds, which `--help` and a mistyped option should not.
     if name not in __all__:

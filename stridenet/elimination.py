@@ -18,6 +18,7 @@ from torch import Tensor, fx, nn
 
 from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size, space_to_depth
 from stridenet.tracing import (
+    CONVOLUTIONS,
     Size,
     StrideEliminationError,
     checked_size,
@@ -31,7 +32,6 @@ from stridenet.tracing import (
 if TYPE_CHECKING:
     import pandas as pd
 
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 # Applied to each number by itself, finite where their input is: they take any arrangement of a map.
 ELEMENTWISE: frozenset[Any] = frozenset({
     nn.Identity, nn.Dropout, nn.AlphaDropout,
@@ -39,11 +39,18 @@ ELEMENTWISE: frozenset[Any] = frozenset({
     nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Hardswish,
     nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold,
     F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
-    F.logsigmoid, F.hardsigmoid, F.hardtanh, F.hardswish, F.softplus, F.softsign,
-    torch.relu, torch.sigmoid, torch.tanh, "relu", "sigmoid", "tanh",
+    F.logsigmoid, F.hardsigmoid, F.hardtanh, F.hardswish, F.softplus, F.softsign, F.tanhshrink,
+    F.softshrink, F.hardshrink, F.threshold, F.relu_, F.leaky_relu_, F.elu_, F.celu_, F.selu_,
+    torch.relu, torch.relu_, torch.selu, torch.celu, torch.sigmoid, torch.tanh, torch.clamp,
+    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_",
 })  # fmt: skip
 # They mix positions in the order of an ordinary map: neither side may be rearranged.
 PINNED: frozenset[Any] = frozenset({nn.Flatten, nn.Linear, torch.flatten, "flatten"})
+CURES: dict[Any, str] = {
+    "view": "write torch.flatten(x, 1)",
+    "reshape": "write torch.flatten(x, 1)",
+    F.dropout: "write nn.Dropout, which can be switched off in the twin",
+}
 
 
 # Plan -----------------------------------------------------------------------------------------------
@@ -66,7 +73,6 @@ class FeatureMap:
 class LayerPlan:
     """One operation of the network, and what the twin makes of it."""
 
-    node: str  # its name in the traced graph
     name: str  # the module's path, or the node's name for a function
     operation: str  # "Conv2d", "relu", …
     input: FeatureMap
@@ -146,10 +152,10 @@ class EliminationPlan:
     def __str__(self) -> str:
         frame = self.to_frame()
         totals = frame.select_dtypes("integer").sum()
-        rows = frame[frame.strided_filter != ""].astype(str)
+        rows = frame[frame.strided_filter != ""]
         pairs = {
             column: rows[f"strided_{column}"] + " -> " + rows[f"unit_stride_{column}"]
-            for column in ("map", "filter", "multiply_adds")
+            for column in ("map", "filter")
         }
         table = rows[["layer"]].assign(**pairs).to_string(index=False)
         return (
@@ -202,16 +208,9 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
         size = source.meta["size"]
         operation = operation_of(traced, node)
         if node.op == "output":
-            if not isinstance(node.args[0], fx.Node):
-                raise StrideEliminationError("the model must return one tensor, not a collection")
             factor = (1,) * (len(size) - 1)
         elif operation in CONVOLUTIONS:
-            stride = cast("Size", traced.get_submodule(str(node.target)).stride)
-            if len(stride) != len(size) - 1:
-                raise StrideEliminationError(
-                    f"{place(traced, node)} gets a map {written(size)}; it needs channels and "
-                    f"{len(stride)} spatial axes (input_size is without the batch)"
-                )
+            stride = _ordinary_convolution(traced, node).stride
             factor = tuple(s * f for s, f in zip(stride, maps[node].factor, strict=True))
         elif operation in ELEMENTWISE:
             factor = maps[node].factor
@@ -224,12 +223,39 @@ def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
             factor = (1,) * (len(size) - 1)
         else:
             raise StrideEliminationError(
-                f"{place(traced, node)} on a map {written(size)} has no rule; there are rules for "
-                "convolutions, element-wise activations, dropout, flatten and Linear (write pooling "
-                "as a strided convolution)"
+                f"{place(traced, node)} on a map {written(size)} has no rule; "
+                + CURES.get(
+                    operation,
+                    "there are rules for torch's own Conv1d/2d/3d, Linear and "
+                    "Dropout, for element-wise activations and flatten (write pooling as a strided "
+                    "convolution, and a layer with weight_norm as a plain one)",
+                )
             )
         maps[source] = FeatureMap(size, factor)
     return maps
+
+
+def _ordinary_convolution(traced: fx.GraphModule, node: fx.Node) -> Any:
+    """The node's module, if the rules hold for it."""
+    conv: Any = traced.get_submodule(str(node.target))
+    named, size = place(traced, node), node.all_input_nodes[0].meta["size"]
+    made_with = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+    numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
+    if tuple(conv.weight.shape) != made_with or any(isinstance(number, int) for number in numbers):
+        raise StrideEliminationError(
+            f"{named} was changed after it was made: its weight {written(conv.weight.shape)} and its "
+            f"kernel, stride, dilation and padding {numbers} do not go together"
+        )
+    if conv.padding_mode != "zeros":
+        raise StrideEliminationError(
+            f"{named} has padding_mode={conv.padding_mode!r}; only 'zeros' has a rule"
+        )
+    if len(conv.stride) != len(size) - 1:
+        raise StrideEliminationError(
+            f"{named} gets a map {written(size)}; it needs channels and {len(conv.stride)} spatial "
+            "axes (input_size is without the batch)"
+        )
+    return conv
 
 
 def _plan_layer(
@@ -238,7 +264,6 @@ def _plan_layer(
     operation = operation_of(traced, node)
     (source,) = node.all_input_nodes
     layer = LayerPlan(
-        node=node.name,
         name=str(node.target) if node.op == "call_module" else node.name,
         operation=getattr(operation, "__name__", str(operation)),
         input=maps[source],
@@ -249,10 +274,6 @@ def _plan_layer(
         return replace(layer, weight_size=tuple(module.weight.shape))
     if not isinstance(module, CONVOLUTIONS):
         return layer
-    if module.padding_mode != "zeros":
-        raise StrideEliminationError(
-            f"{place(traced, node)} has padding_mode={module.padding_mode!r}; only 'zeros' has a rule"
-        )
     tap_maps = tuple(
         TapMap(*axis)
         for axis in zip(
@@ -311,18 +332,25 @@ class SpaceToDepth(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to phases; raises StrideEliminationError on another size than the twin's."""
-        if tuple(images.shape[1:]) != self.input_size:
-            raise StrideEliminationError(
-                f"images are {written(images.shape[1:])}, but this twin was made for "
-                f"{written(self.input_size)}; call eliminate_stride with that input_size"
-            )
-        if any(map(any, self.padding)):
-            images = F.pad(images, [extent for pair in reversed(self.padding) for extent in pair])
-        return space_to_depth(images, self.factor)
+        return _to_phases(images, self.input_size, self.padding, self.factor)
 
     def extra_repr(self) -> str:
         """What print shows."""
         return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
+
+
+@fx.wrap  # torch.fx cannot look into it: it depends on the size
+def _to_phases(
+    images: Tensor, size: Size, padding: tuple[tuple[int, int], ...], factor: Size
+) -> Tensor:
+    if tuple(images.shape[1:]) != size:
+        raise StrideEliminationError(
+            f"images are {written(images.shape[1:])}, but this twin was made for {written(size)}; "
+            "call eliminate_stride with that input_size"
+        )
+    if any(map(any, padding)):
+        images = F.pad(images, [extent for pair in reversed(padding) for extent in pair])
+    return space_to_depth(images, factor)
 
 
 class PhantomMask(nn.Module):
@@ -367,13 +395,19 @@ def eliminate_stride(model: nn.Module, input_size: Sequence[int]) -> UnitStrideN
     and Linear. Names, dtype, device, training mode and requires_grad carry over; the model is left
     untouched. Raises StrideEliminationError, naming the layer, for anything else.
 
-    Equality holds for finite images: an infinity times a structural zero is not a number.
+    A forward that depends on the training mode is converted as it runs in the present one. In training
+    mode, dropout draws other numbers than in the model. Equality holds for finite images: an infinity
+    times a structural zero is not a number.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 32, 5), nn.ReLU(), nn.Conv2d(32, 8, 2, stride=2))
     >>> eliminate_stride(model, (3, 12, 12)).network.get_submodule("0")
     Conv2d(12, 128, kernel_size=(3, 3), stride=(1, 1))
     """
     size = checked_size(input_size)
+    if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
+        raise StrideEliminationError(
+            "the model is on the meta device: load its weights first (plan_elimination needs none)"
+        )
     traced = trace(model, size)
     plan = _plan(traced, size)
     layers = {

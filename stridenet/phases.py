@@ -33,11 +33,14 @@ def space_to_depth(images: Tensor, factor: Sequence[int]) -> Tensor:
     p + f_h, … and columns q, q + f_w, …: the order of torch.nn.functional.pixel_unshuffle. Sizes
     that the factor does not divide are filled up with zeros at the end.
 
+    Raises ValueError unless the factor has a positive number for each spatial axis.
+
     >>> space_to_depth(torch.arange(5.0).reshape(1, 1, 5), [2])
     tensor([[[0., 2., 4.],
              [1., 3., 0.]]])
     """
     size = images.shape[2:]
+    _require_factor(factor, size)
     blocks = phase_size(size, factor)
     tail = [b * f - n for n, f, b in zip(size, factor, blocks, strict=True)]
     if any(tail):
@@ -51,7 +54,15 @@ def space_to_depth(images: Tensor, factor: Sequence[int]) -> Tensor:
 
 
 def depth_to_space(maps: Tensor, factor: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The inverse of space_to_depth: phase form to maps of spatial `size`, the filled tail cut off."""
+    """The inverse of space_to_depth: phase form to maps of spatial `size`, the filled tail cut off.
+
+    Raises ValueError if maps of this size and factor have another phase form.
+    """
+    _require_factor(factor, size)
+    if phase_size(size, factor) != tuple(maps.shape[2:]):
+        raise ValueError(
+            f"a phase form {tuple(maps.shape)} is not one of size {size}, factor {factor}"
+        )
     axes = range(len(size))
     images = rearrange(
         maps,
@@ -61,6 +72,13 @@ def depth_to_space(maps: Tensor, factor: Sequence[int], size: Sequence[int]) -> 
     for axis, extent in enumerate(size):
         images = images.narrow(2 + axis, 0, extent)
     return images
+
+
+def _require_factor(factor: Sequence[int], size: Sequence[int]) -> None:
+    if not isinstance(factor, Sequence) or len(factor) != len(size) or min(factor, default=1) < 1:
+        raise ValueError(
+            f"factor {factor} must have a positive number for each of {len(size)} axes"
+        )
 
 
 @dataclass(frozen=True)

@@ -4,6 +4,7 @@ torch.fx gives the operations under the modules' own names; running them on meta
 sizes of a real forward pass, without its weights or its arithmetic.
 """
 
+import operator
 from collections.abc import Sequence
 from itertools import chain
 from typing import Any, cast
@@ -12,6 +13,7 @@ import torch
 from torch import Tensor, fx, nn
 
 Size = tuple[int, ...]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class StrideEliminationError(ValueError):
@@ -25,21 +27,27 @@ class _Sizes(fx.Interpreter):
     BATCH = 2
 
     def run_node(self, n: fx.Node) -> Any:
+        if n.op == "output":
+            return None
         try:
             result = super().run_node(n)
-        except (RuntimeError, ValueError, TypeError, IndexError) as error:
-            sizes = " and ".join(written(i.meta.get("size", ())) for i in n.all_input_nodes)
-            reason = str(error).splitlines()[0]
+        except Exception as error:  # what an operation raises on a map that does not fit it varies
+            sizes = " and ".join(written(i.meta["size"]) for i in n.all_input_nodes)
             raise StrideEliminationError(
-                f"{place(self.module, n)} on a map {sizes}: {reason}"
+                f"{place(self.module, n)} on a map {sizes}: {_first_line(error)}"
             ) from error
-        if isinstance(result, Tensor):
-            if result.ndim == 0 or result.shape[0] != self.BATCH:
-                raise StrideEliminationError(
-                    f"{place(self.module, n)} mixes the images of a batch; every operation must keep "
-                    "dimension 0 (torch.flatten(x, 1), not torch.flatten(x))"
-                )
-            n.meta["size"] = tuple(result.shape[1:])
+        if not isinstance(result, Tensor):
+            kind = type(result).__name__
+            raise StrideEliminationError(f"{place(self.module, n)} gives a {kind}, not one tensor")
+        if result.ndim == 0 or result.shape[0] != self.BATCH:
+            raise StrideEliminationError(
+                f"{place(self.module, n)} mixes the images of a batch; every operation must keep "
+                "dimension 0 (torch.flatten(x, 1), not torch.flatten(x))"
+            )
+        n.meta["size"] = tuple(result.shape[1:])
+        if 0 in n.meta["size"]:
+            size = written(n.meta["size"])
+            raise StrideEliminationError(f"{place(self.module, n)} gives an empty map {size}")
         return result
 
     def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
@@ -50,26 +58,30 @@ class _Sizes(fx.Interpreter):
         )
 
 
+class _Tracer(fx.Tracer):
+    """Keeps subclasses of torch's layers whole, so that errors can name them."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        whole = isinstance(m, (*CONVOLUTIONS, nn.Linear))
+        return whole or super().is_leaf_module(m, module_qualified_name)
+
+
 def trace(model: nn.Module, input_size: Size) -> fx.GraphModule:
-    """The model's operations in order, each with the size of its result."""
-    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-    for name, module in model.named_modules():
-        if any(getattr(module, kind) for kind in hooks):
-            raise StrideEliminationError(
-                f"{name or 'the model'} ({type(module).__name__}) has hooks, which a twin could not "
-                "keep; remove them first (torch.nn.utils.remove_weight_norm and the like)"
-            )
-    tracer = fx.Tracer()
+    """The model's operations in order, each with the size of its result in node.meta["size"].
+
+    Raises StrideEliminationError unless they are a chain from one input to one output.
+    """
+    _require_ordinary(model)
+    tracer = _Tracer()
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     try:
         graph = tracer.trace(root)
     except Exception as error:  # tracing runs the user's forward, which may raise anything
         raise StrideEliminationError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({str(error).splitlines()[0]}); its "
+            f"{type(model).__name__} cannot be traced by torch.fx ({_first_line(error)}); its "
             "forward must not depend on values or sizes of tensors"
         ) from error
     traced = fx.GraphModule(root, graph)
-    traced.graph.eliminate_dead_code()
     dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
     images = torch.empty(_Sizes.BATCH, *input_size, dtype=dtype, device="meta")
     _require_chain(traced)
@@ -79,26 +91,57 @@ def trace(model: nn.Module, input_size: Size) -> fx.GraphModule:
     return traced
 
 
+def _require_ordinary(model: nn.Module) -> None:
+    """Refuse what tracing would lose without a word."""
+    hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
+    owners: dict[nn.Parameter, str] = {}
+    for name, module in model.named_modules():
+        named = f"{name or 'the model'} ({type(module).__name__})"
+        if any(getattr(module, kind) for kind in hooks):
+            raise StrideEliminationError(
+                f"{named} has hooks, which a twin could not keep: remove them (those of pruning or "
+                "weight_norm too; a lazy layer loses its own when it is run once)"
+            )
+        if "forward" in vars(module):
+            raise StrideEliminationError(f"the forward of {named} was replaced on this one object")
+        for parameter in module.parameters(recurse=False):
+            if owners.setdefault(parameter, named) != named:
+                raise StrideEliminationError(
+                    f"{owners[parameter]} and {named} share a weight, which their twins could not"
+                )
+
+
 def checked_size(input_size: Sequence[int]) -> Size:
     """The size of one image (channels, height, width); raises StrideEliminationError."""
-    size = tuple(input_size) if isinstance(input_size, Sequence) else ()
-    if not size or not all(isinstance(extent, int) and extent > 0 for extent in size):
+    try:
+        size = tuple(operator.index(extent) for extent in input_size)
+    except TypeError:
+        size = ()
+    if not size or min(size) < 1:
         raise StrideEliminationError(
             f"input_size={input_size!r}: give the positive sizes of one image, as in (1, 28, 28)"
         )
     return size
 
 
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
 def _require_chain(traced: fx.GraphModule) -> None:
     inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
     if len(inputs) != 1:
         raise StrideEliminationError(f"the model has the inputs {inputs}; it must have exactly one")
-    for node in traced.graph.nodes:
-        if node.op == "get_attr" or len(node.all_input_nodes) > 1 or len(node.users) > 1:
+    *before, output = traced.graph.nodes
+    if not isinstance(output.args[0], fx.Node):
+        raise StrideEliminationError("the model must return one tensor")
+    for node in before:
+        if node.op == "get_attr" or len(node.all_input_nodes) > 1 or len(node.users) != 1:
             raise StrideEliminationError(
-                f"{place(traced, node)} branches, merges or reads a tensor of the model: only chains "
-                "of layers are supported, where each reads just the one before (instead of "
-                "x.view(x.size(0), -1), write torch.flatten(x, 1))"
+                f"{place(traced, node)} branches, merges, leads nowhere or reads a tensor of the "
+                "model: only chains are supported, where each operation reads the result of the one "
+                "before (write x = F.relu(x) even in place, and torch.flatten(x, 1) instead of "
+                "x.view(x.size(0), -1))"
             )
 
 

@@ -2,7 +2,8 @@
 
 Each layer of the twin is compared on the very map that it received: that map's real positions go
 through the strided layer, whose result must equal the twin's up to the rounding of this one layer.
-By induction over the layers the two networks are then equal, and no error is carried forward.
+By induction over the layers the two networks are then equal, and no error is carried forward. Before
+that, the layers as traced must give what the model gives, so that the model itself is what is compared.
 """
 
 import copy
@@ -17,14 +18,13 @@ from torch import Tensor, fx, nn
 from tqdm import tqdm
 
 from stridenet.elimination import (
-    CONVOLUTIONS,
     EliminationPlan,
     FeatureMap,
     UnitStrideNetwork,
     plan_elimination,
 )
 from stridenet.phases import depth_to_space
-from stridenet.tracing import StrideEliminationError, operations, trace
+from stridenet.tracing import CONVOLUTIONS, StrideEliminationError, operations, trace
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -77,6 +77,10 @@ class VerificationReport:
         )
 
 
+def _own(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
+
+
 class _Recorder(fx.Interpreter):
     """Keeps every result, also where an operation works in place."""
 
@@ -85,7 +89,7 @@ class _Recorder(fx.Interpreter):
 
     def fetch_args_kwargs_from_env(self, n: fx.Node) -> tuple[tuple, dict]:
         args, kwargs = super().fetch_args_kwargs_from_env(n)
-        return tuple(a.clone() if isinstance(a, Tensor) else a for a in args), kwargs
+        return fx.node.map_aggregate((args, kwargs), _own)
 
 
 @torch.no_grad()
@@ -99,29 +103,36 @@ def verify(
     terms in different orders. Works on copies in evaluation mode. Raises StrideEliminationError if the
     twin was made from a network of other sizes.
     """
+    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
     plan = plan_elimination(model, twin.plan.input_size)
     if plan != twin.plan:
         raise StrideEliminationError(
             "the twin was made from a network of other sizes than this model"
         )
     if images is None:
-        images = torch.randn(4, *plan.input_size, generator=torch.Generator().manual_seed(0))
-    images = images.detach().to("cpu", torch.float64)
-    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
-    rearranged = twin.rearrange(images)
-    received = _run(twin.network, rearranged)
+        generator = torch.Generator().manual_seed(0)
+        images = torch.randn(4, *plan.input_size, generator=generator, device="cpu")
+    images = images.detach().to("cpu", torch.float64, copy=True)
+
     traced = trace(model, plan.input_size)
     strided = _Recorder(traced)
-    reports = [_compare_input(images, rearranged, plan)]
+    rearranged = twin.rearrange(images)
+    received = _run(twin.network, rearranged)
+    expected = model(images.clone())
+    bound = 4 * UNIT_ROUNDOFF * expected.abs()
+    reports = [
+        _report("(traced)", type(model).__name__, strided.run(images) - expected, bound),
+        _compare_input(images, rearranged, plan),
+    ]
     for layer, node in zip(plan.layers, operations(traced), strict=True):
         source = node.all_input_nodes[0]
         given = images if source.op == "placeholder" else _real(received[source.name], layer.input)
         strided.env[source] = given
-        expected = strided.run_node(node)
+        correct = strided.run_node(node)
+        bound = _rounding_bound(traced, node, given, correct)
         obtained = _real(received[node.name], layer.output)
-        bound = _rounding_bound(traced, node, given, expected)
-        reports.append(_report(layer.name, layer.operation, obtained - expected, bound))
-    difference = (model(images) - twin(images)).abs().max()
+        reports.append(_report(layer.name, layer.operation, obtained - correct, bound))
+    difference = (expected - twin(images.clone())).abs().max()
     return VerificationReport(tuple(reports), float(difference))
 
 
@@ -135,7 +146,9 @@ def compare_scores(
     model, twin = _copied(model, number), _copied(twin, number)
     agreeing, largest = 0, 0.0
     for batch in tqdm(images.split(500), f"comparing scores in {dtype}", disable=None, leave=False):
-        strided, unit_stride = (network(batch.to("cpu", number)) for network in (model, twin))
+        strided, unit_stride = (
+            network(batch.to("cpu", number, copy=True)) for network in (model, twin)
+        )
         agreeing += int((strided.argmax(1) == unit_stride.argmax(1)).sum())
         largest = max(largest, float((strided - unit_stride).abs().max()))
     return {"agreeing": agreeing, "images": len(images), "largest_difference": largest}
