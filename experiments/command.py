@@ -9,6 +9,7 @@ from pathlib import Path
 
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from stridenet.config import Config, InputError, Report
@@ -33,7 +34,8 @@ def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
             if not _is_foreseen(error) or _wants_traceback():
                 traceback.print_exc()
             job = " ".join(HydraConfig.get().overrides.task)
-            print(f"error: {one_line(error)}", file=sys.stderr, flush=True)
+            of_sweep = HydraConfig.get().mode == RunMode.MULTIRUN
+            print(f"error: {f'{job}: ' if of_sweep else ''}{one_line(error)}", file=sys.stderr)
             failed.append(job)
 
     return guarded_task

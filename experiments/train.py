@@ -1,6 +1,7 @@
 """Train one network, or evaluate copied weights: python -m experiments.train [KEY=VALUE …] [-m]."""
 
 import hydra
+from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
@@ -13,7 +14,8 @@ def main(settings: DictConfig) -> None:
     config = resolve(settings, Config)
     from stridenet.execution import run_once  # imports torch, which `--help` should not wait for
 
-    folder, result, new = run_once(config)
+    jobs_at_once = HydraConfig.get().launcher.get("n_jobs", 1)
+    folder, result, new = run_once(config, jobs_at_once)
     before = "" if new else " (done before)"
     print(f"{folder.name}: test accuracy {result['test_accuracy']:.2%}{before}", flush=True)
 

@@ -6,6 +6,7 @@ Imports nothing heavy, so that the command line answers at once.
 import hashlib
 import json
 import math
+import os
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, field, replace
@@ -15,6 +16,8 @@ from typing import Any, TypeVar
 from omegaconf import MISSING, DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh")
+DATA_SETS = ("mnist", "fashion_mnist")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
 
 
@@ -57,7 +60,7 @@ class Data:
     """The images; the official split is 60,000 for training and 10,000 for testing."""
 
     name: str = MISSING  # mnist | fashion_mnist
-    image_size: list[int] = field(default_factory=lambda: [28, 28])  # resized if not their own
+    image_size: Any = field(default_factory=lambda: [28, 28])  # resized if not their own
     train_size: int | None = None  # the first so many training images; null: all
     validation_size: int = 0  # so many of the last training images are kept apart
     download_timeout: float = 300.0  # seconds
@@ -111,6 +114,7 @@ def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
+    _one_of("data.name", config.data.name, DATA_SETS)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _at_least("data.validation_size", config.data.validation_size, 0)
     _at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
@@ -133,6 +137,7 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
 
 
 def _resolve_model(model: Model) -> Model:
+    _one_of("model.activation", model.activation, ACTIVATIONS)
     if not model.layers:
         raise InputError("model.layers is empty; give at least one layer")
     layers = {}
@@ -168,6 +173,8 @@ def _check_recipe(recipe: Recipe) -> None:
     _at_least("recipe.batch_size", recipe.batch_size, 1)
     for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay"):
         _at_least(f"recipe.{key}", getattr(recipe, key), 0)
+    if not recipe.momentum < 1:
+        raise InputError(f"recipe.momentum={recipe.momentum} must be below 1")
     if not 0 < recipe.learning_rate < math.inf:
         raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0, and finite")
     _one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
@@ -177,7 +184,9 @@ def _check_recipe(recipe: Recipe) -> None:
 def _check_run(config: Config) -> None:
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
-    _at_least("threads", config.threads, 1)
+    cores = os.cpu_count() or 1
+    if not 1 <= config.threads <= cores:
+        raise InputError(f"threads={config.threads} must be from 1 to {cores}, the cores there are")
     _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
     if config.weights in ("copy", "fine_tune") and not config.model.eliminate_stride:
         raise InputError(
@@ -195,7 +204,7 @@ def _per_axis(key: str, value: Any, least: int) -> list[int]:
     axes = value if isinstance(value, list) else [value, value]
     whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
     if len(axes) != 2 or not whole or min(axes) < least:
-        raise InputError(f"{key}={value} must be one or two whole numbers, each at least {least}")
+        raise InputError(f"{key}={value} must be one whole number or [h, w], at least {least}")
     return axes
 
 

@@ -25,7 +25,7 @@ from stridenet.config import (
 )
 from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride, plan_elimination
-from stridenet.networks import build_network, build_strided, initialise
+from stridenet.networks import build_strided, initialise
 from stridenet.training import Examples, generator, normalise, train
 from stridenet.verification import compare_scores
 
@@ -33,8 +33,11 @@ CLASSES = 10  # of MNIST and of Fashion-MNIST
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
-def run_once(config: Config) -> tuple[Path, dict[str, Any], bool]:
-    """Do a run, unless it is done. Returns its folder, its result, and whether it is new."""
+def run_once(config: Config, jobs_at_once: int = 1) -> tuple[Path, dict[str, Any], bool]:
+    """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
+
+    jobs_at_once: how many runs the command does side by side, for whoever reads the seconds.
+    """
     folder = runs.run_folder(config)
     with runs.locked(folder):
         done = runs.read_result(folder)
@@ -42,7 +45,7 @@ def run_once(config: Config) -> tuple[Path, dict[str, Any], bool]:
             return folder, done, False
         failure = folder / "failure.json"
         try:
-            result = _execute(config, folder)
+            result = _execute(config, folder, jobs_at_once)
             runs.write_json(folder / "result.json", result)
         except Exception as error:
             with contextlib.suppress(OSError):  # of a full disk, say, the first error tells more
@@ -52,9 +55,10 @@ def run_once(config: Config) -> tuple[Path, dict[str, Any], bool]:
         return folder, result, True
 
 
-def _execute(config: Config, folder: Path) -> dict[str, Any]:
+def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
     """Train or evaluate, save the weights, and return what result.json is to say."""
     device = _device(config.device)
+    circumstances = _circumstances(config, device, jobs_at_once)  # of the code that starts here
     _make_repeatable(config.threads)
     strided, network = _starting_networks(config)
     images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
@@ -97,13 +101,14 @@ def _execute(config: Config, folder: Path) -> dict[str, Any]:
         "rearrangement_seconds": rearrangement_seconds,
         "copied": copied,
         "epochs": history.epochs,
-        **_circumstances(config, device),
+        **circumstances,
         "config": asdict(config),
     }
 
 
 def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
-    """The strided network, and the network of this run with its starting weights."""
+    """The strided network, whose weights count only if they are copied, and the network of this
+    run with its starting weights."""
     height, width = config.data.image_size
     input_size = (1, height, width)
     strided = build_strided(config.model, input_size)
@@ -114,18 +119,17 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
             "classes; give it more channels"
         )
     if config.weights in ("copy", "fine_tune"):
-        source = runs.run_folder(strided_source(config)) / "weights.pt"
-        if not source.exists():
+        source = runs.run_folder(strided_source(config))
+        if runs.read_result(source) is None:
             raise InputError(
-                f"weights={config.weights} needs {source}, which is missing; do the same run with "
-                "model=strided weights=scratch first"
+                f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "
+                "same run with model=strided weights=scratch first"
             )
-        runs.load_weights(source, strided)
-        return strided, eliminate_stride(strided, input_size)
-    network = build_network(config.model, input_size)
+        runs.load_weights(source / "weights.pt", strided)
+    network = eliminate_stride(strided, input_size) if config.model.eliminate_stride else strided
     if config.weights == "scratch":
         initialise(network, config.recipe.initialisation, generator(config.seed, "weights"))
-    else:
+    elif config.weights not in STARTING_WEIGHTS:
         runs.load_weights(Path(config.weights), network)
     return strided, network
 
@@ -149,7 +153,7 @@ def _make_repeatable(threads: int) -> None:
     torch.set_num_threads(threads)
 
 
-def _circumstances(config: Config, device: torch.device) -> dict[str, Any]:
+def _circumstances(config: Config, device: torch.device, jobs_at_once: int) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {
         "device": device.type,
@@ -157,7 +161,7 @@ def _circumstances(config: Config, device: torch.device) -> dict[str, Any]:
         if device.type == "cuda"
         else _processor(),
         "threads": config.threads,
-        "jobs_at_once": 1,
+        "jobs_at_once": jobs_at_once,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
         "git_commit": _commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),

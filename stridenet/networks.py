@@ -6,9 +6,9 @@ import torch
 from torch import nn
 
 from stridenet.config import InputError, Layer, Model
-from stridenet.elimination import eliminate_stride, plan_elimination
+from stridenet.elimination import plan_elimination
 
-ACTIVATIONS: dict[str, type[nn.Module]] = {
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
     "elu": nn.ELU,
@@ -26,11 +26,7 @@ def build_strided(model: Model, input_size: tuple[int, int, int]) -> nn.Sequenti
     Takes images (n, c, h, w) of `input_size` (c, h, w) and returns scores (n, classes). Raises
     InputError or StrideEliminationError where the layers do not fit each other or the images.
     """
-    if model.activation not in ACTIVATIONS:
-        raise InputError(
-            f"model.activation={model.activation} is unknown; take one of {', '.join(ACTIVATIONS)}"
-        )
-    activation = ACTIVATIONS[model.activation]
+    activation = _ACTIVATIONS[model.activation]
     convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
     network = nn.Sequential()
     channels = input_size[0]
@@ -77,12 +73,6 @@ def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
             f"model.layers.{name}.groups={layer.groups} does not divide the {channels} channels "
             f"before the layer and its own {layer.channels}"
         ) from error
-
-
-def build_network(model: Model, input_size: tuple[int, int, int]) -> nn.Module:
-    """The strided network, or its unit-stride twin, as the settings say; weights arbitrary."""
-    strided = build_strided(model, input_size)
-    return eliminate_stride(strided, input_size) if model.eliminate_stride else strided
 
 
 @torch.no_grad()

@@ -6,12 +6,13 @@ from pathlib import Path
 import pandas as pd
 
 from stridenet import figures, tables
-from stridenet.config import Report
+from stridenet.config import Report, experiment_identity
 from stridenet.elimination import plan_elimination
 from stridenet.networks import build_strided
 from stridenet.runs import finished_runs, tidy, write
 
 WIDTH = 80  # of a terminal
+OPTIONAL = {"accuracy_by_epoch", "accuracy_of_seeds", "copied_weights", "training_time"}
 
 
 def write_report(config: Report) -> list[str]:
@@ -50,11 +51,16 @@ def write_report(config: Report) -> list[str]:
         tables.save(copied, readable, folder / "copied_weights", caption)
         texts.append(_printed(f"Copied weights: {caption}", readable))
 
-    figures.save(figures.feature_maps(plan), folder / "feature_maps")
+    drawn = {"feature_maps": figures.feature_maps(plan)}
     if (runs.weights == "scratch").any():
-        figures.save(figures.accuracy_by_epoch(results), folder / "accuracy_by_epoch")
-        figures.save(figures.accuracy_of_seeds(runs, table1), folder / "accuracy_of_seeds")
-        figures.save(figures.training_time(runs), folder / "training_time")
+        drawn["accuracy_by_epoch"] = figures.accuracy_by_epoch(results)
+        drawn["accuracy_of_seeds"] = figures.accuracy_of_seeds(runs, table1)
+        drawn["training_time"] = figures.training_time(runs)
+    for name, figure in drawn.items():
+        figures.save(figure, folder / name)
+    for name in OPTIONAL - drawn.keys() - ({"copied_weights"} if len(copied) else set()):
+        for path in folder.glob(f"{name}.*"):
+            path.unlink()  # of an earlier report, of other runs
     return [*texts, f"Tables (csv, md, tex) and figures (png, svg) are in {folder}."]
 
 
@@ -64,8 +70,13 @@ def _about(config: Report, runs: pd.DataFrame) -> str:
     def all_of(column: str) -> str:
         return " / ".join(map(str, runs[column].unique()))
 
+    data, recipe = config.data, config.recipe
+    length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
+    images = "" if data.train_size is None else f" (first {data.train_size} training images)"
     text = (
-        f"Data {config.data.name}, recipe {config.recipe.name}; {all_of('device_name')}, "
+        f"Experiment {experiment_identity(config)}: data {data.name}{images}, "
+        f"activation {config.model.activation}, recipe {recipe.name} ({length}, batches of "
+        f"{recipe.batch_size}, rate {recipe.learning_rate:g}). On {all_of('device_name')}, "
         f"{all_of('threads')} thread(s), {all_of('jobs_at_once')} job(s) at once, "
         f"torch {all_of('versions.torch')}."
     )

@@ -48,8 +48,9 @@ def read_result(folder: Path) -> dict[str, Any] | None:
         return None
     try:
         result = json.loads(path.read_text())
-        assert isinstance(result, dict)
-    except (ValueError, AssertionError) as error:
+        if not isinstance(result, dict) or "experiment" not in result:
+            raise ValueError("not a run's result")
+    except ValueError as error:
         raise InputError(
             f"{path} is damaged ({error}); delete {folder} and run it again"
         ) from error
@@ -66,9 +67,10 @@ def write(path: Path, content: bytes) -> None:
             os.fsync(file.fileno())
         os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
         os.replace(temporary, path)
-    except BaseException:
+    except OSError as error:  # a full disk does not say which file
+        raise OSError(error.errno, error.strerror, str(path)) from error
+    finally:
         Path(temporary).unlink(missing_ok=True)
-        raise
 
 
 def write_json(path: Path, content: Any) -> None:

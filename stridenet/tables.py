@@ -45,9 +45,10 @@ def table1(runs: pd.DataFrame, plan: EliminationPlan, data: str) -> pd.DataFrame
     """Accuracy and training time of each network over its n seeds, the paper's beside them.
 
     runs: as runs.tidy gives them. One row for each network trained from scratch, n = 0 included, and
-    one for each other way to start that was trained. A deviation of fewer than two runs is missing.
+    one for each fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a
+    file of weights are left out: different files are no repetitions.
     """
-    trained = runs[runs.weights != "copy"]
+    trained = runs[runs.weights.isin(["scratch", "fine_tune"])]
     started = trained.groupby(["network", "weights"])
     measured = started.agg(
         n=("seed", "size"),

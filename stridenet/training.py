@@ -198,7 +198,7 @@ def _finite(loss: Tensor | float, recipe: Recipe) -> float:
     value = float(loss)
     if not math.isfinite(value):
         raise InputError(
-            f"the loss became {value}: training diverged; try a rate below "
-            f"recipe.learning_rate={recipe.learning_rate}"
+            f"the loss became {value}: training diverged (try a rate below "
+            f"recipe.learning_rate={recipe.learning_rate}), or the starting weights are not finite"
         )
     return value
