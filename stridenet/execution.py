@@ -24,12 +24,11 @@ from stridenet.config import (
     strided_source,
 )
 from stridenet.data import load
-from stridenet.elimination import UnitStrideNetwork, eliminate_stride, plan_elimination
-from stridenet.networks import build_strided, initialise
+from stridenet.elimination import UnitStrideNetwork, eliminate_stride
+from stridenet.networks import build_network, build_strided, initialise
 from stridenet.training import Examples, generator, normalise, train
 from stridenet.verification import compare_scores
 
-CLASSES = 10  # of MNIST and of Fashion-MNIST
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
@@ -60,7 +59,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
     device = _device(config.device)
     circumstances = _circumstances(config, device, jobs_at_once)  # of the code that starts here
     _make_repeatable(config.threads)
-    strided, network = _starting_networks(config)
+    network, strided = _starting_networks(config)
     images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
     test_images = images["test"][0]
 
@@ -80,7 +79,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
         layers, splits, recipe, config.seed, device, title=folder.name.rpartition("-")[0]
     )
     copied = {}
-    if config.weights == "copy" and isinstance(network, UnitStrideNetwork):
+    if config.weights == "copy" and strided is not None and isinstance(network, UnitStrideNetwork):
         copied = {
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
@@ -106,18 +105,10 @@ def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
     }
 
 
-def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
-    """The strided network, whose weights count only if they are copied, and the network of this
-    run with its starting weights."""
+def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
+    """The network of this run with its starting weights, and the strided one they were copied from."""
     height, width = config.data.image_size
     input_size = (1, height, width)
-    strided = build_strided(config.model, input_size)
-    scores = plan_elimination(strided, input_size).layers[-1].output.size[0]
-    if scores < CLASSES:
-        raise InputError(
-            f"the last of model.layers gives {scores} scores, but {config.data.name} has {CLASSES} "
-            "classes; give it more channels"
-        )
     if config.weights in ("copy", "fine_tune"):
         source = runs.run_folder(strided_source(config))
         if runs.read_result(source) is None:
@@ -125,13 +116,15 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module]:
                 f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "
                 "same run with model=strided weights=scratch first"
             )
+        strided = build_strided(config.model, input_size)
         runs.load_weights(source / "weights.pt", strided)
-    network = eliminate_stride(strided, input_size) if config.model.eliminate_stride else strided
+        return eliminate_stride(strided, input_size), strided
+    network = build_network(config.model, input_size)
     if config.weights == "scratch":
         initialise(network, config.recipe.initialisation, generator(config.seed, "weights"))
-    elif config.weights not in STARTING_WEIGHTS:
+    else:
         runs.load_weights(Path(config.weights), network)
-    return strided, network
+    return network, None
 
 
 def _device(name: str) -> torch.device:

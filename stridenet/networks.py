@@ -6,8 +6,9 @@ import torch
 from torch import nn
 
 from stridenet.config import InputError, Layer, Model
-from stridenet.elimination import plan_elimination
+from stridenet.elimination import eliminate_stride, plan_elimination
 
+CLASSES = 10  # of MNIST and of Fashion-MNIST
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -39,7 +40,18 @@ def build_strided(model: Model, input_size: tuple[int, int, int]) -> nn.Sequenti
             _add(network, f"{name}_{model.activation}", activation())
         if [name] == convolutions[-1:]:
             channels = _flatten(network, input_size)
+    if channels < CLASSES:
+        raise InputError(
+            f"the last of model.layers gives {channels} scores, but there are {CLASSES} classes; "
+            "give it more channels"
+        )
     return network
+
+
+def build_network(model: Model, input_size: tuple[int, int, int]) -> nn.Module:
+    """The strided network, or its unit-stride twin, as the settings say; its weights are arbitrary."""
+    strided = build_strided(model, input_size)
+    return eliminate_stride(strided, input_size) if model.eliminate_stride else strided
 
 
 def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:

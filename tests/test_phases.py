@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 from stridenet import depth_to_space, space_to_depth
 from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size
 
-many = settings(deadline=None, max_examples=300)
+many = settings(max_examples=300)
 
 
 def integers(shape: Sequence[int], seed: int = 0) -> np.ndarray:

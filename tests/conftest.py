@@ -1,0 +1,63 @@
+"""What the test files share: the real MNIST, tiny data, and settings as the command line makes them."""
+
+import copy
+import functools
+from collections.abc import Callable
+from pathlib import Path
+
+import hypothesis
+import pytest
+import torch
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from experiments.command import CONF  # registers the schemas that the settings start from
+from stridenet import data
+from stridenet.config import Config, Data, Report, resolve
+from stridenet.data import Dataset
+
+hypothesis.settings.register_profile("stridenet", deadline=None)
+hypothesis.settings.load_profile("stridenet")
+torch.set_num_threads(1)  # tests run in several processes at once, which would wait for each other
+
+DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"
+Composed = Callable[..., Config]
+
+
+@pytest.fixture(scope="session")
+def mnist_folder() -> Path:
+    """A folder with the real MNIST, fetched if it is missing."""
+    data.load(Data(name="mnist"), DATA_FOLDER)
+    return DATA_FOLDER
+
+
+@functools.cache
+def settings_of(command: str, overrides: tuple[str, ...]) -> DictConfig:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return compose(command, overrides=list(overrides))
+
+
+@pytest.fixture(scope="session")
+def composed() -> Composed:
+    """Settings from overrides, as experiments.train (or the given command) makes them, resolved."""
+
+    def composed(*overrides: str, command: str = "train") -> Config | Report:
+        schema = {"train": Config, "report": Report}[command]
+        return resolve(copy.deepcopy(settings_of(command, overrides)), schema)
+
+    return composed
+
+
+@pytest.fixture(scope="session")
+def tiny_data() -> Dataset:
+    """230 images of 10x10 in ten classes, each a blot at the class's place: soon learned."""
+    generator = torch.Generator().manual_seed(0)
+    labels = torch.randint(10, (230,), generator=generator)
+    images = torch.randint(60, (230, 1, 10, 10), generator=generator)
+    for image, label in zip(images, labels, strict=True):
+        image[
+            0, 2 * (label % 5) : 2 * (label % 5) + 2, 5 * (label // 5) : 5 * (label // 5) + 5
+        ] += 150
+    images = images.to(torch.uint8)
+    splits = zip(images.split([150, 30, 50]), labels.split([150, 30, 50]), strict=True)
+    return Dataset(*[tensor for split in splits for tensor in split])

@@ -1,0 +1,458 @@
+"""Settings: every group composes, all is written in one way only, and an identity is of its numbers."""
+
+import copy
+import itertools
+import math
+import re
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, fields, is_dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from experiments.command import CONF
+from stridenet.config import (
+    Config,
+    Data,
+    InputError,
+    Layer,
+    Model,
+    Recipe,
+    Report,
+    experiment_identity,
+    resolve,
+    run_name,
+    strided_source,
+)
+
+GROUPS = {
+    group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+    for group in ("model", "data", "recipe")
+}
+COMBINATIONS = list(itertools.product(*GROUPS.values()))
+Composed = Callable[..., Any]
+
+
+@pytest.fixture(scope="module")
+def plain() -> dict[str, Any]:
+    """The default settings of a run as plain dictionaries, before they are resolved."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        return OmegaConf.to_container(compose("train"))
+
+
+@pytest.fixture(scope="module")
+def config(plain: dict[str, Any]) -> Config:
+    """The default run, resolved."""
+    return resolve(OmegaConf.create(plain), Config)
+
+
+def changed(settings: Any, key: str, value: Any) -> Any:
+    """A copy of dataclasses or dictionaries with a dotted key set to another value."""
+    settings = copy.deepcopy(settings)
+    *parents, last = key.split(".")
+    holder = settings
+    for parent in parents:
+        holder = holder[parent] if isinstance(holder, dict) else getattr(holder, parent)
+    if isinstance(holder, dict):
+        holder[last] = value
+    else:
+        assert hasattr(holder, last)
+        setattr(holder, last, value)
+    return settings
+
+
+# What the files under conf/ hold
+
+
+def test_the_groups_hold_what_the_readme_promises() -> None:
+    assert {"strided", "unit_stride"} <= set(GROUPS["model"])
+    assert {"mnist", "fashion_mnist"} <= set(GROUPS["data"])
+    assert {"sgd", "caffe", "smoke"} <= set(GROUPS["recipe"])
+
+
+@pytest.mark.parametrize(("model", "data", "recipe"), COMBINATIONS)
+def test_every_combination_composes_for_both_commands_and_they_mean_the_same_experiment(
+    composed: Composed, model: str, data: str, recipe: str
+) -> None:
+    chosen = (f"model={model}", f"data={data}", f"recipe={recipe}")
+    run, report = composed(*chosen), composed(*chosen, command="report")
+    assert isinstance(run, Config)
+    assert type(report) is Report
+    assert (run.model.name, run.data.name, run.recipe.name) == (model, data, recipe)
+    assert run.model.eliminate_stride == (model == "unit_stride")
+    assert (run.seed, run.weights, run.outputs) == (0, "scratch", "outputs")
+    assert experiment_identity(run) == experiment_identity(report)
+
+
+def test_the_network_is_the_papers_and_the_twin_is_the_same_but_for_its_flag(
+    composed: Composed,
+) -> None:
+    strided, twin = composed().model, composed("model=unit_stride").model
+    sizes = [
+        (layer.kernel[0], layer.stride[0], layer.channels) for layer in strided.layers.values()
+    ]
+    assert list(strided.layers) == ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"]
+    assert sizes == [(5, 1, 20), (2, 2, 20), (5, 1, 50), (2, 2, 50), (1, 1, 500), (1, 1, 10)]
+    assert twin == replace(strided, eliminate_stride=True)
+
+
+def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None:
+    assert composed("recipe=caffe").recipe == Recipe(
+        name="caffe",
+        epochs=None,
+        steps=10_000,
+        batch_size=64,
+        learning_rate=0.01,
+        rate_decay=1e-4,
+        rate_power=0.75,
+        bias_rate_factor=2,
+        momentum=0.9,
+        weight_decay=5e-4,
+        initialisation="xavier",
+        pixels="scaled",
+    )
+
+
+# One way of writing
+
+
+def test_sizes_become_height_and_width(composed: Composed) -> None:
+    layers = composed(
+        "model.layers.conv1.kernel=3",
+        "model.layers.conv2.stride=[2,3]",
+        "model.layers.conv3.padding=[1,0]",
+        "model.layers.conv3.dilation=2",
+        "data.image_size=[32,20]",
+    ).model.layers
+    assert layers["conv1"] == Layer("conv", 20, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
+    assert layers["conv2"].stride == [2, 3]
+    assert (layers["conv3"].padding, layers["conv3"].dilation) == ([1, 0], [2, 2])
+
+
+def test_an_added_convolution_goes_before_the_fully_connected_layers(composed: Composed) -> None:
+    layers = composed("+model.layers.conv5={channels: 30, kernel: 3}").model.layers
+    assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2"]
+    assert layers["conv5"] == Layer("conv", 30, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
+
+
+def test_a_layer_can_be_removed(composed: Composed) -> None:
+    assert list(composed("~model.layers.conv3").model.layers) == [
+        "conv1",
+        "conv2",
+        "conv4",
+        "fc1",
+        "fc2",
+    ]
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2**32 - 1])
+def test_every_seed_is_kept_zero_too(composed: Composed, seed: int) -> None:
+    config = composed(f"seed={seed}")
+    assert config.seed == seed
+    assert f"-s{seed}-" in run_name(config)
+
+
+# Identity
+
+# Another value for each field that decides numbers …
+DECIDING: dict[str, Any] = {
+    "model.eliminate_stride": True,
+    "model.activation": "tanh",
+    "model.layers.conv3.kind": "fc",
+    "model.layers.conv3.channels": 51,
+    "model.layers.conv3.kernel": [5, 4],
+    "model.layers.conv3.stride": [1, 2],
+    "model.layers.conv3.dilation": [2, 1],
+    "model.layers.conv3.padding": [0, 1],
+    "model.layers.conv3.groups": 2,
+    "model.layers.conv3.bias": False,
+    "data.name": "fashion_mnist",
+    "data.image_size": [28, 27],
+    "data.train_size": 59_999,
+    "data.validation_size": 1,
+    "recipe.name": "mine",
+    "recipe.epochs": 4,
+    "recipe.steps": 1,
+    "recipe.batch_size": 65,
+    "recipe.learning_rate": 0.011,
+    "recipe.rate_decay": 1e-5,
+    "recipe.rate_power": 0.5,
+    "recipe.bias_rate_factor": 2.0,
+    "recipe.momentum": 0.8,
+    "recipe.weight_decay": 0.0,
+    "recipe.initialisation": "xavier",
+    "recipe.pixels": "scaled",
+    "seed": 1,
+    "weights": "copy",
+}
+# … and for each that does not.
+NOT_DECIDING = {
+    "data.download_timeout": 1.0,
+    "device": "cpu",
+    "threads": 2,
+    "outputs": "elsewhere",
+}
+# These differ between the runs of one experiment.
+WITHIN_AN_EXPERIMENT = {"model.eliminate_stride", "seed", "weights"}
+
+
+def leaves(schema: type, prefix: str = "") -> set[str]:
+    """The dotted names of all fields of a dataclass and of the dataclasses in it."""
+    nested = {"model": Model, "data": Data, "recipe": Recipe, "layers.conv3": Layer}
+    found: set[str] = set()
+    for field in fields(schema):
+        name = "layers.conv3" if field.name == "layers" else field.name
+        inner = nested.get(name)
+        assert inner is not None or not is_dataclass(field.type)
+        found |= leaves(inner, f"{prefix}{name}.") if inner else {f"{prefix}{name}"}
+    return found
+
+
+def test_every_setting_is_known_to_be_in_the_identity_or_not() -> None:
+    assert leaves(Config) == DECIDING.keys() | NOT_DECIDING.keys()
+
+
+@pytest.mark.parametrize("key", DECIDING)
+def test_what_decides_numbers_changes_the_run(config: Config, key: str) -> None:
+    other = changed(config, key, DECIDING[key])
+    assert run_name(other).rpartition("-")[2] != run_name(config).rpartition("-")[2]
+    within = experiment_identity(other) == experiment_identity(config)
+    assert within == (key in WITHIN_AN_EXPERIMENT)
+
+
+@pytest.mark.parametrize("key", NOT_DECIDING)
+def test_what_decides_no_numbers_leaves_the_run_as_it_is(config: Config, key: str) -> None:
+    other = changed(config, key, NOT_DECIDING[key])
+    assert other != config
+    assert run_name(other) == run_name(config)
+    assert experiment_identity(other) == experiment_identity(config)
+
+
+def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: Config) -> None:
+    layers = config.model.layers
+    fewer = {name: layer for name, layer in layers.items() if name != "conv4"}
+    swapped = {name: layers[name] for name in ("conv3", "conv2", "conv1", "conv4", "fc1", "fc2")}
+    renamed = {name.replace("conv4", "conv5"): layer for name, layer in layers.items()}
+    variants = [layers, fewer, swapped, renamed, {**layers, "fc3": layers["fc2"]}]
+    identities = {
+        experiment_identity(changed(config, "model.layers", variant)) for variant in variants
+    }
+    assert len(identities) == len(variants)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (["model.layers.conv1.kernel=5"], ["model.layers.conv1.kernel=[5,5]"]),
+        (["model.layers.conv2.stride=[2,2]"], []),
+        (["recipe.learning_rate=1e-2"], ["recipe.learning_rate=0.01"]),
+        (["recipe.rate_decay=0"], ["recipe.rate_decay=0.0"]),
+        (["seed=3", "recipe.momentum=0.5"], ["recipe.momentum=0.5", "seed=3"]),
+        (["recipe=smoke"], ["recipe.name=smoke", "recipe.epochs=null", "recipe.steps=60"]),
+        (["model=unit_stride"], ["model.eliminate_stride=true"]),
+        (
+            ["+model.layers.conv5={channels: 5}"],
+            ["+model.layers.conv5={kind: conv, channels: 5, kernel: [1, 1], padding: 0}"],
+        ),
+    ],
+)
+def test_the_spelling_of_settings_does_not_change_the_run(
+    composed: Composed, one: list[str], other: list[str]
+) -> None:
+    assert run_name(composed(*one)) == run_name(composed(*other))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "beginning"),
+    [
+        (["seed=3"], "strided-scratch-sgd-s3"),
+        (["model=unit_stride", "weights=copy", "recipe=caffe"], "unit_stride-copy-caffe-s0"),
+        (["model=unit_stride", "weights=fine_tune", "seed=12"], "unit_stride-fine_tune-sgd-s12"),
+    ],
+)
+def test_a_runs_folder_tells_what_it_is_and_ends_in_the_identity(
+    composed: Composed, overrides: list[str], beginning: str
+) -> None:
+    assert re.fullmatch(f"{beginning}-[0-9a-f]{{8}}", run_name(composed(*overrides)))
+
+
+def test_a_file_of_weights_is_known_by_its_content_not_its_path(
+    composed: Composed, tmp_path: Path
+) -> None:
+    here, there, other = (tmp_path / name for name in ("here.pt", "there.pt", "other.pt"))
+    here.write_bytes(b"weights")
+    shutil.copy(here, there)
+    other.write_bytes(b"other weights")
+    name = run_name(composed(f"weights={here}"))
+    assert re.fullmatch("strided-file-sgd-s0-[0-9a-f]{8}", name)
+    assert run_name(composed(f"weights={there}")) == name
+    assert run_name(composed(f"weights={other}")) != name
+
+
+def test_copied_weights_come_from_the_strided_run_of_the_same_settings(composed: Composed) -> None:
+    common = ["seed=7", "recipe=caffe", "model.layers.conv1.kernel=3", "outputs=there"]
+    source = strided_source(composed("model=unit_stride", "weights=copy", *common))
+    assert source == composed("model=strided", *common)
+    fine_tuned = composed("model=unit_stride", "weights=fine_tune", *common)
+    assert strided_source(fine_tuned) == source
+    assert run_name(source).startswith("strided-scratch-caffe-s7-")
+
+
+# Mistakes
+
+NOT_THERE = "/nowhere/weights.pt"
+BAD_VALUES: list[tuple[str, Any, str]] = [
+    *[(f"model.layers.conv2.{size}", value, "two whole numbers")
+      for size in ("kernel", "stride", "dilation", "padding")
+      for value in (-1, 2.5, "3", True, None, [], [1], [1, 2, 3], [1, -1], [1, 0.5], [1, None])],
+    *[(f"model.layers.conv2.{size}", value, "at least 1")
+      for size in ("kernel", "stride", "dilation") for value in (0, [0, 1], [1, 0])],
+    *[("data.image_size", value, "two whole numbers")
+      for value in ([], [28], [28, 28, 1], [0, 28], [28, -1])],
+    *[(f"model.layers.conv2.{key}", value, "at least 1")
+      for key in ("channels", "groups") for value in (0, -1)],
+    *[(f"recipe.{key}", value, "at least 0")
+      for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay")
+      for value in (-1.0, -1e-9, math.nan)],
+    *[("recipe.learning_rate", value, "above 0") for value in (0.0, -0.1, math.nan, math.inf)],
+    ("recipe.batch_size", 0, "at least 1"),
+    ("recipe.batch_size", -64, "at least 1"),
+    ("recipe.epochs", -1, "at least 0"),
+    ("recipe.epochs", None, "give one"),
+    ("recipe.steps", 5, "give one"),
+    ("recipe.initialisation", "he", "pytorch, xavier"),
+    ("recipe.pixels", "raw", "standardised, scaled"),
+    ("recipe.name", "a/b", "letters"),
+    ("recipe.name", "", "letters"),
+    ("recipe.name", "..", "letters"),
+    ("model.layers.conv2.kind", "pool", "conv, fc"),
+    ("data.train_size", 0, "at least 1"),
+    ("data.train_size", -1, "at least 1"),
+    ("data.validation_size", -1, "at least 0"),
+    ("data.download_timeout", -1.0, "at least 0"),
+    ("data.download_timeout", math.nan, "at least 0"),
+    ("seed", -1, "from 0"),
+    ("seed", 2**32, "from 0"),
+    ("threads", 0, "at least 1"),
+    ("device", "gpu", "cpu, cuda"),
+    ("weights", NOT_THERE, "nor a file"),
+    ("weights", "", "nor a file"),
+    ("weights", "copy", "model=unit_stride"),
+    ("weights", "fine_tune", "model=unit_stride"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("key", "value", "hint"), BAD_VALUES)
+def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
+    plain: dict[str, Any], key: str, value: Any, hint: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(OmegaConf.create(changed(plain, key, value)), Config)
+    message = str(caught.value)
+    assert f"{key}={value}" in message
+    assert hint in message
+    assert "\n" not in message
+
+
+def test_a_negative_number_of_steps_is_an_error(plain: dict[str, Any]) -> None:
+    steps = changed(changed(plain, "recipe.epochs", None), "recipe.steps", -5)
+    with pytest.raises(InputError, match=r"recipe\.steps=-5 must be at least 0"):
+        resolve(OmegaConf.create(steps), Config)
+
+
+@pytest.mark.parametrize("name", ["conv-5", "5conv", "a.b", "", "_a", "a b"])
+def test_a_layers_name_must_be_usable_as_one(plain: dict[str, Any], name: str) -> None:
+    settings = copy.deepcopy(plain)
+    settings["model"]["layers"][name] = {"channels": 3}
+    with pytest.raises(InputError, match=re.escape(f"model.layers.{name}: a layer's name")):
+        resolve(OmegaConf.create(settings), Config)
+
+
+@pytest.mark.parametrize("option", ["kernel", "stride", "dilation", "padding", "groups"])
+def test_a_fully_connected_layer_has_no_options_of_a_convolution(
+    plain: dict[str, Any], option: str
+) -> None:
+    settings = changed(plain, f"model.layers.fc1.{option}", 3)
+    with pytest.raises(InputError, match=rf"model\.layers\.fc1\.{option}=.*3.* has no {option}"):
+        resolve(OmegaConf.create(settings), Config)
+
+
+def test_a_model_needs_layers(plain: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"model\.layers is empty"):
+        resolve(OmegaConf.create(changed(plain, "model.layers", {})), Config)
+
+
+@pytest.mark.parametrize(
+    ("key", "place"),
+    [
+        ("nonsense", "Config"),
+        ("model.nonsense", "Model"),
+        ("data.nonsense", "Data"),
+        ("recipe.nonsense", "Recipe"),
+        ("model.layers.conv1.nonsense", "model.layers.conv1"),
+    ],
+)
+def test_an_unknown_key_is_an_error_that_says_where(
+    plain: dict[str, Any], key: str, place: str
+) -> None:
+    with pytest.raises(InputError) as caught:
+        resolve(OmegaConf.create(changed(plain, key, 1)), Config)
+    assert "'nonsense'" in str(caught.value)
+    assert place in str(caught.value)
+
+
+def test_a_layer_without_channels_is_an_error(plain: dict[str, Any]) -> None:
+    with pytest.raises(InputError, match=r"model\.layers\.conv5.*channels"):
+        resolve(OmegaConf.create(changed(plain, "model.layers.conv5", {"kernel": 3})), Config)
+
+
+@pytest.mark.parametrize("layer", [None, 3, [5, 20], "conv"])
+def test_a_layer_that_is_not_a_mapping_is_an_error(plain: dict[str, Any], layer: Any) -> None:
+    with pytest.raises(InputError, match=r"model\.layers\.conv1"):
+        resolve(OmegaConf.create(changed(plain, "model.layers.conv1", layer)), Config)
+
+
+WRONG_TYPES = [
+    ("seed", "abc"),
+    ("seed", 1.5),
+    ("seed", None),
+    ("threads", "two"),
+    ("recipe.epochs", "many"),
+    ("recipe.momentum", "high"),
+    ("data.train_size", "all"),
+    ("model.eliminate_stride", "perhaps"),
+    ("model.layers.conv1.channels", "many"),
+    ("model.layers.conv1.bias", "perhaps"),
+]
+
+
+@pytest.mark.parametrize(("key", "value"), WRONG_TYPES)
+def test_a_value_of_a_wrong_type_is_an_error_with_key_and_value(
+    plain: dict[str, Any], key: str, value: Any
+) -> None:
+    with pytest.raises(InputError, match=f"{re.escape(key)}: .*'{value}'") as caught:
+        resolve(OmegaConf.create(changed(plain, key, value)), Config)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "data.download_timeout",
+        *(f"recipe.{key}" for key in ("rate_decay", "rate_power", "momentum", "weight_decay")),
+        "recipe.bias_rate_factor",
+    ],
+)
+def test_an_infinite_value_which_no_result_could_hold_is_an_error(
+    plain: dict[str, Any], key: str
+) -> None:
+    with pytest.raises(InputError, match=f"{key}=inf"):
+        resolve(OmegaConf.create(changed(plain, key, math.inf)), Config)
+
+
+def test_resolved_settings_resolve_to_themselves(config: Config) -> None:
+    assert resolve(OmegaConf.create(asdict(config)), Config) == config

@@ -1,0 +1,438 @@
+"""The commands as users run them, in processes of their own, on the real MNIST."""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+import torch.nn.functional as F
+from filelock import FileLock
+from torch import Tensor
+
+import stridenet
+from stridenet.config import Data, run_name
+from stridenet.data import load
+from stridenet.networks import build_network
+from stridenet.runs import load_weights
+
+ROOT = Path(__file__).resolve().parents[1]
+SMOKE = ("recipe=smoke", "data.train_size=5000")
+PIPELINE = {
+    "strided": ["train", *SMOKE, "model=strided"],
+    "unit_stride": ["train", *SMOKE, "model=unit_stride"],
+    "copy": ["train", *SMOKE, "model=unit_stride", "weights=copy"],
+    "report": ["report", *SMOKE],
+}
+# A run of which most is the start of Python.
+FEW = (
+    "recipe=smoke",
+    "recipe.steps=10",
+    "data.train_size=1000",
+    "data.image_size=[16,16]",
+    "model.layers.conv3.kernel=3",
+)
+REPORT = {
+    "runs.csv",
+    *(f"{name}.{suffix}" for suffix in ("csv", "md", "tex")
+      for name in ("table1", "table2", "copied_weights")),
+    *(f"{name}.{suffix}" for suffix in ("png", "svg")
+      for name in ("feature_maps", "accuracy_by_epoch", "accuracy_of_seeds", "training_time")),
+}  # fmt: skip
+Composed = Callable[..., Any]
+
+
+def python(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run Python in the repository's root, as a user would."""
+    environment = {
+        name: value
+        for name, value in os.environ.items()
+        if name not in ("STRIDENET_TRACEBACK", "HYDRA_FULL_ERROR")
+    }
+    return subprocess.run(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=280,
+    )
+
+
+def command(name: str, *overrides: str, outputs: Path) -> subprocess.CompletedProcess[str]:
+    return python("-m", f"experiments.{name}", *overrides, f"outputs={outputs}")
+
+
+def outputs_in(folder: Path, mnist_folder: Path) -> Path:
+    """A folder for results that already has the data."""
+    folder.mkdir()
+    (folder / "data").symlink_to(mnist_folder, target_is_directory=True)
+    return folder
+
+
+@pytest.fixture
+def outputs(tmp_path: Path, mnist_folder: Path) -> Path:
+    return outputs_in(tmp_path / "outputs", mnist_folder)
+
+
+@pytest.fixture(scope="session")
+def pipeline(mnist_folder: Path, tmp_path_factory: pytest.TempPathFactory, worker_id: str) -> Path:
+    """The results of all of PIPELINE, made once for all of pytest's processes, and never changed."""
+    shared = tmp_path_factory.getbasetemp()
+    if worker_id != "master":
+        shared = shared.parent
+    folder = shared / "pipeline"
+    with FileLock(shared / "pipeline.lock"):
+        if not folder.exists():
+            outputs_in(folder, mnist_folder)
+            printed = {
+                step: vars(command(*PIPELINE[step], outputs=folder)) | {"args": None}
+                for step in PIPELINE
+            }
+            (folder / "printed.json").write_text(json.dumps(printed))
+    return folder
+
+
+@pytest.fixture(scope="session")
+def results(pipeline: Path) -> dict[str, dict[str, Any]]:
+    """The result of each run of the pipeline."""
+    found = {}
+    for path in (pipeline / "runs").glob("*/result.json"):
+        result = json.loads(path.read_text())
+        found["copy" if result["weights"] == "copy" else result["network"]] = result
+    return found
+
+
+@pytest.fixture
+def finished(outputs: Path) -> Path:
+    """A folder of results with a finished run, to make mistakes beside."""
+    run = outputs / "runs" / "strided-scratch-smoke-s0-00000000"
+    run.mkdir(parents=True)
+    config = {"data": {"name": "mnist"}, "recipe": {"name": "smoke"}}
+    (run / "result.json").write_text(json.dumps({"experiment": "00000000", "config": config}))
+    (run / "weights.pt").write_bytes(b"weights")
+    return outputs
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file of every run, but the locks."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.glob("runs/*/*")
+        if path.name != "lock"
+    }
+
+
+# The pipeline
+
+
+@pytest.mark.parametrize("step", PIPELINE)
+def test_every_step_succeeds_and_says_what_it_did(pipeline: Path, step: str) -> None:
+    printed = json.loads((pipeline / "printed.json").read_text())[step]
+    assert printed["returncode"] == 0, printed["stderr"]
+    assert printed["stderr"] == ""
+    if step == "report":
+        for told in ("Table 1:", "Table 2:", "320x6x6", "Non-Unity Stride", "98.17", "10000"):
+            assert told in printed["stdout"]
+        assert max(map(len, printed["stdout"].splitlines())) <= max(80, len(str(pipeline)) + 70)
+    else:
+        network = "copy" if step == "copy" else "scratch"
+        assert re.fullmatch(
+            rf"(un)?\w+-{network}-smoke-s0-[0-9a-f]{{8}}: test accuracy \d+\.\d\d%\n",
+            printed["stdout"],
+        )
+
+
+def test_results_have_all_that_a_reader_needs(
+    composed: Composed, results: dict[str, dict[str, Any]], pipeline: Path
+) -> None:
+    assert set(results) == {"strided", "unit_stride", "copy"}
+    assert len({result["experiment"] for result in results.values()}) == 1
+    for step, result in results.items():
+        assert set(result) == {
+            "run", "experiment", "network", "weights", "seed",
+            "test_accuracy", "test_correct", "test_images",
+            "training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds",
+            "copied", "epochs", "device", "device_name", "threads", "jobs_at_once",
+            "versions", "git_commit", "date", "config",
+        }  # fmt: skip
+        config = composed(*PIPELINE[step][1:], f"outputs={pipeline}")
+        assert result["run"] == run_name(config)
+        assert (result["seed"], result["threads"], result["test_images"]) == (0, 1, 10_000)
+        assert result["test_accuracy"] == result["test_correct"] / 10_000
+        assert result["config"]["recipe"]["steps"] == 60
+        assert result["versions"]["torch"] == torch.__version__
+        files = {path.name for path in (pipeline / "runs" / result["run"]).iterdir()}
+        assert files == {"lock", "weights.pt", "result.json"}
+
+
+def test_sixty_steps_already_learn_and_their_seconds_are_measured(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    for step in ("strided", "unit_stride"):
+        first, last = results[step]["epochs"]
+        assert (first["epoch"], last["epoch"]) == (0, 60 / 79)
+        assert last["test_accuracy"] > 2 * first["test_accuracy"]
+        assert last["test_loss"] < first["test_loss"]
+        assert results[step]["training_wall_seconds"] > 0
+    assert results["copy"]["training_wall_seconds"] is None
+
+
+def test_copied_weights_predict_the_same_class_on_all_test_images(
+    results: dict[str, dict[str, Any]],
+) -> None:
+    copied = results["copy"]["copied"]
+    assert copied["float64"]["agreeing"] == copied["float64"]["images"] == 10_000
+    assert copied["float32"]["agreeing"] >= 9_999  # two scores may tie up to rounding
+    assert copied["float64"]["largest_difference"] < 1e-12
+    assert copied["float32"]["largest_difference"] < 1e-3
+    assert results["copy"]["test_correct"] == pytest.approx(
+        results["strided"]["test_correct"], abs=1
+    )
+
+
+def strided_lenet(weights: dict[str, Tensor], x: Tensor) -> Tensor:
+    """The paper's strided network, written out."""
+    w = {name: value.double() for name, value in weights.items()}
+    for layer, stride in (("conv1", 1), ("conv2", 2), ("conv3", 1), ("conv4", 2)):
+        x = F.conv2d(x, w[f"{layer}.weight"], w[f"{layer}.bias"], stride).relu()
+    x = F.linear(x.flatten(1), w["fc1.weight"], w["fc1.bias"]).relu()
+    return F.linear(x, w["fc2.weight"], w["fc2.bias"])
+
+
+def test_the_saved_weights_of_both_networks_give_the_same_scores_on_mnist(
+    pipeline: Path, results: dict[str, dict[str, Any]], composed: Composed, mnist_folder: Path
+) -> None:
+    folders = {step: pipeline / "runs" / result["run"] for step, result in results.items()}
+    data = load(Data("mnist"), mnist_folder)
+    values = data.train_images.double()
+    images = (data.test_images[:500].double() - values.mean()) / values.std()
+    weights = torch.load(folders["strided"] / "weights.pt", weights_only=True)
+    twin = build_network(composed("model=unit_stride").model, (1, 28, 28))
+    load_weights(folders["copy"] / "weights.pt", twin)
+    with torch.no_grad():
+        expected, scores = strided_lenet(weights, images), twin.double()(images)
+    torch.testing.assert_close(scores, expected, rtol=1e-10, atol=1e-12)
+    accuracy = float((scores.argmax(1) == data.test_labels[:500]).double().mean())
+    assert accuracy == pytest.approx(results["strided"]["test_accuracy"], abs=0.1)
+
+
+def test_the_report_has_all_its_files_with_the_numbers_of_the_runs(
+    pipeline: Path, results: dict[str, dict[str, Any]]
+) -> None:
+    report = pipeline / "report"
+    assert {path.name for path in report.iterdir()} == REPORT
+
+    runs = pd.read_csv(report / "runs.csv").set_index(["network", "weights"])
+    assert len(runs) == 3
+    table1 = pd.read_csv(report / "table1.csv").set_index("network")
+    assert list(table1.index) == ["strided", "unit_stride"]
+    for step, key in (("strided", "scratch"), ("unit_stride", "scratch"), ("copy", "copy")):
+        network, result = results[step]["network"], results[step]
+        row = runs.loc[(network, key)]
+        assert (row.run, row.test_correct) == (result["run"], result["test_correct"])
+        if key == "scratch":
+            entry = table1.loc[network]
+            assert entry.n == 1
+            assert entry.accuracy_percent_mean == pytest.approx(100 * result["test_accuracy"])
+            assert entry.training_seconds_mean == pytest.approx(result["training_wall_seconds"])
+
+    table2 = pd.read_csv(report / "table2.csv", dtype=str)
+    assert table2.to_numpy().tolist()[1] == [
+        "unit_stride", "16x7x7", "320x6x6", "80x6x6", "200x4x4", "50x4x4", "500",
+    ]  # fmt: skip
+    copied = pd.read_csv(report / "copied_weights.csv").set_index("numbers")
+    assert copied.loc["float64"].agreeing_least == 10_000
+
+
+def test_a_second_time_nothing_is_trained_and_the_report_is_the_same(
+    pipeline: Path, outputs: Path
+) -> None:
+    for part in ("runs", "report"):
+        shutil.copytree(pipeline / part, outputs / part)
+    before = snapshot(outputs)
+    assert len(before) == 6
+    both = command("train", "-m", *SMOKE, "model=strided,unit_stride", outputs=outputs)
+    copy = command(*PIPELINE["copy"], outputs=outputs)
+    report = command(*PIPELINE["report"], outputs=outputs)
+    assert [both.returncode, copy.returncode, report.returncode] == [0, 0, 0]
+    assert [line.endswith("% (done before)") for line in both.stdout.splitlines()] == [True, True]
+    assert copy.stdout.endswith("% (done before)\n")
+    assert snapshot(outputs) == before
+    for name in REPORT:
+        if not name.endswith(".svg"):  # which has the time of drawing in it
+            assert (outputs / "report" / name).read_bytes() == (
+                pipeline / "report" / name
+            ).read_bytes()
+
+
+# Sweeps
+
+
+def runs_in(outputs: Path) -> dict[tuple[str, int], Path]:
+    """The folders of finished runs by network and seed."""
+    paths = outputs.glob("runs/*/result.json")
+    found = {path.parent: json.loads(path.read_text()) for path in paths}
+    return {(result["network"], result["seed"]): folder for folder, result in found.items()}
+
+
+def assert_same_numbers(one: Path, other: Path) -> None:
+    """Bit for bit the same weights, and the same history."""
+    assert one.name == other.name
+    here, there = (torch.load(run / "weights.pt", weights_only=True) for run in (one, other))
+    assert here.keys() == there.keys()
+    assert all(torch.equal(here[name], there[name]) for name in here)
+    histories = [json.loads((run / "result.json").read_text())["epochs"] for run in (one, other)]
+    assert histories[0] == histories[1]
+
+
+def test_a_sweep_does_every_job_and_each_can_be_repeated_alone_bit_for_bit(
+    outputs: Path, tmp_path: Path, mnist_folder: Path
+) -> None:
+    jobs = ["-m", "model=strided,unit_stride", "seed=0,1"]
+    done = command("train", *jobs, *FEW, outputs=outputs)
+    assert (done.returncode, done.stderr) == (0, "")
+    lines = [line.partition(":")[0].split("-")[:4] for line in done.stdout.splitlines()]
+    assert lines == [
+        [network, "scratch", "smoke", seed]
+        for network in ("strided", "unit_stride")
+        for seed in ("s0", "s1")
+    ]
+    found = runs_in(outputs)
+    assert set(found) == {(n, seed) for n in ("strided", "unit_stride") for seed in (0, 1)}
+    weights = {(run / "weights.pt").read_bytes() for run in found.values()}
+    assert len(weights) == 4  # each job has its own
+
+    elsewhere = outputs_in(tmp_path / "elsewhere", mnist_folder)
+    for network, seed in (("unit_stride", 1), ("strided", 0)):
+        command("train", f"seed={seed}", f"model={network}", *FEW, outputs=elsewhere)
+        assert_same_numbers(found[network, seed], runs_in(elsewhere)[network, seed])
+
+
+def test_a_failing_job_of_a_sweep_lets_the_others_run_and_is_told_by_the_exit_code(
+    outputs: Path,
+) -> None:
+    done = command("train", "-m", "model.layers.conv1.kernel=50,5", *FEW, outputs=outputs)
+    assert done.returncode == 1
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "conv1" in line
+    (done_after,) = runs_in(outputs).values()
+    assert done.stdout.startswith(f"{done_after.name}: test accuracy ")
+    (failure,) = outputs.glob("runs/*/failure.json")
+    assert "conv1" in json.loads(failure.read_text())["error"]
+    assert not failure.with_name("result.json").exists()
+
+
+def test_several_failing_jobs_are_listed_at_the_end(outputs: Path) -> None:
+    done = command("train", "-m", "seed=-1,-2", *FEW, outputs=outputs)
+    assert done.returncode == 1
+    first, second, summary = done.stderr.splitlines()
+    assert "seed=-1" in first
+    assert "seed=-2" in second
+    assert summary.startswith("error: 2 jobs failed: ")
+    assert "seed=-1" in summary
+    assert "seed=-2" in summary
+
+
+# Mistakes
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["recipe.nonsense=1"], "nonsense"),
+        (["model=nonsense"], "strided; unit_stride"),
+        (["seed=abc"], "seed=abc"),
+        (["seed="], "seed="),
+        (["seed=[1"], "[1"),
+        (["+nonsense=1"], "nonsense"),
+        (["seed=-1"], "seed=-1"),
+        (["weights=nowhere.pt"], "weights=nowhere.pt"),
+        (["model=unit_stride", "weights=copy", "seed=5"], "model=strided"),
+        (["weights={file}"], "no-weights.pt"),
+        (["recipe.learning_rate=1e10", "recipe.steps=30"], "recipe.learning_rate=1"),
+        (["outputs={file}"], "no-weights.pt"),
+    ],
+)
+def test_a_mistake_ends_in_one_line_and_leaves_earlier_results_alone(
+    finished: Path, overrides: list[str], told: str
+) -> None:
+    file = finished / "no-weights.pt"
+    file.write_text("These are no weights.\n")
+    before = snapshot(finished)
+    assert len(before) == 2
+    given = [override.format(file=file) for override in overrides]
+    if not any(override.startswith("outputs=") for override in given):
+        given.append(f"outputs={finished}")
+    done = python("-m", "experiments.train", *FEW, *given)
+    assert done.returncode == 1
+    assert done.stdout == ""
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert told in line
+    after = snapshot(finished)
+    assert before.items() <= after.items()
+    assert all(name.endswith("failure.json") for name in after.keys() - before.keys())
+
+
+def test_a_report_of_runs_that_are_not_there_is_one_line_that_lists_those_that_are(
+    finished: Path,
+) -> None:
+    done = command("report", "recipe=caffe", outputs=finished)
+    assert (done.returncode, done.stdout) == (1, "")
+    (line,) = done.stderr.splitlines()
+    assert line.startswith("error: ")
+    assert "recipe=caffe" in line
+    assert "data=mnist recipe=smoke" in line
+    assert not (finished / "report").exists()
+
+
+# Imports
+
+WATCHED = """\
+import atexit, runpy, sys
+atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))
+sys.argv = ["train", *sys.argv[1:]]
+runpy.run_module("experiments.train", run_name="__main__")
+"""
+
+
+@pytest.mark.parametrize("argument", ["--help", "recipe.nonsense=1", "seed=-1"])
+def test_help_and_mistyped_settings_do_not_wait_for_torch(argument: str) -> None:
+    done = python("-c", WATCHED, argument)
+    assert done.stderr.splitlines()[-1] == "False"
+    assert done.returncode == (argument != "--help")
+
+
+def test_help_lists_groups_and_settings_with_their_defaults() -> None:
+    done = python("-m", "experiments.train", "--help")
+    assert (done.returncode, done.stderr) == (0, "")
+    for told in ("model: strided, unit_stride", "learning_rate: 0.01", "weights=copy", "seed: 0"):
+        assert told in done.stdout
+
+
+@pytest.mark.parametrize(
+    "program",
+    [
+        "import stridenet, sys; assert 'torch' not in sys.modules",
+        "import stridenet; import torchvision; from torchvision import datasets, transforms",
+    ],
+)
+def test_the_package_can_be_imported_first_and_torchvision_after_it(program: str) -> None:
+    done = python("-W", "error", "-c", program)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_all_public_names_are_there_and_no_others() -> None:
+    for name in stridenet.__all__:
+        assert getattr(stridenet, name).__name__ == name
+    with pytest.raises(AttributeError, match="nonsense"):
+        stridenet.nonsense  # noqa: B018

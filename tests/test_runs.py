@@ -1,0 +1,534 @@
+"""A run's folder: nothing half written, done once, failures told, and one table of one experiment."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from stridenet import StrideEliminationError, execution, runs
+from stridenet.config import (
+    Config,
+    Data,
+    InputError,
+    Layer,
+    Model,
+    Recipe,
+    Report,
+    experiment_identity,
+    run_name,
+    strided_source,
+)
+from stridenet.data import Dataset
+from stridenet.execution import run_once
+from stridenet.networks import build_strided
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(autouse=True)
+def same_torch() -> Iterator[None]:
+    """A run changes torch's settings for its whole process, which here has other tests to do."""
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    yield
+    torch.use_deterministic_algorithms(deterministic)
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
+    """A run of a second or less: tiny network, tiny data, two steps."""
+    monkeypatch.setattr(execution, "load", lambda data, folder: tiny_data)
+    layers = {
+        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+    }
+    return Config(
+        model=Model(activation="relu", layers=layers),
+        data=Data("mnist", [10, 10]),
+        recipe=Recipe("tiny", steps=2),
+        outputs=str(tmp_path / "outputs"),
+        device="cpu",
+    )
+
+
+def twin_of(config: Config, **changes: Any) -> Config:
+    return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
+
+
+def file_names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time and content of every file below a folder, but the locks."""
+    return {
+        str(path): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in folder.rglob("*")
+        if path.is_file() and path.name != "lock"
+    }
+
+
+# Writing
+
+
+def test_a_file_is_written_whole_readable_by_all_and_leaves_nothing_beside_it(
+    tmp_path: Path,
+) -> None:
+    runs.write(tmp_path / "file", b"old and long")
+    runs.write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"new"
+    assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
+    assert file_names(tmp_path) == {"file"}
+
+
+@pytest.mark.parametrize("broken", ["replace", "fsync", "chmod"])
+@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException
+) -> None:
+    (tmp_path / "file").write_bytes(b"old")
+
+    def fail(*_: Any, **__: Any) -> None:
+        raise error
+
+    monkeypatch.setattr(os, broken, fail)
+    with pytest.raises(type(error)):
+        runs.write(tmp_path / "file", b"new")
+    assert (tmp_path / "file").read_bytes() == b"old"
+    assert file_names(tmp_path) == {"file"}
+
+
+def test_content_is_on_the_disk_before_the_file_has_its_name(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: list[tuple[str, int]] = []
+    replace_file, fsync = os.replace, os.fsync
+
+    def replacing(source: str, target: Path) -> None:
+        calls.append(("replace", Path(source).stat().st_size))
+        replace_file(source, target)
+
+    def syncing(descriptor: int) -> None:
+        calls.append(("fsync", os.fstat(descriptor).st_size))
+        fsync(descriptor)
+
+    monkeypatch.setattr(os, "replace", replacing)
+    monkeypatch.setattr(os, "fsync", syncing)
+    runs.write(tmp_path / "file", b"content")
+    assert calls == [("fsync", 7), ("replace", 7)]
+
+
+def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
+    for content in (float("nan"), {"a": float("inf")}, {"a": {1, 2}}):
+        with pytest.raises((ValueError, TypeError)):
+            runs.write_json(tmp_path / "file.json", content)
+    assert file_names(tmp_path) == set()
+    runs.write_json(tmp_path / "file.json", {"a": [1, None, 0.1]})
+    assert json.loads((tmp_path / "file.json").read_text()) == {"a": [1, None, 0.1]}
+
+
+# Results
+
+
+def test_a_folder_without_a_result_is_not_done(tmp_path: Path) -> None:
+    assert runs.read_result(tmp_path) is None
+
+
+@pytest.mark.parametrize("content", ["", "{", '{"run": "x"', "[]", "null", "7", "\x00\x00"])
+def test_a_damaged_result_is_named_with_the_cure(tmp_path: Path, content: str) -> None:
+    (tmp_path / "result.json").write_text(content)
+    with pytest.raises(InputError) as caught:
+        runs.read_result(tmp_path)
+    assert str(tmp_path / "result.json") in str(caught.value)
+    assert f"delete {tmp_path}" in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+# Weights
+
+
+def network() -> nn.Sequential:
+    return nn.Sequential(nn.Conv2d(1, 2, 3), nn.Flatten(), nn.Linear(8, 3))
+
+
+def test_weights_come_back_exactly(tmp_path: Path) -> None:
+    saved, loaded = network(), network()
+    runs.save_weights(tmp_path / "weights.pt", saved)
+    runs.load_weights(tmp_path / "weights.pt", loaded)
+    for name, value in saved.state_dict().items():
+        assert torch.equal(value, loaded.state_dict()[name])
+    assert file_names(tmp_path) == {"weights.pt"}
+
+
+class Payload:
+    """Makes a file when it is unpickled."""
+
+    def __init__(self, victim: Path) -> None:
+        self.victim = victim
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (self.victim,)
+
+
+def foreign(path: Path) -> None:
+    path.write_text("These are no weights.\n")
+
+
+def truncated(path: Path) -> None:
+    runs.save_weights(path, network())
+    path.write_bytes(path.read_bytes()[:-200])
+
+
+def empty(path: Path) -> None:
+    path.write_bytes(b"")
+
+
+def pickled_code(path: Path) -> None:
+    path.write_bytes(pickle.dumps({"0.weight": Payload(path.with_name("victim"))}))
+
+
+def saved_code(path: Path) -> None:
+    torch.save({"0.weight": Payload(path.with_name("victim"))}, path)
+
+
+def whole_module(path: Path) -> None:
+    torch.save(network(), path)
+
+
+def a_list(path: Path) -> None:
+    torch.save([1, 2, 3], path)
+
+
+def other_layers(path: Path) -> None:
+    runs.save_weights(path, nn.Sequential(nn.Conv2d(1, 2, 3)))
+
+
+def other_sizes(path: Path) -> None:
+    runs.save_weights(path, nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3)))
+
+
+@pytest.mark.parametrize(
+    "make", [foreign, truncated, empty, pickled_code, saved_code, whole_module]
+)
+def test_a_file_that_holds_no_weights_is_named_and_runs_nothing(
+    tmp_path: Path, make: Callable[[Path], None]
+) -> None:
+    path = tmp_path / "weights.pt"
+    make(path)
+    with pytest.raises(InputError, match="is not a whole file of weights") as caught:
+        runs.load_weights(path, network())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert file_names(tmp_path) == {"weights.pt"}  # the victim was not made
+
+
+@pytest.mark.parametrize("make", [a_list, other_layers, other_sizes])
+def test_weights_of_another_network_are_named(tmp_path: Path, make: Callable[[Path], None]) -> None:
+    path = tmp_path / "weights.pt"
+    make(path)
+    with pytest.raises(InputError, match="of another network") as caught:
+        runs.load_weights(path, network())
+    assert str(path) in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < len(str(path)) + 300
+
+
+def test_the_payload_would_run_if_it_were_unpickled(tmp_path: Path) -> None:
+    pickled_code(tmp_path / "weights.pt")
+    pickle.loads((tmp_path / "weights.pt").read_bytes())
+    assert (tmp_path / "victim").exists()
+
+
+# Locks
+
+
+def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
+    folder = tmp_path / "runs" / "a-run"
+    program = (
+        "import sys; from pathlib import Path; from stridenet import runs\n"
+        "with runs.locked(Path(sys.argv[1])): Path(sys.argv[1], 'second').touch()\n"
+    )
+    with runs.locked(folder):
+        command = [sys.executable, "-c", program, str(folder)]
+        second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
+        assert second.stderr is not None
+        # The line comes while the first still holds the lock.
+        assert second.stderr.readline().startswith("a-run: waiting, another process")
+        with pytest.raises(subprocess.TimeoutExpired):
+            second.wait(timeout=0.5)
+        assert not (folder / "second").exists()
+    _, rest = second.communicate(timeout=60)
+    assert (second.returncode, rest) == (0, "")
+    assert (folder / "second").exists()
+
+
+def test_a_free_lock_is_taken_silently_and_freed_after_an_error(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(RuntimeError, match="stopped"), runs.locked(tmp_path / "run"):
+        raise RuntimeError("stopped")
+    with runs.locked(tmp_path / "run"):
+        pass
+    assert capfd.readouterr() == ("", "")
+
+
+# One run
+
+
+def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data: Dataset) -> None:
+    for settings in (config, twin_of(config)):
+        folder, result, new = run_once(settings)
+        assert new
+        assert folder == Path(config.outputs) / "runs" / run_name(settings)
+        assert file_names(folder) == {"lock", "weights.pt", "result.json"}
+        assert json.loads((folder / "result.json").read_text()) == result
+
+        network = execution.build_network(settings.model, (1, 10, 10))
+        runs.load_weights(folder / "weights.pt", network)
+        images = execution.normalise(tiny_data, "standardised")["test"][0]
+        correct = int((network(images).argmax(1) == tiny_data.test_labels).sum())
+        assert (result["test_correct"], result["test_images"]) == (correct, 50)
+        assert result["test_accuracy"] == correct / 50
+        assert result["epochs"][-1]["test_correct"] == correct
+        assert (result["network"], result["weights"]) == (settings.model.name, "scratch")
+        assert result["training_wall_seconds"] > 0
+        assert (result["rearrangement_seconds"] is None) == (settings is config)
+
+
+def test_the_result_is_written_last_after_the_weights(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    written: list[tuple[str, set[str]]] = []
+    write = runs.write
+
+    def watched(path: Path, content: bytes) -> None:
+        written.append((path.name, file_names(path.parent)))
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write", watched)
+    run_once(config)
+    assert written == [("weights.pt", {"lock"}), ("result.json", {"lock", "weights.pt"})]
+
+
+def test_a_run_that_is_done_is_not_touched_again(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, result, _ = run_once(config)
+    before = snapshot(folder)
+    monkeypatch.setattr(execution, "train", lambda *_: pytest.fail("trained again"))
+    again = run_once(replace(config, device="auto", threads=2))
+    assert again == (folder, result, False)
+    assert snapshot(folder) == before
+
+
+def test_a_run_that_was_killed_before_its_result_is_done_again(config: Config) -> None:
+    folder, result, _ = run_once(config)
+    (folder / "result.json").unlink()
+    runs.save_weights(folder / "weights.pt", network())  # whatever was left
+    _, again, new = run_once(config)
+    assert new
+    assert again["epochs"] == result["epochs"]
+    runs.load_weights(folder / "weights.pt", build_strided(config.model, (1, 10, 10)))
+
+
+def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as broken:
+        broken.setattr(execution, "train", lambda *_, **__: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            run_once(config)
+    folder = runs.run_folder(config)
+    assert file_names(folder) == {"lock", "failure.json"}
+    failure = json.loads((folder / "failure.json").read_text())
+    assert failure["error"] == "division by zero"
+    assert "ZeroDivisionError" in failure["trace"]
+    run_once(config)
+    assert file_names(folder) == {"lock", "weights.pt", "result.json"}
+
+
+def test_a_damaged_result_is_not_overwritten(config: Config) -> None:
+    folder, _, _ = run_once(config)
+    (folder / "result.json").write_text('{"run": ')
+    with pytest.raises(InputError, match="damaged"):
+        run_once(config)
+    assert (folder / "result.json").read_text() == '{"run": '
+
+
+def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config) -> None:
+    for weights in ("copy", "fine_tune"):
+        with pytest.raises(InputError) as caught:
+            run_once(twin_of(config, weights=weights))
+        missing = runs.run_folder(config) / "weights.pt"
+        assert f"weights={weights} needs {missing}" in str(caught.value)
+
+
+def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: Config) -> None:
+    source, trained, _ = run_once(config)
+    folder, result, _ = run_once(twin_of(config, weights="copy"))
+    strided = build_strided(config.model, (1, 10, 10))
+    runs.load_weights(source / "weights.pt", strided)
+    expected = execution.eliminate_stride(strided, (1, 10, 10)).state_dict()
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    assert state.keys() == expected.keys()
+    assert all(torch.equal(state[name], expected[name]) for name in state)
+    assert len(result["epochs"]) == 1
+    assert result["training_wall_seconds"] is None
+    assert result["test_correct"] == trained["test_correct"]
+    assert set(result["copied"]) == {"float32", "float64"}
+    for found in result["copied"].values():
+        assert (found["agreeing"], found["images"]) == (50, 50)
+    assert 0 < result["copied"]["float64"]["largest_difference"] < 1e-14
+    assert 1e-9 < result["copied"]["float32"]["largest_difference"] < 1e-5
+
+
+def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> None:
+    run_once(config)
+    _, copied, _ = run_once(twin_of(config, weights="copy"))
+    folder, result, _ = run_once(twin_of(config, weights="fine_tune"))
+    assert result["epochs"][0] == copied["epochs"][0]
+    assert result["epochs"][-1]["test_loss"] != copied["epochs"][-1]["test_loss"]
+    assert result["training_wall_seconds"] > 0
+    copied_folder = runs.run_folder(twin_of(config, weights="copy"))
+    assert (folder / "weights.pt").read_bytes() != (copied_folder / "weights.pt").read_bytes()
+
+
+def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
+    source, trained, _ = run_once(config)
+    folder, result, _ = run_once(replace(config, weights=str(source / "weights.pt")))
+    assert folder.name.startswith("strided-file-tiny-s0-")
+    assert result["weights"] == "file"
+    assert result["epochs"][0]["test_loss"] == trained["epochs"][-1]["test_loss"]
+    assert result["epochs"][-1]["test_loss"] != trained["epochs"][-1]["test_loss"]
+
+
+def test_a_twin_does_not_start_from_a_strided_networks_file(config: Config) -> None:
+    source, _, _ = run_once(config)
+    with pytest.raises(InputError, match="of another network"):
+        run_once(twin_of(config, weights=str(source / "weights.pt")))
+
+
+def test_weights_drawn_depend_on_the_seed_alone(config: Config) -> None:
+    untrained = replace(config, recipe=replace(config.recipe, steps=0))
+    states = []
+    for seed, torch_seed in ((0, 1), (0, 2), (1, 1)):
+        torch.manual_seed(torch_seed)
+        outputs = f"{config.outputs}-{torch_seed}"
+        folder, _, _ = run_once(replace(untrained, seed=seed, outputs=outputs))
+        states.append(torch.load(folder / "weights.pt", weights_only=True))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+    assert not any(torch.equal(states[0][name], states[2][name]) for name in states[0])
+
+
+def test_a_network_with_fewer_scores_than_classes_is_an_error(config: Config) -> None:
+    layers = {**config.model.layers, "fc1": replace(config.model.layers["fc1"], channels=9)}
+    with pytest.raises(InputError, match="9 scores, but mnist has 10 classes"):
+        run_once(replace(config, model=replace(config.model, layers=layers)))
+
+
+def test_a_layer_larger_than_its_map_is_an_error_and_told_in_the_folder(config: Config) -> None:
+    layers = {**config.model.layers, "conv1": Layer("conv", 4, [11, 3], [1, 1], [1, 1], [0, 0])}
+    large = replace(config, model=replace(config.model, layers=layers))
+    with pytest.raises(StrideEliminationError, match="conv1"):
+        run_once(large)
+    assert "conv1" in json.loads((runs.run_folder(large) / "failure.json").read_text())["error"]
+
+
+def test_a_device_that_is_not_here_is_an_error(config: Config) -> None:
+    found = torch.accelerator.current_accelerator(check_available=True)
+    absent = "mps" if found is not None and found.type == "cuda" else "cuda"
+    with pytest.raises(InputError, match=f"device={absent} is not here"):
+        run_once(replace(config, device=absent))
+
+
+def test_circumstances_are_in_the_result(config: Config) -> None:
+    _, result, _ = run_once(config)
+    assert (result["device"], result["threads"], result["jobs_at_once"]) == ("cpu", 1, 1)
+    assert result["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
+    assert result["experiment"] == experiment_identity(config)
+    assert result["config"]["model"]["layers"]["conv2"]["stride"] == [2, 2]
+    assert result["device_name"]
+
+
+# Many runs
+
+
+def report_of(config: Config) -> Report:
+    return Report(config.model, config.data, config.recipe, config.outputs)
+
+
+def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config: Config) -> None:
+    second = replace(config, seed=1)
+    other_recipe = replace(config, recipe=replace(config.recipe, name="other", steps=1))
+    other_data = replace(config, data=replace(config.data, validation_size=7))
+    mine = [config, second, twin_of(config), twin_of(config, weights="copy")]
+    for settings in (*mine, other_recipe, other_data):
+        run_once(settings)
+    runs.run_folder(replace(config, seed=2)).mkdir()  # not finished
+    (Path(config.outputs) / "runs" / "notes.txt").write_text("A file of mine.")
+
+    def found(report: Report) -> list[str]:
+        return sorted(result["run"] for result in runs.finished_runs(report))
+
+    assert found(report_of(config)) == sorted(map(run_name, mine))
+    assert found(report_of(twin_of(config))) == sorted(map(run_name, mine))
+    assert found(report_of(other_recipe)) == [run_name(other_recipe)]
+
+
+def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Config) -> None:
+    report = report_of(config)
+    with pytest.raises(InputError, match=r"data=mnist and recipe=tiny.*nothing"):
+        runs.finished_runs(report)
+    run_once(replace(config, recipe=replace(config.recipe, name="other")))
+    run_once(replace(config, data=replace(config.data, name="fashion_mnist")))
+    with pytest.raises(InputError) as caught:
+        runs.finished_runs(report)
+    for told in ("data=mnist recipe=other", "data=fashion_mnist recipe=tiny", config.outputs):
+        assert told in str(caught.value)
+
+
+def test_runs_become_one_tidy_row_each(config: Config) -> None:
+    run_once(replace(config, seed=1))
+    run_once(config)
+    run_once(twin_of(config, weights="copy"))
+    frame = runs.tidy(runs.finished_runs(report_of(config)))
+    assert list(frame.network) == ["strided", "strided", "unit_stride"]
+    assert list(frame.weights) == ["scratch", "scratch", "copy"]
+    assert list(frame.seed) == [0, 1, 0]
+    about = {"run", "experiment", "network", "weights", "seed"}
+    reached = {"test_accuracy", "test_correct", "test_images"}
+    took = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds"}
+    where = {"device", "device_name", "threads", "jobs_at_once", "git_commit", "date"}
+    versions = {f"versions.{name}" for name in ("python", *execution.PACKAGES)}
+    copied = {
+        f"copied.{numbers}.{found}"
+        for numbers in ("float32", "float64")
+        for found in ("agreeing", "images", "largest_difference")
+    }
+    assert set(frame.columns) == about | reached | took | where | versions | copied
+    assert not frame.map(lambda value: isinstance(value, dict | list)).any(axis=None)
+    assert list(frame["copied.float64.agreeing"].isna()) == [True, True, False]
+
+
+def test_a_copy_starts_from_the_run_of_the_same_seed(config: Config) -> None:
+    copies = [twin_of(config, weights="copy", seed=seed) for seed in (0, 1)]
+    for copied in copies:
+        run_once(strided_source(copied))
+        _, result, _ = run_once(copied)
+        _, source, _ = run_once(strided_source(copied))
+        assert result["test_correct"] == source["test_correct"]
+        assert result["epochs"][0]["test_loss"] == pytest.approx(source["epochs"][-1]["test_loss"])
+    states = [
+        torch.load(runs.run_folder(copied) / "weights.pt", weights_only=True) for copied in copies
+    ]
+    assert not torch.equal(*[state["network.fc1.weight"] for state in states])

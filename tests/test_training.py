@@ -1,0 +1,396 @@
+"""The training loop on tiny data: order, rates, every step, history, clock, evaluation."""
+
+import copy
+import math
+from dataclasses import replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from stridenet import eliminate_stride, training
+from stridenet.config import InputError, Recipe
+from stridenet.data import Dataset
+from stridenet.networks import initialise
+from stridenet.training import Examples, History, evaluate, generator, normalise, train
+
+CPU = torch.device("cpu")
+RECIPE = Recipe(name="tiny", epochs=2, batch_size=64)
+
+
+class Recorder(nn.Module):
+    """A network that remembers each batch it trains on, and its parameters before the step."""
+
+    def __init__(self, network: nn.Module) -> None:
+        super().__init__()
+        self.network = network
+        self.batches: list[Tensor] = []
+        self.states: list[dict[str, Tensor]] = []
+
+    def forward(self, x: Tensor) -> Tensor:
+        if self.training:
+            self.batches.append(x.clone())
+            self.states.append(copy.deepcopy(self.network.state_dict()))
+        return self.network(x)
+
+    @property
+    def order(self) -> list[int]:
+        """The indices of the examples, which `numbered` puts into each example's first number."""
+        return torch.cat([batch[:, 0, 0, 0] for batch in self.batches]).int().tolist()
+
+
+def strided() -> nn.Sequential:
+    """Takes images of 10x10; what follows seed 0 in torch's own generator."""
+    torch.manual_seed(0)
+    return nn.Sequential(
+        nn.Conv2d(1, 4, 3),
+        nn.ReLU(),
+        nn.Conv2d(4, 6, 2, stride=2),
+        nn.ReLU(),
+        nn.Flatten(),
+        nn.Linear(96, 10),
+    )
+
+
+def examples(data: Dataset, dtype: torch.dtype = torch.float32) -> dict[str, Examples]:
+    splits = normalise(data, "standardised")
+    return {name: Examples(x.to(dtype), labels, CPU) for name, (x, labels) in splits.items()}
+
+
+def numbered(n: int) -> Tensor:
+    """Images of 10x10, each full of its own index."""
+    return torch.arange(float(n)).reshape(n, 1, 1, 1).expand(n, 1, 10, 10).clone()
+
+
+def run(network: nn.Module, data: Dataset, seed: int = 0, **changes: object) -> History:
+    return train(network, examples(data), replace(RECIPE, **changes), seed, CPU)
+
+
+# Examples and their numbers
+
+
+def test_examples_are_taken_in_the_asked_order_and_channels_last() -> None:
+    inputs, labels = torch.randn(9, 3, 4, 5), torch.arange(9)
+    taken, taken_labels = Examples(inputs, labels, CPU).take(torch.tensor([7, 0, 7, 3]))
+    assert torch.equal(taken, inputs[[7, 0, 7, 3]])
+    assert taken_labels.tolist() == [7, 0, 7, 3]
+    assert taken.is_contiguous(memory_format=torch.channels_last)
+    assert not taken.is_contiguous()
+
+
+def test_batches_are_all_examples_in_order_the_last_one_smaller() -> None:
+    inputs, labels = torch.randn(9, 3, 4, 5), torch.arange(9)
+    given = Examples(inputs, labels, CPU)
+    batches = list(given.batches(4))
+    assert [len(batch) for batch, _ in batches] == [4, 4, 1]
+    assert torch.equal(torch.cat([batch for batch, _ in batches]), inputs)
+    assert torch.cat([numbers for _, numbers in batches]).tolist() == list(range(9))
+    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
+    assert len(given) == 9
+
+
+def test_standardised_means_by_the_training_images_alone() -> None:
+    def bytes_of(n: int, least: int, most: int) -> Tensor:
+        return torch.randint(least, most, (n, 1, 4, 4), generator=generator(0, "x")).byte()
+
+    labels = torch.zeros(20).long()
+    train_images, test_images = bytes_of(20, 0, 60), bytes_of(20, 100, 250)
+    data = Dataset(train_images, labels, test_images[:5], labels[:5], test_images, labels)
+    splits = normalise(data, "standardised")
+    training_images = splits["training"][0]
+    assert training_images.dtype == torch.float32
+    assert abs(training_images.mean()) < 1e-6
+    assert abs(training_images.std() - 1) < 1e-6
+    assert splits["test"][0].mean() > 3  # by the same mean and deviation, not its own
+    for name, bytes_ in {"test": test_images, "validation": test_images[:5]}.items():
+        values = train_images.double()
+        expected = (bytes_.double() - values.mean()) / values.std()
+        torch.testing.assert_close(splits[name][0].double(), expected, rtol=1e-5, atol=1e-5)
+
+
+def test_scaled_divides_by_256_and_nothing_else(tiny_data: Dataset) -> None:
+    splits = normalise(tiny_data, "scaled")
+    assert torch.equal(splits["training"][0] * 256, tiny_data.train_images.float())
+    assert torch.equal(splits["test"][0] * 256, tiny_data.test_images.float())
+
+
+def test_labels_stay_with_their_images_and_an_empty_split_is_left_out(tiny_data: Dataset) -> None:
+    splits = normalise(tiny_data, "scaled")
+    assert list(splits) == ["training", "validation", "test"]
+    assert torch.equal(splits["validation"][1], tiny_data.validation_labels)
+    empty = replace(tiny_data, validation_images=tiny_data.test_images[:0],
+                    validation_labels=tiny_data.test_labels[:0])  # fmt: skip
+    assert list(normalise(empty, "scaled")) == ["training", "test"]
+
+
+# Order
+
+
+def orders(seed: int, network: nn.Module, inputs: Tensor) -> list[int]:
+    recorder = Recorder(network)
+    given = Examples(inputs, torch.zeros(len(inputs)).long(), CPU)
+    train(recorder, {"training": given}, replace(RECIPE, learning_rate=1e-6), seed, CPU)
+    return recorder.order
+
+
+def test_a_seed_gives_both_networks_the_same_order_of_examples() -> None:
+    images = numbered(150)
+    network = strided()
+    twin = eliminate_stride(network, (1, 10, 10))
+    order = orders(3, network, images)
+    assert orders(3, twin.network, twin.rearrange(images)) == order
+    assert orders(4, strided(), images) != order
+
+
+def test_every_epoch_takes_each_example_once_in_an_order_of_its_own() -> None:
+    order = orders(0, strided(), numbered(150))
+    first, second = order[:150], order[150:]
+    assert sorted(first) == sorted(second) == list(range(150))
+    assert first != second
+    assert first != list(range(150))
+
+
+@pytest.mark.parametrize("scheme", ["pytorch", "xavier"])
+def test_drawing_weights_does_not_shift_the_order(scheme: str) -> None:
+    order = orders(5, strided(), numbered(150))
+    network = strided()
+    initialise(network, scheme, generator(5, "weights"))
+    torch.rand(1000)  # nor does what else draws from torch's own generator
+    assert orders(5, network, numbered(150)) == order
+
+
+def test_weights_and_order_of_a_seed_are_streams_of_their_own() -> None:
+    streams = [generator(seed, purpose) for seed in (0, 1, 10) for purpose in ("order", "weights")]
+    starts = {torch.rand(3, generator=stream) for stream in streams}
+    assert len({tuple(start.tolist()) for start in starts}) == len(streams)
+
+
+# Steps
+
+
+def test_the_rate_follows_caffes_formula_and_biases_have_twice_as_much(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    network = nn.Sequential(nn.Flatten(), nn.Linear(1, 2))
+    rates: list[dict[int, float]] = []
+
+    def step(optimizer: torch.optim.SGD) -> None:
+        rates.append({id(p): g["lr"] for g in optimizer.param_groups for p in g["params"]})
+
+    monkeypatch.setattr(torch.optim.SGD, "step", step)
+    recipe = Recipe(
+        "caffe", None, 10_000, 1, 0.01, rate_decay=1e-4, rate_power=0.75, bias_rate_factor=2
+    )
+    given = Examples(torch.zeros(5000, 1, 1, 1), torch.zeros(5000).long(), CPU)
+    train(network, {"training": given}, recipe, 0, CPU)
+    assert len(rates) == 10_000
+    weight, bias = (id(network[1].weight), id(network[1].bias))
+    for t in (0, 1, 5000, 9999):
+        expected = 0.01 * (1 + 0.0001 * t) ** -0.75
+        assert rates[t][weight] == pytest.approx(expected, rel=1e-12)
+        assert rates[t][bias] == pytest.approx(2 * expected, rel=1e-12)
+
+
+def test_training_is_step_for_step_plain_stochastic_gradient_descent(tiny_data: Dataset) -> None:
+    recipe = Recipe(
+        "tiny",
+        epochs=2,
+        batch_size=64,
+        learning_rate=0.03,
+        rate_decay=0.2,
+        rate_power=0.75,
+        bias_rate_factor=2,
+        momentum=0.9,
+        weight_decay=0.01,
+    )
+    recorder = Recorder(strided().double())
+    splits = examples(tiny_data, torch.float64)
+    history = train(recorder, splits, recipe, 0, CPU)
+
+    plain = strided().double()
+    optimizer = torch.optim.SGD(
+        [
+            {"params": [plain[0].weight, plain[2].weight, plain[5].weight]},
+            {"params": [plain[0].bias, plain[2].bias, plain[5].bias]},
+        ],
+        lr=0.03,
+        momentum=0.9,
+        weight_decay=0.01,
+    )
+    images, labels = next(splits["training"].batches(150))
+    losses = []
+    for t, batch in enumerate(recorder.batches):
+        torch.testing.assert_close(recorder.states[t], plain.state_dict(), rtol=0, atol=1e-13)
+        same = (batch[:, None] == images[None]).flatten(2).all(2)
+        assert (same.sum(1) == 1).all()  # no two images are the same
+        rate = 0.03 * (1 + 0.2 * t) ** -0.75
+        for group, factor in zip(optimizer.param_groups, (1, 2), strict=True):
+            group["lr"] = rate * factor
+        loss = F.cross_entropy(plain(batch), labels[same.int().argmax(1)])
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    torch.testing.assert_close(
+        recorder.network.state_dict(), plain.state_dict(), rtol=0, atol=1e-13
+    )
+    assert [len(batch) for batch in recorder.batches] == [64, 64, 22, 64, 64, 22]
+    assert history.epochs[1]["training_loss"] == pytest.approx(sum(losses[:3]) / 3)
+    assert history.epochs[2]["training_loss"] == pytest.approx(sum(losses[3:]) / 3)
+
+
+def test_training_learns(tiny_data: Dataset) -> None:
+    history = run(strided(), tiny_data, epochs=20, batch_size=10, learning_rate=0.05)
+    assert history.epochs[0]["test_accuracy"] < 0.4
+    assert history.epochs[-1]["test_accuracy"] > 0.9
+    assert history.epochs[-1]["training_loss"] < 0.2
+
+
+def test_the_same_seed_repeats_bit_for_bit_and_another_does_not(tiny_data: Dataset) -> None:
+    networks = [strided() for _ in range(3)]
+    histories = [
+        run(network, tiny_data, seed) for network, seed in zip(networks, (1, 1, 2), strict=True)
+    ]
+    weights = [network.state_dict() for network in networks]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    assert histories[0].epochs == histories[1].epochs
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in weights[0])
+
+
+# Lengths and history
+
+
+@pytest.mark.parametrize(
+    ("epochs", "steps", "sizes", "rows"),
+    [
+        (1, None, [64, 64, 22], [0, 1]),
+        (2, None, [64, 64, 22] * 2, [0, 1, 2]),
+        (None, 2, [64, 64], [0, 2 / 3]),
+        (None, 3, [64, 64, 22], [0, 1]),
+        (None, 5, [64, 64, 22, 64, 64], [0, 1, 5 / 3]),
+        (0, None, [], [0]),
+        (None, 0, [], [0]),
+    ],
+)
+def test_epochs_and_steps_count_batches_and_each_epoch_is_a_row(
+    tiny_data: Dataset, epochs: int | None, steps: int | None, sizes: list[int], rows: list[float]
+) -> None:
+    recorder = Recorder(strided())
+    history = run(recorder, tiny_data, epochs=epochs, steps=steps)
+    assert [len(batch) for batch in recorder.batches] == sizes
+    assert history.steps == len(sizes)
+    assert [row["epoch"] for row in history.epochs] == pytest.approx(rows)
+
+
+def test_a_batch_larger_than_the_data_is_all_of_them(tiny_data: Dataset) -> None:
+    recorder = Recorder(strided())
+    history = run(recorder, tiny_data, epochs=2, batch_size=1000)
+    assert [len(batch) for batch in recorder.batches] == [150, 150]
+    assert history.steps == 2
+
+
+def test_no_epochs_train_nothing_and_take_no_time(tiny_data: Dataset) -> None:
+    network = strided()
+    before = copy.deepcopy(network.state_dict())
+    history = run(network, tiny_data, epochs=0)
+    assert all(torch.equal(before[name], value) for name, value in network.state_dict().items())
+    assert (history.wall_seconds, history.cpu_seconds) == (0, 0)
+
+
+def test_a_row_holds_what_evaluation_finds_before_and_after_training(tiny_data: Dataset) -> None:
+    network = strided()
+    splits = examples(tiny_data)
+    rows = []
+    for epochs in (0, 3):
+        history = train(network, splits, replace(RECIPE, epochs=epochs), 0, CPU)
+        expected: dict[str, float] = {}
+        for name, size in (("validation", 30), ("test", 50)):
+            correct, loss = evaluate(network, splits[name])
+            expected |= {f"{name}_loss": loss, f"{name}_correct": correct}
+            expected[f"{name}_accuracy"] = correct / size
+        row = dict(history.epochs[-1])
+        training_loss = row.pop("training_loss")
+        assert row == {"epoch": epochs, **expected}
+        assert (training_loss is None) == (epochs == 0)
+        rows.append(row)
+    assert rows[0]["test_loss"] > rows[1]["test_loss"]
+
+
+# Evaluation
+
+
+def test_evaluation_counts_right_predictions_and_averages_the_loss_over_all_examples() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
+    inputs, labels = torch.randn(2300, 1, 2, 2), torch.randint(3, (2300,))  # three batches
+    correct, loss = evaluate(network, Examples(inputs, labels, CPU))
+    scores = network(inputs).detach()
+    right = sum(int(row.argmax() == label) for row, label in zip(scores, labels, strict=True))
+    assert correct == right
+    assert loss == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-5)
+
+
+@pytest.mark.parametrize("mode", [True, False])
+def test_evaluation_is_done_in_evaluation_mode_which_does_not_last(mode: bool) -> None:
+    modes: list[tuple[bool, bool]] = []
+    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(4, 3)).train(mode)
+    hook = network.register_forward_hook(
+        lambda module, *_: modes.append((module[1].training, torch.is_grad_enabled()))
+    )
+    given = Examples(torch.randn(50, 1, 2, 2), torch.zeros(50).long(), CPU)
+    first, second = evaluate(network, given), evaluate(network, given)
+    hook.remove()
+    assert first == second
+    assert modes == [(False, False)] * 2
+    assert network.training == network[1].training == mode
+
+
+def test_every_step_is_done_in_training_mode(tiny_data: Dataset) -> None:
+    modes: list[bool] = []
+    network = strided().eval()
+    network[1].register_forward_hook(lambda module, *_: modes.append(module.training))
+    run(network, tiny_data, epochs=2)
+    evaluations = [False, False]  # of validation and test
+    assert modes == evaluations + ([True] * 3 + evaluations) * 2
+
+
+# Divergence
+
+
+@pytest.mark.parametrize("rate", [1e6, 1e30])
+def test_a_loss_that_is_no_number_stops_training_and_names_the_rate(
+    tiny_data: Dataset, rate: float
+) -> None:
+    recorder = Recorder(strided())
+    with pytest.raises(InputError, match=f"recipe.learning_rate={rate}".replace("+", r"\+")):
+        run(recorder, tiny_data, epochs=1000, learning_rate=rate, batch_size=1)
+    assert len(recorder.batches) <= 40  # it is not waited for the end of an epoch of 150
+
+
+def test_weights_that_became_no_numbers_in_the_last_step_are_an_error(tiny_data: Dataset) -> None:
+    with pytest.raises(InputError, match=r"recipe\.learning_rate=1e\+38"):
+        run(strided(), tiny_data, epochs=None, steps=1, learning_rate=1e38, momentum=0)
+
+
+# Clock
+
+
+def test_the_seconds_are_those_of_the_steps_alone(
+    tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now = 0.0
+
+    def forward(module: nn.Module, *_: object) -> None:
+        nonlocal now
+        now += 1 if module.training else 1000  # an evaluation would be seen at once
+
+    network = strided()
+    network.register_forward_hook(forward)
+    clock = SimpleNamespace(perf_counter=lambda: now, process_time=lambda: 2 * now)
+    monkeypatch.setattr(training, "time", clock)
+    history = run(network, tiny_data, epochs=4)
+    assert history.wall_seconds == history.steps == 12
+    assert history.cpu_seconds == 24
+    assert math.isclose(now, 12 + 1000 * 2 * 5)

@@ -1,0 +1,344 @@
+"""verify passes where the twin is right, and names the layer where it is not."""
+
+import copy
+import itertools
+import math
+from collections import OrderedDict
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from stridenet import (
+    StrideEliminationError,
+    UnitStrideNetwork,
+    VerificationReport,
+    eliminate_stride,
+    verify,
+)
+from stridenet.elimination import PhantomMask
+from stridenet.verification import compare_scores
+
+SIZE = (2, 21, 18)
+
+
+def network(seed: int = 0, **changes: nn.Module) -> nn.Sequential:
+    """A chain with a stride in every layer; the twin pads its images first, and `b` has a mask."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        layers = OrderedDict(
+            a=nn.Conv2d(2, 4, 5, stride=2, padding=2),
+            a_act=nn.Sigmoid(),
+            b=nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
+            b_act=nn.ReLU(inplace=True),
+            c=nn.Conv2d(6, 4, 2, stride=(1, 2), bias=False),
+            c_act=nn.Tanh(),
+            flatten=nn.Flatten(),
+            fc=nn.Linear(4 * 5 * 2, 5),
+        )
+    return nn.Sequential(OrderedDict(layers | changes))
+
+
+def random_images(count: int = 3, size: tuple[int, ...] = SIZE) -> Tensor:
+    return torch.randn(count, *size, generator=torch.Generator().manual_seed(1))
+
+
+def state(module: nn.Module) -> list:
+    """Bytes of every tensor and training flag of every module."""
+    tensors = itertools.chain(module.named_parameters(), module.named_buffers())
+    return [
+        [(name, t.dtype, t.detach().numpy().tobytes()) for name, t in tensors],
+        [(name, id(m), m.training) for name, m in module.named_modules()],
+    ]
+
+
+def failures(report: VerificationReport) -> list[str]:
+    return [layer.layer for layer in report.layers if not layer.passed]
+
+
+def convolution(twin: UnitStrideNetwork, name: str) -> nn.Module:
+    layer = twin.network.get_submodule(name)
+    return layer[-1] if isinstance(layer, nn.Sequential) else layer
+
+
+# Passes
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(
+    ("model", "size"),
+    [
+        pytest.param(network(), SIZE, id="padding, mask, groups, in-place, flatten, Linear"),
+        pytest.param(nn.Conv2d(3, 4, 11, stride=4, padding=2), (3, 30, 33), id="a bare Conv2d"),
+        pytest.param(nn.Conv1d(2, 2, 3, stride=5, dilation=2), (2, 33), id="1-D"),
+        pytest.param(
+            nn.Sequential(nn.Conv3d(1, 2, 2, 2, 1), nn.Softplus(), nn.Conv3d(2, 1, 2, 2, 1)),
+            (1, 4, 5, 6),
+            id="3-D",
+        ),
+        pytest.param(
+            nn.Sequential(
+                nn.ReLU(inplace=True),
+                nn.Conv2d(1, 2, 3),
+                nn.ReLU(inplace=True),
+                nn.Conv2d(2, 2, 2, 2),
+            ),
+            (1, 9, 9),
+            id="everything in place",
+        ),
+    ],
+)
+def test_a_right_twin_passes(model: nn.Module, size: tuple, dtype: torch.dtype) -> None:
+    model = copy.deepcopy(model).to(dtype)
+    twin = eliminate_stride(model, size)
+    for report in (verify(model, twin), verify(model, twin, random_images(3, size))):
+        assert report.passed
+        assert report.first_failure is None
+        assert [layer.layer for layer in report.layers] == [
+            "rearrange",
+            *(layer.name for layer in twin.plan.layers),
+        ]
+        assert all(0 <= layer.share_of_bound <= 1 for layer in report.layers)
+        assert report.output_difference < 1e-13
+
+
+def test_dropout_in_training_mode_does_not_matter() -> None:
+    model = network(a_act=nn.Dropout(0.5)).train()
+    assert verify(model, eliminate_stride(model, SIZE)).passed
+
+
+def test_the_images_given_are_the_images_used() -> None:
+    model = network()
+    twin = eliminate_stride(model, SIZE)
+    x = random_images()
+    report = verify(model, twin, x)
+    models = [copy.deepcopy(m).double()(x.double()) for m in (model, twin)]
+    assert report.output_difference == float((models[0] - models[1]).abs().max().detach())
+    with torch.no_grad():
+        convolution(twin, "a").weight[:, 0] *= 2  # phase (1, 1) of the first channel
+    x[:, 0] = 0
+    assert verify(model, twin, x).passed
+    assert not verify(model, twin).passed
+
+
+def test_the_report_can_be_read() -> None:
+    model = network()
+    twin = eliminate_stride(model, SIZE)
+    report = verify(model, twin)
+    assert "equal up to rounding" in str(report)
+    assert report.to_frame().passed.all()
+    assert report.to_frame().operation.tolist() == [
+        "SpaceToDepth", "Conv2d", "Sigmoid", "Conv2d", "ReLU", "Conv2d", "Tanh", "Flatten", "Linear"
+    ]  # fmt: skip
+    with torch.no_grad():
+        convolution(twin, "b").bias += 1
+    assert "NOT equal, from b on" in str(verify(model, twin))
+
+
+# Fails
+
+
+Damage = Callable[[UnitStrideNetwork], None]
+
+
+def changed_weight(name: str, factor: float) -> Damage:
+    """Multiply the largest weight."""
+
+    def damage(twin: UnitStrideNetwork) -> None:
+        weight = convolution(twin, name).weight.view(-1)
+        weight[weight.abs().argmax()] *= factor
+
+    return damage
+
+
+def changed_bias(name: str) -> Damage:
+    def damage(twin: UnitStrideNetwork) -> None:
+        convolution(twin, name).bias[3] += 1e-5
+
+    return damage
+
+
+def block_major(channels: int, phases: int) -> Tensor:
+    """Where each channel of a phase form goes if all channels of a phase stand together."""
+    return torch.arange(channels * phases).view(channels, phases).T.flatten()
+
+
+class BlockMajor(nn.Module):
+    def __init__(self, rearrange: nn.Module) -> None:
+        super().__init__()
+        self.rearrange = rearrange
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.rearrange(images)
+        return maps[:, block_major(2, maps.shape[1] // 2)]
+
+
+def block_major_rearrangement(twin: UnitStrideNetwork) -> None:
+    twin.rearrange = BlockMajor(twin.rearrange)
+
+
+def block_major_filter(name: str, channels: int) -> Damage:
+    def damage(twin: UnitStrideNetwork) -> None:
+        weight = convolution(twin, name).weight
+        weight.copy_(weight[:, block_major(channels, weight.shape[1] // channels)])
+
+    return damage
+
+
+def no_mask(twin: UnitStrideNetwork) -> None:
+    layer = twin.network.get_submodule("b")
+    assert isinstance(layer[0], PhantomMask)
+    layer[0] = nn.Identity()
+
+
+def swapped_outputs(twin: UnitStrideNetwork) -> None:
+    weight = convolution(twin, "c").weight
+    weight.copy_(weight.flip(0))
+
+
+def shifted_padding(twin: UnitStrideNetwork) -> None:
+    (low, high), *rest = twin.rearrange.padding
+    twin.rearrange.padding = ((low - 1, high + 1), *rest)
+
+
+def other_activation(twin: UnitStrideNetwork) -> None:
+    twin.network.c_act = nn.Hardtanh()
+
+
+@pytest.mark.parametrize(
+    ("damage", "layers"),
+    [
+        pytest.param(changed_weight("a", 1 + 1e-6), ["a"], id="a weight of the first layer"),
+        pytest.param(changed_weight("b", 1 + 1e-6), ["b"], id="a weight of a masked layer"),
+        pytest.param(changed_weight("c", 1 + 1e-6), ["c"], id="a weight of the last convolution"),
+        pytest.param(changed_weight("fc", 1 + 1e-6), ["fc"], id="a weight of the Linear layer"),
+        pytest.param(changed_weight("b", math.nan), ["b"], id="NaN"),
+        pytest.param(changed_weight("b", math.inf), ["b"], id="infinity"),
+        pytest.param(changed_bias("a"), ["a"], id="a bias"),
+        pytest.param(changed_bias("b"), ["b"], id="a bias of a masked layer"),
+        pytest.param(block_major_rearrangement, ["rearrange", "a"], id="block-major images"),
+        pytest.param(block_major_filter("a", 2), ["a"], id="block-major filter of images"),
+        pytest.param(block_major_filter("c", 6), ["c"], id="block-major filter of maps"),
+        pytest.param(no_mask, ["b"], id="no mask"),
+        pytest.param(swapped_outputs, ["c"], id="outputs in another order"),
+        pytest.param(shifted_padding, ["rearrange", "a"], id="images shifted by one"),
+        pytest.param(other_activation, ["c_act"], id="another activation"),
+    ],
+)
+def test_a_wrong_twin_fails_at_the_wrong_layer_and_there_only(
+    damage: Damage, layers: list[str]
+) -> None:
+    """Each layer is compared on the map that it received, but the first on the images themselves."""
+    model = network()
+    twin = eliminate_stride(model, SIZE)
+    with torch.no_grad():
+        damage(twin)
+    report = verify(model, twin)
+    assert not report.passed
+    assert report.first_failure == layers[0]
+    if not math.isnan(report.output_difference):  # NaN goes on to all that follow
+        assert failures(report) == layers
+
+
+@pytest.mark.parametrize(("dtype", "change"), [(torch.float32, 1e-7), (torch.float64, 1e-13)])
+def test_the_bound_is_narrow(dtype: torch.dtype, change: float) -> None:
+    model = network().to(dtype)
+    twin = eliminate_stride(model, SIZE)
+    with torch.no_grad():
+        changed_weight("c", 1 + change)(twin)
+    assert failures(verify(model, twin)) == ["c"]
+
+
+def test_a_change_of_the_model_after_conversion_is_found() -> None:
+    model = network()
+    twin = eliminate_stride(model, SIZE)
+    with torch.no_grad():
+        model.b.weight[5, 1, 2, 2] += 1e-4
+    assert failures(verify(model, twin)) == ["b"]
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_model_and_twin_are_left_as_they_were(training: bool) -> None:
+    model = network().train(training)
+    twin = eliminate_stride(model, SIZE)
+    x = random_images()
+    before = state(model), state(twin), torch.get_rng_state().tolist(), x.clone()
+    verify(model, twin, x)
+    verify(model, twin)
+    compare_scores(model, twin, x, "float64")
+    assert (state(model), state(twin), torch.get_rng_state().tolist()) == before[:3]
+    assert torch.equal(x, before[3])
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        pytest.param({"c": nn.Conv2d(6, 4, 2, stride=(1, 2), padding=(0, 1))}, id="padding"),
+        pytest.param({"b": nn.Conv2d(4, 6, 3, stride=2, padding=1)}, id="groups"),
+        pytest.param({"a_act": nn.Softplus()}, id="activation"),
+        pytest.param({"fc": nn.Linear(40, 6)}, id="outputs"),
+    ],
+)
+def test_a_twin_of_another_architecture_is_refused(changes: dict[str, nn.Module]) -> None:
+    twin = eliminate_stride(network(), SIZE)
+    other = network(**changes)
+    if "padding" in str(changes.get("c")):
+        other.fc = nn.Linear(60, 5)
+    with pytest.raises(StrideEliminationError, match="other sizes than this model"):
+        verify(other, twin)
+
+
+# Scores
+
+
+class Scores(nn.Module):
+    """Returns what it is given, in the order of `places`, so that a test can choose the scores."""
+
+    def __init__(self, places: list[int]) -> None:
+        super().__init__()
+        self.places = places
+
+    def forward(self, images: Tensor) -> Tensor:
+        return images[:, self.places]
+
+
+def test_compare_scores_counts_the_images_on_which_both_predict_the_same() -> None:
+    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.5, 2.0], [0.0, 1.0, 5.0], [7.0, 0.0, 1.0]])
+    same, swapped = Scores([0, 1, 2]), Scores([0, 2, 1])
+    batches = torch.cat([scores.repeat(150, 1), scores.repeat(150, 1) / 2])
+    assert compare_scores(same, same, batches, "float64") == {
+        "agreeing": 1200, "images": 1200, "largest_difference": 0.0
+    }  # fmt: skip
+    assert compare_scores(same, swapped, batches, "float64") == {
+        "agreeing": 600, "images": 1200, "largest_difference": 4.0
+    }  # fmt: skip
+
+
+def test_compare_scores_of_a_twin_and_of_one_with_two_scores_swapped() -> None:
+    model, x = network(), random_images(40)
+    twin = eliminate_stride(model, SIZE)
+    with torch.no_grad():
+        predictions = model(x).argmax(1)
+        first, second = predictions.bincount().argsort(descending=True)[:2].tolist()
+    right = compare_scores(model, twin, x, "float64")
+    assert (right["agreeing"], right["images"]) == (40, 40)
+    assert right["largest_difference"] < 1e-13
+    with torch.no_grad():
+        order = torch.arange(5)
+        order[first], order[second] = second, first
+        twin.network.fc.weight.copy_(twin.network.fc.weight[order])
+        twin.network.fc.bias.copy_(twin.network.fc.bias[order])
+    wrong = compare_scores(model, twin, x, "float64")
+    changed = int(((predictions == first) | (predictions == second)).sum())
+    assert changed > 0
+    assert wrong["agreeing"] == 40 - changed
+    assert wrong["largest_difference"] > 1e-3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_compare_scores_computes_in_the_type_asked_for(dtype: str) -> None:
+    model, x = network(), random_images()
+    twin = eliminate_stride(model, SIZE)
+    difference = compare_scores(model, twin, x, dtype)["largest_difference"]
+    assert (1e-10 < difference < 1e-5) == (dtype == "float32")
