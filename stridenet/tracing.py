@@ -114,10 +114,10 @@ def _require_ordinary(model: nn.Module) -> None:
 def checked_size(input_size: Sequence[int]) -> Size:
     """The size of one image (channels, height, width); raises StrideEliminationError."""
     try:
-        size = tuple(operator.index(extent) for extent in input_size)
+        size = tuple(map(operator.index, input_size))
     except TypeError:
         size = ()
-    if not size or min(size) < 1:
+    if not size or min(size) < 1 or not isinstance(input_size, Sequence):
         raise StrideEliminationError(
             f"input_size={input_size!r}: give the positive sizes of one image, as in (1, 28, 28)"
         )

@@ -226,11 +226,14 @@ def test_the_twin_equals_plain_loops_exactly_on_integers(chain: tuple, seed: int
 
 def instance(operation: Any) -> nn.Module:
     """A module that applies an operation, given as a type, a function or a method's name."""
+    name = getattr(operation, "__name__", operation)
+    options = {"Threshold": (0.1, 0.5), "_threshold": (0.1, 0.5)}.get(name, ())
+    options = (-0.5, 0.5) if name.startswith("clamp") else options
     if isinstance(operation, str):
-        return Forward(lambda model, x: getattr(x, operation)())
+        return Forward(lambda model, x: getattr(x, operation)(*options))
     if not isinstance(operation, type):
-        return Forward(lambda model, x: operation(x))
-    return operation(0.1, 0.5) if operation is nn.Threshold else operation()
+        return Forward(lambda model, x: operation(x, *options))
+    return operation(*options)
 
 
 @pytest.mark.parametrize(
@@ -577,22 +580,30 @@ def test_dtype_carries_over(dtype: torch.dtype) -> None:
     assert twin(images(Nested.input_size).to(dtype)).dtype == dtype
 
 
-@pytest.mark.parametrize(
-    "device",
-    [
-        "meta",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
-        ),
-    ],
-)
-def test_device_carries_over(device: str) -> None:
-    model = randomise(Nested()).to(device)
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")
+def test_device_carries_over() -> None:
+    model = randomise(Nested()).to("cuda")
     twin = eliminate_stride(model, Nested.input_size)
     state = itertools.chain(twin.parameters(), twin.buffers())
-    assert {tensor.device.type for tensor in state} == {device}
+    assert {tensor.device.type for tensor in state} == {"cuda"}
     assert any(isinstance(module, PhantomMask) for module in twin.modules())
-    assert twin(images(Nested.input_size).to(device)).device.type == device
+    assert twin(images(Nested.input_size).to("cuda")).device.type == "cuda"
+
+
+def test_a_model_without_weights_can_be_planned_but_not_converted() -> None:
+    with torch.device("meta"):
+        model = Nested()
+    assert plan_elimination(model, Nested.input_size) == plan_elimination(
+        Nested(), Nested.input_size
+    )
+    with pytest.raises(StrideEliminationError, match="meta device: load its weights first"):
+        eliminate_stride(model, Nested.input_size)
+
+
+def test_a_twin_can_be_traced_like_any_network() -> None:
+    twin = eliminate_stride(randomise(Nested()), Nested.input_size)
+    x = images(Nested.input_size)
+    assert torch.equal(torch.fx.symbolic_trace(twin)(x), twin(x))
 
 
 @pytest.mark.parametrize("training", [True, False])
@@ -817,7 +828,7 @@ def after_conv(layer: nn.Module) -> nn.Sequential:
         ),
         pytest.param(
             Forward(lambda m, x: torch.relu(x).reshape(x.size(0), -1)),
-            r"branches.*write torch\.flatten\(x, 1\)",
+            r"branches.*torch\.flatten\(x, 1\) instead of x\.view",
             id="reading a size",
         ),
         pytest.param(
@@ -828,7 +839,7 @@ def after_conv(layer: nn.Module) -> nn.Sequential:
         pytest.param(WithParameter(), r"^weight .*reads a tensor of the model", id="F.conv2d"),
         pytest.param(Forward(lambda m, x: F.max_pool2d(x, 2)), "^max_pool2d ", id="F.max_pool2d"),
         pytest.param(Forward(lambda m, x: x + 1), r"add \(add\) on a map 1x16x16", id="add"),
-        pytest.param(nn.Sequential(Halved(1, 1, 3)), "reads a tensor of the model", id="subclass"),
+        pytest.param(nn.Sequential(Halved(1, 1, 3)), r"0 \(Halved\) .* torch's own", id="subclass"),
         pytest.param(
             nn.Sequential(nn.ReLU(), nn.Flatten(2), nn.Conv1d(1, 1, 2, stride=2)),
             r"1 \(Flatten\) comes before a stride.* 1x256 ",
@@ -854,6 +865,76 @@ def test_what_has_no_twin_is_refused_by_name(model: nn.Module, message: str) -> 
     for convert in (plan_elimination, eliminate_stride):
         with pytest.raises(StrideEliminationError, match=message):
             convert(model, (1, 16, 16))
+
+
+def changed(conv: nn.Conv2d, **attributes: Any) -> nn.Conv2d:
+    """A convolution whose attributes were set after it was made."""
+    for name, value in attributes.items():
+        setattr(conv, name, value)
+    return conv
+
+
+def two_that_share_a_weight() -> nn.Sequential:
+    first, second = nn.Conv2d(1, 1, 3), nn.Conv2d(1, 1, 3)
+    second.weight = first.weight
+    return nn.Sequential(first, second)
+
+
+def fails(message: str) -> Any:
+    raise NotImplementedError(message)
+
+
+def in_place(operation: Callable[[Tensor], Any]) -> Forward:
+    """An operation whose result is not used: what it does to its operand would be lost."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = model.conv1(x)
+        operation(x)
+        return model.conv2(x)
+
+    return Forward(forward, conv1=nn.Conv2d(1, 2, 3), conv2=nn.Conv2d(2, 2, 2, stride=2))
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        *[
+            pytest.param(in_place(operation), r"conv1 .*leads nowhere.*x = F\.relu", id=name)
+            for name, operation in {
+                "relu_": lambda x: x.relu_(),
+                "relu": lambda x: torch.nn.functional.relu(x, inplace=True),
+                "mul_": lambda x: x.mul_(3),
+            }.items()
+        ],
+        pytest.param(
+            nn.Sequential(changed(nn.Conv2d(1, 1, 3, 2), forward=lambda x: x)),
+            r"forward of 0 \(Conv2d\) was replaced",
+            id="forward of one object",
+        ),
+        pytest.param(
+            changed(nn.Conv2d(1, 1, 3), weight=nn.Parameter(torch.ones(1, 1, 5, 5))),
+            r"0 \(Conv2d\) was changed .* 1x1x5x5 ",
+            id="weight of another size",
+        ),
+        pytest.param(changed(nn.Conv2d(1, 1, 3), stride=2), "was changed", id="stride as a number"),
+        pytest.param(
+            two_that_share_a_weight(), r"0 .* and 1 .* share a weight", id="shared weight"
+        ),
+        pytest.param(Forward(lambda m, x: x.chunk(2, 2)[0]), "gives a tuple", id="two results"),
+        pytest.param(Forward(lambda m, x: None), "must return one tensor", id="no result"),
+        pytest.param(Forward(lambda m, x: fails("")), "NotImplementedError", id="no message"),
+        pytest.param(Forward(lambda m, x: x.foo()), r"foo \(foo\) on a map ", id="no such method"),
+        pytest.param(
+            Forward(lambda m, x: x.view(-1, 256)), r"write torch\.flatten\(x, 1\)$", id="view"
+        ),
+        pytest.param(
+            Forward(lambda m, x: torch.nn.functional.dropout(x)), "write nn.Dropout", id="F.dropout"
+        ),
+    ],
+)
+def test_what_tracing_would_lose_or_get_wrong_is_refused(model: nn.Module, message: str) -> None:
+    with pytest.raises(StrideEliminationError, match=message):
+        eliminate_stride(model, (1, 16, 16))
 
 
 @pytest.mark.parametrize("channels", [(1, 4), (2, 4), (2, 2), (3, 4)])

@@ -5,8 +5,10 @@ Entries are small integers, so that every equality here is exact.
 
 import itertools
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -363,3 +365,16 @@ def test_a_strided_convolution_is_a_unit_stride_one_between_phase_forms(
     real = reference.phase_form(np.ones_like(strided), output_factor)
     assert unit_stride.shape == expected.shape
     assert equal(unit_stride * real, expected)
+
+
+@pytest.mark.parametrize("factor", [2, (2,), (2, 0), (2, 2, 2)])
+def test_a_factor_that_does_not_fit_the_axes_is_an_error(factor: Any) -> None:
+    with pytest.raises(ValueError, match=f"factor {re.escape(str(factor))} .* 2 axes"):
+        space_to_depth(torch.ones(1, 1, 4, 4), factor)
+    with pytest.raises(ValueError, match=f"factor {re.escape(str(factor))} .* 2 axes"):
+        depth_to_space(torch.ones(1, 4, 2, 2), factor, (4, 4))
+
+
+def test_a_size_that_the_phase_form_does_not_have_is_an_error() -> None:
+    with pytest.raises(ValueError, match=r"\(1, 4, 3, 3\) is not one of size \(2, 2\)"):
+        depth_to_space(torch.ones(1, 4, 3, 3), (2, 2), (2, 2))

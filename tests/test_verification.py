@@ -96,6 +96,7 @@ def test_a_right_twin_passes(model: nn.Module, size: tuple, dtype: torch.dtype) 
         assert report.passed
         assert report.first_failure is None
         assert [layer.layer for layer in report.layers] == [
+            "(traced)",
             "rearrange",
             *(layer.name for layer in twin.plan.layers),
         ]
@@ -129,14 +130,46 @@ def test_the_report_can_be_read() -> None:
     assert "equal up to rounding" in str(report)
     assert report.to_frame().passed.all()
     assert report.to_frame().operation.tolist() == [
-        "SpaceToDepth", "Conv2d", "Sigmoid", "Conv2d", "ReLU", "Conv2d", "Tanh", "Flatten", "Linear"
+        "Sequential", "SpaceToDepth",
+        "Conv2d", "Sigmoid", "Conv2d", "ReLU", "Conv2d", "Tanh", "Flatten", "Linear",
     ]  # fmt: skip
     with torch.no_grad():
         convolution(twin, "b").bias += 1
     assert "NOT equal, from b on" in str(verify(model, twin))
 
 
+def test_in_place_operations_change_neither_the_images_nor_the_verdict() -> None:
+    class KeywordAct(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.act, self.conv = nn.LeakyReLU(inplace=True), nn.Conv2d(1, 2, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.act(input=self.conv(self.act(input=x)))
+
+    model, x = KeywordAct(), random_images(3, (1, 9, 8)).double()
+    before = x.clone()
+    report = verify(model, eliminate_stride(model, (1, 9, 8)), x)
+    assert report.passed
+    assert report.output_difference < 1e-13
+    assert torch.equal(x, before)
+
+
 # Fails
+
+
+def test_a_model_that_does_not_compute_what_was_traced_fails_at_once() -> None:
+    class Doubled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, stride=2)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = self.conv(x)
+            return x if isinstance(x, torch.fx.Proxy) else 2 * x
+
+    model = Doubled()
+    assert verify(model, eliminate_stride(model, (1, 9, 8))).first_failure == "(traced)"
 
 
 Damage = Callable[[UnitStrideNetwork], None]
