@@ -306,12 +306,12 @@ def test_copied_weights_come_from_the_strided_run_of_the_same_settings(composed:
 
 NOT_THERE = "/nowhere/weights.pt"
 BAD_VALUES: list[tuple[str, Any, str]] = [
-    *[(f"model.layers.conv2.{size}", value, "two whole numbers")
+    *[(f"model.layers.conv2.{size}", value, "one whole number or [h, w]")
       for size in ("kernel", "stride", "dilation", "padding")
       for value in (-1, 2.5, "3", True, None, [], [1], [1, 2, 3], [1, -1], [1, 0.5], [1, None])],
     *[(f"model.layers.conv2.{size}", value, "at least 1")
       for size in ("kernel", "stride", "dilation") for value in (0, [0, 1], [1, 0])],
-    *[("data.image_size", value, "two whole numbers")
+    *[("data.image_size", value, "one whole number or [h, w]")
       for value in ([], [28], [28, 28, 1], [0, 28], [28, -1])],
     *[(f"model.layers.conv2.{key}", value, "at least 1")
       for key in ("channels", "groups") for value in (0, -1)],
@@ -337,7 +337,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("data.download_timeout", math.nan, "at least 0"),
     ("seed", -1, "from 0"),
     ("seed", 2**32, "from 0"),
-    ("threads", 0, "at least 1"),
+    ("threads", 0, "from 1 to"),
     ("device", "gpu", "cpu, cuda"),
     ("weights", NOT_THERE, "nor a file"),
     ("weights", "", "nor a file"),

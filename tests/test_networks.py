@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet import StrideEliminationError, eliminate_stride
-from stridenet.config import InputError, Layer, Model
-from stridenet.networks import ACTIVATIONS, build_network, build_strided, initialise
+from stridenet.config import ACTIVATIONS, InputError, Layer, Model
+from stridenet.networks import build_network, build_strided, initialise
 
 Composed = Callable[..., Any]
 LENET = (1, 28, 28)

@@ -432,7 +432,7 @@ def test_weights_drawn_depend_on_the_seed_alone(config: Config) -> None:
 
 def test_a_network_with_fewer_scores_than_classes_is_an_error(config: Config) -> None:
     layers = {**config.model.layers, "fc1": replace(config.model.layers["fc1"], channels=9)}
-    with pytest.raises(InputError, match="9 scores, but mnist has 10 classes"):
+    with pytest.raises(InputError, match="9 scores, but there are 10 classes"):
         run_once(replace(config, model=replace(config.model, layers=layers)))
 
 
