@@ -204,7 +204,7 @@ def _per_axis(key: str, value: Any, least: int) -> list[int]:
     axes = value if isinstance(value, list) else [value, value]
     whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
     if len(axes) != 2 or not whole or min(axes) < least:
-        raise InputError(f"{key}={value!r} must be one whole number or [h, w], at least {least}")
+        raise InputError(f"{key}={value} must be one whole number or [h, w], at least {least}")
     return axes
 
 

@@ -319,6 +319,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
       for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay")
       for value in (-1.0, -1e-9, math.nan)],
     *[("recipe.learning_rate", value, "above 0") for value in (0.0, -0.1, math.nan, math.inf)],
+    ("recipe.momentum", 1.0, "below 1"),
     ("recipe.batch_size", 0, "at least 1"),
     ("recipe.batch_size", -64, "at least 1"),
     ("recipe.epochs", -1, "at least 0"),
@@ -330,6 +331,8 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("recipe.name", "", "letters"),
     ("recipe.name", "..", "letters"),
     ("model.layers.conv2.kind", "pool", "conv, fc"),
+    ("model.activation", "swosh", "relu, leaky_relu"),
+    ("data.name", "cifar", "mnist, fashion_mnist"),
     ("data.train_size", 0, "at least 1"),
     ("data.train_size", -1, "at least 1"),
     ("data.validation_size", -1, "at least 0"),
@@ -338,6 +341,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("seed", -1, "from 0"),
     ("seed", 2**32, "from 0"),
     ("threads", 0, "from 1 to"),
+    ("threads", 100_000, "from 1 to"),
     ("device", "gpu", "cpu, cuda"),
     ("weights", NOT_THERE, "nor a file"),
     ("weights", "", "nor a file"),
@@ -353,7 +357,7 @@ def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     with pytest.raises(InputError) as caught:
         resolve(OmegaConf.create(changed(plain, key, value)), Config)
     message = str(caught.value)
-    assert f"{key}={value}" in message
+    assert f"{key}={value}" in message or f"{key}={value!r}" in message
     assert hint in message
     assert "\n" not in message
 

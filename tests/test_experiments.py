@@ -322,8 +322,8 @@ def test_a_failing_job_of_a_sweep_lets_the_others_run_and_is_told_by_the_exit_co
     done = command("train", "-m", "model.layers.conv1.kernel=50,5", *FEW, outputs=outputs)
     assert done.returncode == 1
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: ")
-    assert "conv1" in line
+    assert line.startswith("error: model.layers.conv1.kernel=50 ")  # the job's own settings
+    assert "conv1 (Conv2d)" in line
     (done_after,) = runs_in(outputs).values()
     assert done.stdout.startswith(f"{done_after.name}: test accuracy ")
     (failure,) = outputs.glob("runs/*/failure.json")

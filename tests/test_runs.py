@@ -30,6 +30,7 @@ from stridenet.config import (
 from stridenet.data import Dataset
 from stridenet.execution import run_once
 from stridenet.networks import build_strided
+from stridenet.report import write_report
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -92,7 +93,7 @@ def test_a_file_is_written_whole_readable_by_all_and_leaves_nothing_beside_it(
 
 
 @pytest.mark.parametrize("broken", ["replace", "fsync", "chmod"])
-@pytest.mark.parametrize("error", [OSError("No space left on device"), KeyboardInterrupt()])
+@pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, broken: str, error: BaseException
 ) -> None:
@@ -102,8 +103,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
         raise error
 
     monkeypatch.setattr(os, broken, fail)
-    with pytest.raises(type(error)):
+    with pytest.raises(type(error)) as caught:
         runs.write(tmp_path / "file", b"new")
+    if isinstance(error, OSError):
+        assert str(tmp_path / "file") in str(caught.value)
+        assert error.strerror in str(caught.value)
     assert (tmp_path / "file").read_bytes() == b"old"
     assert file_names(tmp_path) == {"file"}
 
@@ -144,7 +148,7 @@ def test_a_folder_without_a_result_is_not_done(tmp_path: Path) -> None:
     assert runs.read_result(tmp_path) is None
 
 
-@pytest.mark.parametrize("content", ["", "{", '{"run": "x"', "[]", "null", "7", "\x00\x00"])
+@pytest.mark.parametrize("content", ["", "{", '{"run": "x"', "[]", "null", "7", "\x00\x00", "{}"])
 def test_a_damaged_result_is_named_with_the_cure(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(InputError) as caught:
@@ -373,6 +377,13 @@ def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config
         assert f"weights={weights} needs {missing}" in str(caught.value)
 
 
+def test_copying_needs_a_run_that_is_finished(config: Config) -> None:
+    source, _, _ = run_once(config)
+    (source / "result.json").unlink()
+    with pytest.raises(InputError, match="finished run"):
+        run_once(twin_of(config, weights="copy"))
+
+
 def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: Config) -> None:
     source, trained, _ = run_once(config)
     folder, result, _ = run_once(twin_of(config, weights="copy"))
@@ -452,8 +463,8 @@ def test_a_device_that_is_not_here_is_an_error(config: Config) -> None:
 
 
 def test_circumstances_are_in_the_result(config: Config) -> None:
-    _, result, _ = run_once(config)
-    assert (result["device"], result["threads"], result["jobs_at_once"]) == ("cpu", 1, 1)
+    _, result, _ = run_once(config, jobs_at_once=2)
+    assert (result["device"], result["threads"], result["jobs_at_once"]) == ("cpu", 1, 2)
     assert result["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert result["experiment"] == experiment_identity(config)
     assert result["config"]["model"]["layers"]["conv2"]["stride"] == [2, 2]
@@ -495,6 +506,22 @@ def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Conf
         runs.finished_runs(report)
     for told in ("data=mnist recipe=other", "data=fashion_mnist recipe=tiny", config.outputs):
         assert told in str(caught.value)
+
+
+def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: Config) -> None:
+    for settings in (config, twin_of(config, weights="copy")):
+        run_once(settings)
+    other = replace(config, recipe=replace(config.recipe, name="other"))
+    run_once(other)
+    folder = Path(config.outputs) / "report"
+    write_report(report_of(config))
+    both = {f"copied_weights.{suffix}" for suffix in ("csv", "md", "tex")}
+    assert both <= file_names(folder)
+    (folder / "notes.txt").write_text("Mine.")
+    before = file_names(folder)
+    write_report(report_of(other))
+    assert file_names(folder) == before - both
+    assert "other" in (folder / "table1.md").read_text()
 
 
 def test_runs_become_one_tidy_row_each(config: Config) -> None:
