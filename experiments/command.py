@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 from stridenet.config import Config, InputError, Report
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
-INSIDES = ("full_key:", "reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
+INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
 
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)

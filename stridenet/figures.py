@@ -115,10 +115,11 @@ def feature_maps(plan: EliminationPlan) -> Figure:
 
 
 def save(figure: Figure, path: Path) -> None:
-    """Write `path` with .png and .svg."""
-    for suffix in (".png", ".svg"):
+    """Write `path` with .png and .svg, the same bytes for the same figure."""
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
         content = io.BytesIO()
-        figure.savefig(content, format=suffix[1:], dpi=150)
+        with mpl.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata)
         write(path.with_suffix(suffix), content.getvalue())
 
 
