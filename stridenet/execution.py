@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from stridenet import runs
@@ -44,6 +45,7 @@ def run_once(config: Config, jobs_at_once: int = 1) -> tuple[Path, dict[str, Any
             return folder, done, False
         failure = folder / "failure.json"
         try:
+            runs.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
             result = _execute(config, folder, jobs_at_once)
             runs.write_json(folder / "result.json", result)
         except Exception as error:

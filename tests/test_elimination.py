@@ -921,6 +921,9 @@ def in_place(operation: Callable[[Tensor], Any]) -> Forward:
             two_that_share_a_weight(), r"0 .* and 1 .* share a weight", id="shared weight"
         ),
         pytest.param(Forward(lambda m, x: x.chunk(2, 2)[0]), "gives a tuple", id="two results"),
+        pytest.param(
+            Forward(lambda m, x: x[:, :0]), r"getitem.* empty map 0x16x16", id="no channel"
+        ),
         pytest.param(Forward(lambda m, x: None), "must return one tensor", id="no result"),
         pytest.param(Forward(lambda m, x: fails("")), "NotImplementedError", id="no message"),
         pytest.param(Forward(lambda m, x: x.foo()), r"foo \(foo\) on a map ", id="no such method"),

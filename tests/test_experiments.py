@@ -170,7 +170,7 @@ def test_results_have_all_that_a_reader_needs(
         assert result["config"]["recipe"]["steps"] == 60
         assert result["versions"]["torch"] == torch.__version__
         files = {path.name for path in (pipeline / "runs" / result["run"]).iterdir()}
-        assert files == {"lock", "weights.pt", "result.json"}
+        assert files == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
 def test_sixty_steps_already_learn_and_their_seconds_are_measured(

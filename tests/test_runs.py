@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 import torch
+from omegaconf import OmegaConf
 from torch import nn
 
 from stridenet import StrideEliminationError, execution, runs
@@ -294,8 +295,9 @@ def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data:
         folder, result, new = run_once(settings)
         assert new
         assert folder == Path(config.outputs) / "runs" / run_name(settings)
-        assert file_names(folder) == {"lock", "weights.pt", "result.json"}
+        assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
         assert json.loads((folder / "result.json").read_text()) == result
+        assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == result["config"]
 
         network = execution.build_network(settings.model, (1, 10, 10))
         runs.load_weights(folder / "weights.pt", network)
@@ -321,7 +323,8 @@ def test_the_result_is_written_last_after_the_weights(
 
     monkeypatch.setattr(runs, "write", watched)
     run_once(config)
-    assert written == [("weights.pt", {"lock"}), ("result.json", {"lock", "weights.pt"})]
+    first = {"lock", "config.yaml"}
+    assert written[1:] == [("weights.pt", first), ("result.json", {*first, "weights.pt"})]
 
 
 def test_a_run_that_is_done_is_not_touched_again(
@@ -353,12 +356,12 @@ def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
         with pytest.raises(ZeroDivisionError):
             run_once(config)
     folder = runs.run_folder(config)
-    assert file_names(folder) == {"lock", "failure.json"}
+    assert file_names(folder) == {"lock", "config.yaml", "failure.json"}
     failure = json.loads((folder / "failure.json").read_text())
     assert failure["error"] == "division by zero"
     assert "ZeroDivisionError" in failure["trace"]
     run_once(config)
-    assert file_names(folder) == {"lock", "weights.pt", "result.json"}
+    assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
 def test_a_damaged_result_is_not_overwritten(config: Config) -> None:
