@@ -3,8 +3,8 @@
 import hashlib
 import math
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
@@ -48,10 +48,16 @@ class Examples:
 class History:
     """What training measured; seconds hold the training steps only."""
 
-    steps: int
-    epochs: list[dict[str, float | None]]  # before the first epoch, and after each
+    steps: int = 0
+    # before the first epoch, and after each
+    epochs: list[dict[str, float | None]] = field(default_factory=list)
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
+
+
+# What training needs to go on after an epoch: tensors, numbers, strings, and lists and
+# dictionaries of these, so that torch.load(weights_only=True) reads it.
+Checkpoint = dict[str, Any]
 
 
 def generator(seed: int, purpose: str) -> torch.Generator:
@@ -101,12 +107,16 @@ def train(
     recipe: Recipe,
     seed: int,
     device: torch.device,
-    title: str = "",
+    title: str | None = "",
+    resume: Checkpoint | None = None,
+    save: Callable[[Checkpoint], None] | None = None,
 ) -> History:
     """Train on splits["training"]; before the first and after each epoch, evaluate on the others.
 
-    The order of the examples depends on the seed and their number alone. Raises InputError if the
-    loss becomes infinite or not a number.
+    The order of the examples depends on the seed and their number alone. `save` is given a
+    checkpoint after each epoch; from one, as `resume`, training goes on to the same numbers. The
+    progress bar has the title; None: no bar. Raises InputError if the loss becomes infinite or not
+    a number.
     """
     examples = splits["training"]
     per_epoch = math.ceil(len(examples) / recipe.batch_size)
@@ -114,16 +124,26 @@ def train(
     epochs = math.ceil(steps / per_epoch)
     order = generator(seed, "order")
     optimizer, schedule = _optimizer(network, recipe)
-    step = 0
-    with tqdm(total=steps, desc=title, bar_format=BAR, disable=None) as progress:
-        history = History(steps, [_measure(network, splits, recipe, 0.0, None)])
+    history = History()
+    if resume is not None:
+        history = History(**resume["history"])
+        order.set_state(resume["order"])
+        for part, name in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule")):
+            part.load_state_dict(resume[name])
+    else:
+        history.epochs.append(_measure(network, splits, recipe, 0.0, None))
+
+    disable = True if title is None else None  # None: only where the terminal shows it
+    with tqdm(
+        initial=history.steps, total=steps, bar_format=BAR, disable=disable
+    ) as progress:
         network.train()
-        while step < steps:
+        while history.steps < steps:
             progress.set_description(f"{title} epoch {len(history.epochs)}/{epochs}")
             permutation = torch.randperm(len(examples), generator=order).to(device)
             losses: list[Tensor] = []
             wall, cpu = _clock(device)
-            for indices in permutation.split(recipe.batch_size)[: steps - step]:
+            for indices in permutation.split(recipe.batch_size)[: steps - history.steps]:
                 losses.append(_step(network, examples.take(indices), optimizer))
                 schedule.step()
                 progress.update()
@@ -132,9 +152,20 @@ def train(
             after = _clock(device)
             history.wall_seconds += after[0] - wall
             history.cpu_seconds += after[1] - cpu
-            step += len(losses)
+            history.steps += len(losses)
             loss = _finite(torch.stack(losses).mean(), recipe)
-            history.epochs.append(_measure(network, splits, recipe, step / per_epoch, loss))
+            epoch = history.steps / per_epoch
+            history.epochs.append(_measure(network, splits, recipe, epoch, loss))
+            if save is not None:
+                save(
+                    {
+                        "history": asdict(history),
+                        "order": order.get_state(),
+                        "network": network.state_dict(),
+                        "optimizer": optimizer.state_dict(),
+                        "schedule": schedule.state_dict(),
+                    }
+                )
     return history
 
 
