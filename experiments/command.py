@@ -7,16 +7,19 @@ import traceback
 from collections.abc import Callable
 from pathlib import Path
 
+import joblib
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 
 from stridenet.config import Config, InputError, Report
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
 
+# As many jobs as the cores allow, where each has so many threads.
+OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 
@@ -41,21 +44,28 @@ def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     return guarded_task
 
 
-def start(main: Callable[[], None]) -> None:
-    """Run a Hydra main with a guarded task: exit code 1 if settings or a job were at fault."""
+def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> None:
+    """Run a Hydra main with a guarded task: exit code 1 if settings or a job were at fault.
+
+    missing: what a sweep was to do and has not done, asked at the end.
+    """
     wants_traceback = _wants_traceback()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra pass errors on to here
     try:
         main()
     except KeyboardInterrupt:
-        sys.exit("stopped")
+        left = f", {len(missing())} runs are missing" if missing() else ""
+        print(f"stopped{left}: the same command goes on from here", file=sys.stderr)
+        sys.exit(130)  # as shells have it
     except Exception as error:  # while the settings were composed: the command line is at fault
         if wants_traceback:
             raise
-        sys.exit(f"error: {one_line(error)}")
-    if len(failed) > 1:
-        print(f"error: {len(failed)} jobs failed: {' | '.join(failed)}", file=sys.stderr)
-    sys.exit(bool(failed))
+        print(f"error: {one_line(error)}", file=sys.stderr)
+        failed.append(str(error))
+    undone = missing()
+    if undone:
+        print(f"error: {len(undone)} runs are missing:", *undone, sep="\n  ", file=sys.stderr)
+    sys.exit(bool(undone or failed))
 
 
 def _wants_traceback() -> bool:

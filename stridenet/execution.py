@@ -2,6 +2,7 @@
 
 import contextlib
 import ctypes
+import math
 import os
 import platform
 import subprocess
@@ -29,37 +30,75 @@ from stridenet.config import (
 from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
 from stridenet.networks import build_network, build_strided, initialise
-from stridenet.training import Examples, generator, normalise, train
+from stridenet.tracing import StrideEliminationError
+from stridenet.training import Checkpoint, Examples, generator, length, normalise, train
 from stridenet.verification import compare_scores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
+START, TEST_IMAGES = 3.0, 10_000  # of a run: seconds before its first step
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
-def run_once(config: Config, jobs_at_once: int = 1) -> tuple[Path, dict[str, Any], bool]:
+def run_once(
+    config: Config, jobs_at_once: int = 1, bar: bool = True
+) -> tuple[Path, dict[str, Any], bool]:
     """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
 
-    jobs_at_once: how many runs the command does side by side, for whoever reads the seconds.
+    jobs_at_once: how many runs go on side by side, for whoever reads the seconds. bar: of progress.
     """
     folder = runs.run_folder(config)
+    failure, checkpoint = folder / "failure.json", folder / "checkpoint.pt"
     with runs.locked(folder):
-        done = runs.read_result(folder)
-        if done is not None:
-            return folder, done, False
-        failure = folder / "failure.json"
-        try:
-            runs.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
-            result = _execute(config, folder, jobs_at_once)
-            runs.write_json(folder / "result.json", result)
-        except Exception as error:
-            with contextlib.suppress(OSError):  # of a full disk, say, the first error tells more
-                runs.write_json(failure, {"error": str(error), "trace": traceback.format_exc()})
-            raise
-        failure.unlink(missing_ok=True)
-        return folder, result, True
+        result = runs.read_result(folder)
+        new = result is None
+        if result is None:
+            failure.unlink(missing_ok=True)
+            try:
+                runs.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
+                result = _execute(config, folder, jobs_at_once, bar)
+                runs.write_json(folder / "result.json", result)
+            except Exception as error:
+                with contextlib.suppress(
+                    OSError
+                ):  # of a full disk, say, the first error tells more
+                    runs.write_json(failure, {"error": str(error), "trace": traceback.format_exc()})
+                raise
+        checkpoint.unlink(missing_ok=True)
+    return folder, result, new
 
 
-def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
+def estimate(config: Config) -> tuple[float, int]:
+    """About how many seconds a run takes, by timing a few steps, and the bytes of its weights.
+
+    (0, 0) for settings that no network can be made of: the run itself will say why.
+    """
+    height, width = config.data.image_size
+    batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
+    try:
+        network = build_network(config.model, (1, height, width))
+        device = _device(config.device)
+    except (InputError, StrideEliminationError):
+        return 0.0, 0
+    prepare(config.threads)
+    images, layers = torch.zeros(4 * batch, 1, height, width), network
+    if isinstance(network, UnitStrideNetwork):
+        images, layers = network.rearrange(images), network.network
+    layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    splits = {"training": Examples(images, torch.zeros(len(images), dtype=torch.int64), device)}
+    few = replace(config.recipe, epochs=1, steps=None, learning_rate=1e-6)
+    once, twice = (train(layers, splits, few, 0, device, title=None) for _ in range(2))
+    step = min(once.wall_seconds, twice.wall_seconds) / 4
+
+    steps, per_epoch = length(config.recipe, config.data.train_size or most)
+    evaluations = math.ceil(steps / per_epoch) + 1
+    if config.weights == "copy":
+        steps, evaluations = 0, 10  # both networks, in float32 and float64
+    # An evaluation has only the forward pass, a third of a step.
+    seconds = steps * step + evaluations * TEST_IMAGES / batch * step / 3
+    return START + seconds, sum(p.nbytes for p in network.parameters())
+
+
+def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
     """Train or evaluate, save the weights, and return what result.json is to say."""
     device = _device(config.device)
     circumstances = _circumstances(config, device, jobs_at_once)  # of the code that starts here
@@ -80,16 +119,25 @@ def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
     recipe = config.recipe
     if config.weights == "copy":
         recipe = replace(recipe, epochs=0, steps=None)
-    history = train(
-        layers, splits, recipe, config.seed, device, title=folder.name.rpartition("-")[0]
-    )
+    checkpoint = folder / "checkpoint.pt"
+    resume = runs.load_checkpoint(checkpoint, layers)
+    commits = [circumstances["git_commit"]]
+    if resume is not None:
+        print(f"{folder.name}: going on from its checkpoint", file=sys.stderr, flush=True)
+        commits = [*dict.fromkeys([*resume["commits"], *commits])]
+
+    def save(state: Checkpoint) -> None:
+        runs.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
+
+    title = folder.name.rpartition("-")[0] if bar else None
+    history = train(layers, splits, recipe, config.seed, device, title, resume, save)
     copied = {}
     if config.weights == "copy" and strided is not None and isinstance(network, UnitStrideNetwork):
         copied = {
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
         }
-    runs.save_weights(folder / "weights.pt", network)
+    runs.save_tensors(folder / "weights.pt", network.state_dict())
     last = history.epochs[-1]
     return {
         "run": folder.name,
@@ -106,6 +154,8 @@ def _execute(config: Config, folder: Path, jobs_at_once: int) -> dict[str, Any]:
         "copied": copied,
         "epochs": history.epochs,
         **circumstances,
+        # of a run that was stopped and went on with other code: all, in order
+        "git_commit": " then ".join(map(str, commits)) if len(commits) > 1 else commits[0],
         "config": asdict(config),
     }
 
@@ -153,8 +203,9 @@ def prepare(threads: int) -> None:
         # By default every step gives its feature maps back to the kernel and gets them again page by
         # page, which takes a fifth of the time. Other C libraries than glibc lack the function.
         keep = getattr(ctypes.CDLL(None), "mallopt", None)
-        for option in (M_MMAP_THRESHOLD, M_TRIM_THRESHOLD) if keep else ():
-            keep(option, 1 << 30)
+        if keep is not None:
+            keep(M_MMAP_THRESHOLD, 1 << 30)
+            keep(M_TRIM_THRESHOLD, 1 << 30)
 
 
 def _circumstances(config: Config, device: torch.device, jobs_at_once: int) -> dict[str, Any]:

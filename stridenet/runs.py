@@ -1,4 +1,4 @@
-"""A run's folder: lock, weights.pt, and last of all result.json; and all folders as one table."""
+"""A run's folder: lock, checkpoint.pt, weights.pt, and last result.json; all folders as one table."""
 
 import io
 import json
@@ -28,7 +28,12 @@ def run_folder(config: Config) -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold it alone; waits, and says so, while another process has it."""
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{folder} cannot be made: part of this path is a file; remove it, or take another outputs="
+        ) from None
     lock = FileLock(folder / "lock")
     try:
         lock.acquire(timeout=0)
@@ -78,27 +83,51 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def save_weights(path: Path, network: "nn.Module") -> None:
-    """Write a network's state_dict, all of it or nothing."""
+def save_tensors(path: Path, content: dict[str, Any]) -> None:
+    """Write tensors and what lies beside them, all of it or nothing."""
     import torch
 
-    content = io.BytesIO()
-    torch.save(network.state_dict(), content)
-    write(path, content.getvalue())
+    buffer = io.BytesIO()
+    torch.save(content, buffer)
+    write(path, buffer.getvalue())
+
+
+def _load(path: Path) -> Any:
+    """What `save_tensors` wrote; executes nothing from the file. Raises OSError, InputError."""
+    import torch
+
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except OSError:
+        raise
+    except Exception as error:  # what torch raises on a foreign or cut-off file varies
+        raise InputError(f"{path} is not a whole file of weights, as a run writes them") from error
+
+
+def load_checkpoint(path: Path, network: "nn.Module") -> dict[str, Any] | None:
+    """The checkpoint of the run in this folder, for this network; None if there is none.
+
+    One that cannot be used is told and taken for none: the run then starts anew.
+    """
+    if not path.exists():
+        return None
+    sizes = {name: value.shape for name, value in network.state_dict().items()}
+    try:
+        checkpoint = _load(path)
+        if checkpoint["run"] != path.parent.name:
+            raise InputError(f"{path} is of the run {checkpoint['run']}")
+        if {name: value.shape for name, value in checkpoint["network"].items()} != sizes:
+            raise InputError(f"{path} is of another network")
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{path} is not a checkpoint"
+        print(f"{reason}: starting from the beginning", file=sys.stderr, flush=True)
+        return None
+    return checkpoint
 
 
 def load_weights(path: Path, network: "nn.Module") -> None:
     """Put a state_dict into a network of the same layers; executes nothing from the file."""
-    import torch
-
-    try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except OSError:
-        raise
-    except Exception as error:  # what torch raises on a foreign or cut-off file varies
-        raise InputError(
-            f"{path} is not a whole file of weights, as a run's weights.pt is"
-        ) from error
+    state = _load(path)
     try:
         network.load_state_dict(state)
     except Exception as error:  # likewise, on whatever else the file may hold

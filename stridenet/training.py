@@ -101,6 +101,12 @@ def evaluate(network: nn.Module, examples: Examples) -> tuple[int, float]:
     return correct, loss / len(examples)
 
 
+def length(recipe: Recipe, examples: int) -> tuple[int, int]:
+    """Steps in all, and in an epoch, of training on so many examples."""
+    per_epoch = math.ceil(examples / recipe.batch_size)
+    return per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0, per_epoch
+
+
 def train(
     network: nn.Module,
     splits: dict[str, Examples],
@@ -119,8 +125,7 @@ def train(
     a number.
     """
     examples = splits["training"]
-    per_epoch = math.ceil(len(examples) / recipe.batch_size)
-    steps = per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0
+    steps, per_epoch = length(recipe, len(examples))
     epochs = math.ceil(steps / per_epoch)
     order = generator(seed, "order")
     optimizer, schedule = _optimizer(network, recipe)
@@ -134,9 +139,7 @@ def train(
         history.epochs.append(_measure(network, splits, recipe, 0.0, None))
 
     disable = True if title is None else None  # None: only where the terminal shows it
-    with tqdm(
-        initial=history.steps, total=steps, bar_format=BAR, disable=disable
-    ) as progress:
+    with tqdm(initial=history.steps, total=steps, bar_format=BAR, disable=disable) as progress:
         network.train()
         while history.steps < steps:
             progress.set_description(f"{title} epoch {len(history.epochs)}/{epochs}")

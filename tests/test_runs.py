@@ -168,7 +168,7 @@ def network() -> nn.Sequential:
 
 def test_weights_come_back_exactly(tmp_path: Path) -> None:
     saved, loaded = network(), network()
-    runs.save_weights(tmp_path / "weights.pt", saved)
+    runs.save_tensors(tmp_path / "weights.pt", saved.state_dict())
     runs.load_weights(tmp_path / "weights.pt", loaded)
     for name, value in saved.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
@@ -190,7 +190,7 @@ def foreign(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    runs.save_weights(path, network())
+    runs.save_tensors(path, network().state_dict())
     path.write_bytes(path.read_bytes()[:-200])
 
 
@@ -215,11 +215,12 @@ def a_list(path: Path) -> None:
 
 
 def other_layers(path: Path) -> None:
-    runs.save_weights(path, nn.Sequential(nn.Conv2d(1, 2, 3)))
+    runs.save_tensors(path, nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict())
 
 
 def other_sizes(path: Path) -> None:
-    runs.save_weights(path, nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3)))
+    network = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3))
+    runs.save_tensors(path, network.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -341,7 +342,7 @@ def test_a_run_that_is_done_is_not_touched_again(
 def test_a_run_that_was_killed_before_its_result_is_done_again(config: Config) -> None:
     folder, result, _ = run_once(config)
     (folder / "result.json").unlink()
-    runs.save_weights(folder / "weights.pt", network())  # whatever was left
+    runs.save_tensors(folder / "weights.pt", network().state_dict())  # whatever was left
     _, again, new = run_once(config)
     assert new
     assert again["epochs"] == result["epochs"]

@@ -1,0 +1,218 @@
+"""What a sweep adds to its runs: an estimate before, a line for each that is done, and the account.
+
+The runs go on in processes of their own, so all that is told here is read from their folders.
+"""
+
+import contextlib
+import json
+import shutil
+import sys
+import threading
+import time
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.experimental.callback import Callback
+from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
+
+from experiments.command import one_line
+from stridenet.config import Config, InputError, experiment_identity, resolve
+from stridenet.runs import read_result, run_folder
+
+POLL = 0.5  # seconds between two looks at the folders
+BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
+
+# In a process that does jobs of a watched sweep: how many are done at once. None: of no such sweep.
+jobs_at_once: int | None = None
+_watch: "Watch | None" = None  # in the process that started the sweep
+
+
+@dataclass
+class Job:
+    """One run of the sweep."""
+
+    overrides: list[str]
+    config: Config
+    folder: Path
+    seconds: float = 0.0  # expected
+
+    def result(self) -> dict[str, Any] | None:
+        """The run's result once it is done."""
+        with contextlib.suppress(InputError):  # damaged
+            return read_result(self.folder)
+        return None
+
+    def took(self) -> float:
+        """Seconds from the start of the finished run to its end."""
+        written = [(self.folder / name).stat().st_mtime for name in ("config.yaml", "result.json")]
+        return written[1] - written[0]
+
+    def reason(self) -> str:
+        """Why there is no result."""
+        try:
+            read_result(self.folder)
+            failure = json.loads((self.folder / "failure.json").read_text())
+            return " ".join(str(failure["error"]).split())
+        except InputError as error:
+            return str(error)
+        except (OSError, ValueError, KeyError):
+            return "not finished"
+
+
+class Watch(threading.Thread):
+    """Prints a line for each run that is done, and below them a progress bar where it can be seen."""
+
+    def __init__(self, jobs: list[Job], missing: list[Job], at_once: int) -> None:
+        super().__init__(daemon=True)
+        self.jobs = jobs
+        self._missing, self._at_once = missing, at_once
+        self._over = threading.Event()
+
+    def run(self) -> None:
+        """Look at the folders until stopped, and once more then."""
+        began, waiting, over = time.monotonic(), list(self._missing), False
+        done_before = len(self.jobs) - len(waiting)
+        with tqdm(total=len(self.jobs), initial=done_before, bar_format=BAR, disable=None) as bar:
+            while not over:
+                over = self._over.wait(POLL)
+                for job in list(waiting):
+                    result = job.result()
+                    if result is not None:
+                        waiting.remove(job)
+                        bar.update()
+                        left = self._left(waiting, time.monotonic() - began)
+                        place = f"[{len(self.jobs) - len(waiting)} of {len(self.jobs)}]"
+                        bar.write(f"{place} {line(job.folder, result)}{left and f' ({left})'}")
+                        sys.stdout.flush()
+                bar.set_postfix_str(self._left(waiting, time.monotonic() - began))
+
+    def stop(self) -> None:
+        """Stop once all that is done has been told."""
+        self._over.set()
+        self.join()
+
+    def _left(self, waiting: list[Job], elapsed: float) -> str:
+        if not waiting:
+            return ""
+        done = [job for job in self._missing if job not in waiting]
+        expected = sum(job.seconds for job in done)
+        pace = sum(job.took() for job in done) / expected if expected else 1.0
+        whole = pace * sum(job.seconds for job in self._missing) / self._at_once
+        return f"{_duration(max(whole - elapsed, 0))} left"
+
+
+class Sweep(Callback):
+    """Hydra calls this at the start and the end of a sweep, and at the start of each of its jobs."""
+
+    def __init__(self) -> None:
+        self.at_once: int | None = None  # goes along to the processes that do the jobs
+
+    def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
+        """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
+        global _watch
+        if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+            return  # one that makes up its jobs as it goes
+        try:
+            jobs = _jobs(config)
+        except Exception as error:  # the command line's; Hydra lets what a callback raises pass
+            sys.exit(f"error: {one_line(error)}")
+        missing = [job for job in jobs if job.result() is None]
+        if not missing:
+            print(f"{len(jobs)} of {len(jobs)} runs are done")
+            sys.exit()
+        self.at_once = min(config.hydra.launcher.get("n_jobs", 1), len(missing))
+        _announce(jobs, missing, self.at_once)
+        _watch = Watch(jobs, missing, self.at_once)
+        _watch.start()
+
+    def on_job_start(self, config: DictConfig, **_: Any) -> None:
+        """In the process that does the job."""
+        global jobs_at_once
+        jobs_at_once = self.at_once
+
+
+def missing() -> list[str]:
+    """Stop watching; what the sweep of this process was to do and has not done, with the reason."""
+    if _watch is None:
+        return []
+    _watch.stop()
+    shared = set.intersection(*(set(job.overrides) for job in _watch.jobs))
+    return [
+        f"{' '.join(o for o in job.overrides if o not in shared) or job.folder.name}: {job.reason()}"
+        for job in _watch.jobs
+        if job.result() is None
+    ]
+
+
+def line(folder: Path, result: dict[str, Any]) -> str:
+    """What is said of a run that is done."""
+    return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}"
+
+
+def _jobs(config: DictConfig) -> list[Job]:
+    """The sweep's jobs as Hydra's sweeper and launcher will make them."""
+    loader = GlobalHydra.instance().config_loader()
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    parser = OverridesParser.create(config_loader=loader)
+    overrides = parser.parse_overrides([*given, *config.hydra.overrides.task])
+    ((*jobs,),) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
+
+    @cache
+    def composed(overrides: tuple[str, ...]) -> DictConfig:
+        settings = loader.load_sweep_config(config, list(overrides))
+        return OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
+
+    def job_of(overrides: list[str]) -> Job:
+        # Composing takes a tenth of a second; most jobs differ in their seeds alone.
+        seeds = [override for override in overrides if override.startswith("seed=")]
+        settings = composed(tuple(override for override in overrides if override not in seeds))
+        try:
+            settings = settings.copy()
+            settings.merge_with(OmegaConf.from_dotlist(seeds))
+            run = resolve(settings, Config)
+        except Exception as error:
+            raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
+        return Job(overrides, run, run_folder(run))
+
+    return [job_of(job) for job in jobs]
+
+
+def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
+    """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
+    from stridenet.execution import estimate  # imports torch
+
+    known: dict[tuple[str, ...], tuple[float, int]] = {}
+    sizes = []
+    for job in missing:
+        alike = (experiment_identity(job.config), job.config.model.name, job.config.weights)
+        if alike not in known:
+            known[alike] = estimate(job.config)
+        job.seconds, size = known[alike]
+        sizes.append(size)
+    room = sum(sizes) + 2 * at_once * max(sizes)  # checkpoints, of twice the weights, do not stay
+    outputs = Path(jobs[0].config.outputs).absolute()
+    there = next(folder for folder in (outputs, *outputs.parents) if folder.exists())
+    if not there.is_dir():
+        sys.exit(f"error: outputs={jobs[0].config.outputs} cannot be made: {there} is a file")
+    free = shutil.disk_usage(there).free
+    print(
+        f"{len(missing)} of {len(jobs)} runs to do, {at_once} at once: "
+        f"{_duration(sum(job.seconds for job in missing) / at_once)}, {room / 1e6:.0f} MB of disk",
+        flush=True,
+    )
+    if free < room:
+        sys.exit(f"error: outputs={outputs} has {free / 1e6:.0f} MB left, which is not enough")
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 90:
+        return f"about {max(round(seconds, -1), 10):.0f} seconds"
+    if seconds < 5400:
+        return f"about {seconds / 60:.0f} minutes"
+    return f"about {seconds / 3600:.1f} hours"
