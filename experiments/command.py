@@ -13,7 +13,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from stridenet.config import Config, InputError, Report
+from stridenet.config import Bench, Config, InputError, Report
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
@@ -22,6 +22,7 @@ INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and H
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
+ConfigStore.instance().store("bench_schema", Bench)
 
 failed: list[str] = []
 

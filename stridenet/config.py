@@ -85,8 +85,8 @@ class Recipe:
 
 
 @dataclass
-class Report:
-    """What a report is about: the runs of one strided network, data set and recipe."""
+class Experiment:
+    """One strided network, data set and recipe: what may stand in one table."""
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
@@ -95,7 +95,14 @@ class Report:
 
 
 @dataclass
-class Config(Report):
+class Report(Experiment):
+    """Tables and figures of an experiment's runs."""
+
+    reference: str | None = None  # folder of published results to show beside them
+
+
+@dataclass
+class Config(Experiment):
     """One run. Model, data, recipe, seed and weights decide its numbers, and so its identity."""
 
     seed: int = 0
@@ -104,11 +111,21 @@ class Config(Report):
     threads: int = 1
 
 
-AReport = TypeVar("AReport", bound=Report)
+@dataclass
+class Bench(Experiment):
+    """What is timed: both networks and the recipe's steps, round by round."""
+
+    rounds: int = 10
+    steps: int = 30  # of each loop and network in a round
+    device: str = "auto"  # auto | cpu | cuda | mps
+    threads: int = 1
 
 
-def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
-    """Settings as a checked Report or Config, everything written in one way only: sizes as [h, w],
+Settings = TypeVar("Settings", bound=Experiment)
+
+
+def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
+    """Settings as a checked dataclass, everything written in one way only: sizes as [h, w],
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
@@ -122,6 +139,11 @@ def resolve(settings: DictConfig, schema: type[AReport]) -> AReport:
     _check_recipe(config.recipe)
     if isinstance(config, Config):
         _check_run(config)
+    if isinstance(config, Bench):
+        _at_least("rounds", config.rounds, 1)
+        _at_least("steps", config.steps, 1)
+    if isinstance(config, (Config, Bench)):
+        _check_machine(config)
     return config
 
 
@@ -184,10 +206,6 @@ def _check_recipe(recipe: Recipe) -> None:
 def _check_run(config: Config) -> None:
     if not 0 <= config.seed < 2**32:
         raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
-    cores = os.cpu_count() or 1
-    if not 1 <= config.threads <= cores:
-        raise InputError(f"threads={config.threads} must be from 1 to {cores}, the cores there are")
-    _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
     if config.weights in ("copy", "fine_tune") and not config.model.eliminate_stride:
         raise InputError(
             f"weights={config.weights} copies a strided network's weights into its twin: "
@@ -197,6 +215,13 @@ def _check_run(config: Config) -> None:
         raise InputError(
             f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
         )
+
+
+def _check_machine(config: Config | Bench) -> None:
+    cores = os.cpu_count() or 1
+    if not 1 <= config.threads <= cores:
+        raise InputError(f"threads={config.threads} must be from 1 to {cores}, the cores there are")
+    _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
 
 
 def _per_axis(key: str, value: Any, least: int) -> list[int]:
@@ -218,12 +243,22 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
         raise InputError(f"{key}={value} is unknown; take one of {', '.join(known)}")
 
 
-def experiment_identity(report: Report) -> str:
+def experiment_identity(experiment: Experiment) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
-    model, data = asdict(report.model), asdict(report.data)
-    del model["eliminate_stride"], data["download_timeout"]
-    layers = list(model.pop("layers").items())  # their order counts
-    return _hash([layers, model, data, asdict(report.recipe)])
+    data = asdict(experiment.data)
+    del data["download_timeout"]
+    return _hash([*_model(experiment.model), data, asdict(experiment.recipe)])
+
+
+def model_identity(experiment: Experiment) -> str:
+    """The same wherever the strided network and the size of the images are the same."""
+    return _hash([*_model(experiment.model), experiment.data.image_size])
+
+
+def _model(model: Model) -> list[Any]:
+    content = asdict(model)
+    del content["eliminate_stride"]
+    return [list(content.pop("layers").items()), content]  # the layers' order counts
 
 
 def run_name(config: Config) -> str:

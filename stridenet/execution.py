@@ -22,6 +22,7 @@ from torch import nn
 from stridenet import runs
 from stridenet.config import (
     STARTING_WEIGHTS,
+    Bench,
     Config,
     InputError,
     experiment_identity,
@@ -76,7 +77,7 @@ def estimate(config: Config) -> tuple[float, int]:
     batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
     try:
         network = build_network(config.model, (1, height, width))
-        device = _device(config.device)
+        device = choose_device(config.device)
     except (InputError, StrideEliminationError):
         return 0.0, 0
     prepare(config.threads)
@@ -100,8 +101,8 @@ def estimate(config: Config) -> tuple[float, int]:
 
 def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
     """Train or evaluate, save the weights, and return what result.json is to say."""
-    device = _device(config.device)
-    circumstances = _circumstances(config, device, jobs_at_once)  # of the code that starts here
+    device = choose_device(config.device)
+    about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)
     network, strided = _starting_networks(config)
     images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
@@ -121,7 +122,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
         recipe = replace(recipe, epochs=0, steps=None)
     checkpoint = folder / "checkpoint.pt"
     resume = runs.load_checkpoint(checkpoint, layers)
-    commits = [circumstances["git_commit"]]
+    commits = [about["git_commit"]]
     if resume is not None:
         print(f"{folder.name}: going on from its checkpoint", file=sys.stderr, flush=True)
         commits = [*dict.fromkeys([*resume["commits"], *commits])]
@@ -153,7 +154,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
         "rearrangement_seconds": rearrangement_seconds,
         "copied": copied,
         "epochs": history.epochs,
-        **circumstances,
+        **about,
         # of a run that was stopped and went on with other code: all, in order
         "git_commit": " then ".join(map(str, commits)) if len(commits) > 1 else commits[0],
         "config": asdict(config),
@@ -182,7 +183,7 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
     return network, None
 
 
-def _device(name: str) -> torch.device:
+def choose_device(name: str) -> torch.device:
     """The device that `device=` means; auto takes an accelerator if there is one."""
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
@@ -208,7 +209,9 @@ def prepare(threads: int) -> None:
             keep(M_TRIM_THRESHOLD, 1 << 30)
 
 
-def _circumstances(config: Config, device: torch.device, jobs_at_once: int) -> dict[str, Any]:
+def circumstances(
+    config: Config | Bench, device: torch.device, jobs_at_once: int = 1
+) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {
         "device": device.type,

@@ -1,18 +1,51 @@
 """Everything in outputs/report/, from the runs of one experiment."""
 
+import json
 import textwrap
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
 from stridenet import figures, tables
-from stridenet.config import Report, experiment_identity
-from stridenet.elimination import plan_elimination
+from stridenet.calibration import PAPER_PERCENT, SEEDS, calibration
+from stridenet.comparison import compare
+from stridenet.config import InputError, Report, experiment_identity, model_identity
+from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.networks import build_strided
 from stridenet.runs import finished_runs, tidy, write
 
+OPERATORS = 4  # of torch, of which the share of the time is told
 WIDTH = 80  # of a terminal
-OPTIONAL = {"accuracy_by_epoch", "accuracy_of_seeds", "copied_weights", "training_time"}
+OPTIONAL = {
+    "accuracy_by_epoch",
+    "accuracy_of_seeds",
+    "benchmark",
+    "copied_weights",
+    "training_time",
+}
+
+
+@dataclass
+class Section:
+    """A table of the report: all its numbers, and as people read it."""
+
+    name: str  # of its files
+    title: str
+    caption: str
+    about: str  # where the numbers come from
+    table: pd.DataFrame
+    readable: pd.DataFrame
+    unprinted: tuple[str, ...] = ()  # columns that are too wide for a terminal
+
+    def save(self, folder: Path) -> str:
+        """Write it as csv, md and tex; returns it as text."""
+        caption = f"{self.caption} {self.about}".strip()
+        tables.save(self.table, self.readable, folder / self.name, caption)
+        printed = self.readable.drop(columns=[*self.unprinted])
+        text = printed.to_string(index=False, line_width=WIDTH)
+        return f"{textwrap.fill(f'{self.title}: {self.caption}', WIDTH)}\n\n{text}"
 
 
 def write_report(config: Report) -> list[str]:
@@ -25,31 +58,17 @@ def write_report(config: Report) -> list[str]:
     plan = plan_elimination(build_strided(config.model, input_size), input_size)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "runs.csv", runs.to_csv(index=False).encode())
+
     about = _about(config, runs)
-
     table1 = tables.table1(runs, plan, config.data.name)
-    readable = tables.for_readers(table1)
-    caption = (
-        "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
-        f"one run. Seconds are those of the training steps. {about}"
-    )
-    tables.save(table1, readable, folder / "table1", caption)
-    texts = [_printed(f"Table 1: {caption}", readable.drop(columns=["Input", "Layers"]))]
-
-    table2 = tables.table2(plan)
-    caption = "Feature maps, channels x height x width."
-    tables.save(table2, table2, folder / "table2", caption)
-    texts.append(_printed(f"Table 2: {caption}", table2))
-
-    copied = tables.copied_weights(runs)
-    if len(copied):
-        caption = (
-            "Test images on which the unit-stride network with the strided one's weights predicts the "
-            f"same class, at the least over n seeds, and the largest difference of a score. {about}"
-        )
-        readable = copied.assign(largest_difference=copied.largest_difference.map("{:.1e}".format))
-        tables.save(copied, readable, folder / "copied_weights", caption)
-        texts.append(_printed(f"Copied weights: {caption}", readable))
+    sections = [
+        _table1(table1, _reference(config, plan), about),
+        _comparison(config, runs, about),
+        _table2(plan),
+        *_copied(runs, about),
+        *_benchmark(config),
+    ]
+    texts = [section.save(folder) for section in sections]
 
     drawn = {"feature_maps": figures.feature_maps(plan)}
     if (runs.weights == "scratch").any():
@@ -58,10 +77,124 @@ def write_report(config: Report) -> list[str]:
         drawn["training_time"] = figures.training_time(runs)
     for name, figure in drawn.items():
         figures.save(figure, folder / name)
-    for name in OPTIONAL - drawn.keys() - ({"copied_weights"} if len(copied) else set()):
+    for name in OPTIONAL - drawn.keys() - {section.name for section in sections}:
         for path in folder.glob(f"{name}.*"):
             path.unlink()  # of an earlier report, of other runs
-    return [*texts, f"Tables (csv, md, tex) and figures (png, svg) are in {folder}."]
+    return [
+        *texts,
+        textwrap.fill(about, WIDTH),
+        f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
+    ]
+
+
+def write_calibration(config: Report) -> list[str]:
+    """Write the table of experiment=calibrate into outputs/report; returns what to print."""
+    table = calibration(config)
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    caption = (
+        f"Test accuracy of the strided network alone, seeds {SEEDS[0]} to {SEEDS[-1]}, for each recipe "
+        f"tried, the nearest to the paper's {PAPER_PERCENT} % first; * where that lies in the 95 % "
+        "interval of the mean. Recipes are thus chosen by their accuracy on the test images."
+    )
+    readable = tables.calibration_for_readers(table)
+    section = Section("calibration", "Calibration", caption, "", table, readable)
+    return [section.save(folder)]
+
+
+def benchmark_section(measured: dict[str, Any]) -> Section:
+    """What experiments.benchmark measured."""
+    config, table = measured["config"], tables.benchmark(measured)
+    operators = "; ".join(
+        f"{tables.PRINTED[network]}: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:OPERATORS])
+        for network, shares in measured["operators"].items()
+    )
+    caption = (
+        "Milliseconds of a training step, in our loop and in a plain one in the style of PyTorch's "
+        f"MNIST example; median (quartiles) of {config['rounds']} rounds of {config['steps']} steps "
+        f"each, all in turn, batches of {config['recipe']['batch_size']}. Peak: the rate of "
+        f"multiply-adds in a product of matrices of {measured['matrix']} rows and columns. "
+        f"Rearrangement: of all {measured['images']:,} images, once before training. Where the time "
+        f"of a step goes: {operators}."
+    )
+    about = (
+        f"On {measured['device_name']}, {measured['threads']} thread(s), "
+        f"torch {measured['versions']['torch']}."
+    )
+    readable = tables.benchmark_for_readers(table)
+    return Section("benchmark", "Benchmark", caption, about, table, readable)
+
+
+def _table1(table: pd.DataFrame, reference: pd.DataFrame | None, about: str) -> Section:
+    caption = (
+        "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
+        "one run. Seconds are those of the training steps."
+    )
+    if reference is not None:
+        table = table.merge(reference, how="left")
+        caption += " The reference is this experiment's published result, in outputs/reference."
+    readable = tables.for_readers(table)
+    return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
+
+
+def _comparison(config: Report, runs: pd.DataFrame, about: str) -> Section:
+    comparison = compare(runs)
+    under = f"recipe {config.recipe.name} on {config.data.name}"
+    return Section(
+        "comparison",
+        "Unity Stride − Non-Unity Stride",
+        comparison.sentence(under),
+        about,
+        tables.comparison(comparison),
+        tables.comparison_for_readers(comparison),
+    )
+
+
+def _table2(plan: EliminationPlan) -> Section:
+    table = tables.table2(plan)
+    caption = "Feature maps, channels x height x width."
+    return Section("table2", "Table 2", caption, "", table, table)
+
+
+def _copied(runs: pd.DataFrame, about: str) -> list[Section]:
+    copied = tables.copied_weights(runs)
+    caption = (
+        "Test images on which the unit-stride network with the strided one's weights predicts the "
+        "same class, at the least over n seeds, and the largest difference of a score."
+    )
+    readable = copied.assign(largest_difference=copied.largest_difference.map("{:.1e}".format))
+    section = Section("copied_weights", "Copied weights", caption, about, copied, readable)
+    return [section] if len(copied) else []
+
+
+def _benchmark(config: Report) -> list[Section]:
+    """What was measured of this network, if anything."""
+    path = Path(config.outputs) / "benchmark.json"
+    if not path.exists():
+        return []
+    try:
+        measured = json.loads(path.read_text())
+        same = measured["model"] == model_identity(config)
+        return [benchmark_section(measured)] if same else []
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it, or `make bench` again"
+        ) from error
+
+
+def _reference(config: Report, plan: EliminationPlan) -> pd.DataFrame | None:
+    """The published means of this experiment by network, if there are any."""
+    path = Path(config.reference or "", "runs.csv")
+    if config.reference is None or not path.exists():
+        return None
+    published = pd.read_csv(path)
+    published = published[published.experiment == experiment_identity(config)]
+    if published.empty:
+        return None
+    table = tables.table1(published, plan, config.data.name)
+    measured = table[["n", *(name for name in table if name.endswith(("_mean", "_std")))]]
+    return measured.add_prefix("reference_").assign(network=table.network)
 
 
 def _about(config: Report, runs: pd.DataFrame) -> str:
@@ -84,7 +217,3 @@ def _about(config: Report, runs: pd.DataFrame) -> str:
     return (
         text if commits == 1 else f"{text} Warning: the runs are of {commits} versions of the code."
     )
-
-
-def _printed(caption: str, table: pd.DataFrame) -> str:
-    return f"{textwrap.fill(caption, WIDTH)}\n\n{table.to_string(index=False, line_width=WIDTH)}"

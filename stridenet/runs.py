@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from filelock import FileLock, Timeout
 
-from stridenet.config import Config, InputError, Report, experiment_identity, run_name
+from stridenet.config import Config, Experiment, InputError, experiment_identity, run_name
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -135,20 +135,24 @@ def load_weights(path: Path, network: "nn.Module") -> None:
         raise InputError(f"the weights in {path} are of another network ({reason})") from error
 
 
-def finished_runs(report: Report) -> list[dict[str, Any]]:
-    """The results of the report's experiment, by run. Raises InputError if there are none."""
-    folder = Path(report.outputs) / "runs"
-    results = [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]
-    wanted = experiment_identity(report)
+def all_results(experiment: Experiment) -> list[dict[str, Any]]:
+    """The results of all finished runs in the experiment's outputs, whatever they are of."""
+    folder = Path(experiment.outputs) / "runs"
+    return [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]
+
+
+def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
+    """The results of the experiment's runs. Raises InputError if there are none."""
+    results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]
     if not chosen:
         kinds = ("data", "recipe")
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
         raise InputError(
-            f"no finished run in {folder} has these layers, data={report.data.name} and "
-            f"recipe={report.recipe.name}, each with these settings; run experiments.train first, or "
-            "give the report the settings of the runs that you mean (there are runs of "
-            f"{' and '.join(sorted(others)) or 'nothing'})"
+            f"no finished run in {Path(experiment.outputs) / 'runs'} has these layers, "
+            f"data={experiment.data.name} and recipe={experiment.recipe.name}, each with these "
+            "settings; run experiments.train first, or give the report the settings of the runs that "
+            f"you mean (there are runs of {' and '.join(sorted(others)) or 'nothing'})"
         )
     return chosen
 

@@ -1,10 +1,14 @@
-"""Tables 1 and 2 and the copied-weights table, from runs and from the plan of the elimination."""
+"""The report's tables, from runs, from the plan of the elimination, and from what was timed."""
 
+import math
 from collections.abc import Callable
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
+from stridenet.comparison import PAPER_POINTS, Comparison
 from stridenet.elimination import EliminationPlan, LayerPlan
 from stridenet.runs import write
 from stridenet.tracing import written
@@ -114,20 +118,128 @@ def copied_weights(runs: pd.DataFrame) -> pd.DataFrame:
     ).astype({"images": int, "agreeing_least": int})
 
 
-def for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 with a mean and its deviation in one entry, and the paper's names."""
-    return pd.DataFrame(
-        {
-            "Network": _printed(table.network),
-            "Input": table["input"],
-            "Layers": table["layers"],
-            "n": table.n,
-            "Accuracy %": _mean_and_deviation(table, "accuracy_percent", 2),
-            "paper's %": table.paper_accuracy_percent.map(_blank_or("{:.2f}")),
-            "Training s": _mean_and_deviation(table, "training_seconds", 1),
-            "paper's s": table.paper_training_seconds.map(_blank_or("{:.2f}")),
+def comparison(found: Comparison) -> pd.DataFrame:
+    """The paired comparison of the two networks' accuracy, in points, as one row."""
+    row = {"paper_difference": PAPER_POINTS, **asdict(found), "verdict": found.verdict}
+    return pd.DataFrame([row])
+
+
+def benchmark(measured: dict[str, Any]) -> pd.DataFrame:
+    """What experiments.benchmark measured: median and quartiles over the rounds, by network, and the
+    ratio of the networks, unit stride over strided, of each round."""
+    seconds = pd.DataFrame(measured["seconds"])
+    batch = measured["config"]["recipe"]["batch_size"]
+    rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product
+
+    def of_rounds(strided: "pd.Series[float]", unit_stride: "pd.Series[float]") -> dict[str, float]:
+        columns = {"strided": strided, "unit_stride": unit_stride, "ratio": unit_stride / strided}
+        return {
+            f"{name}_{part}": column.quantile(quantile)
+            for name, column in columns.items()
+            for part, quantile in (("median", 0.5), ("low", 0.25), ("high", 0.75))
         }
+
+    def share(network: str) -> "pd.Series[float]":
+        # Forward, and twice as much backward, but no gradient of the images.
+        adds = (
+            3 * measured["multiply_adds"][network] - measured["first_layer_multiply_adds"][network]
+        )
+        return 2 * adds * batch / seconds[f"ours_{network}"] / rate
+
+    def fixed(strided: float, unit_stride: float) -> dict[str, float]:
+        ratio = unit_stride / strided
+        return {"strided_median": strided, "unit_stride_median": unit_stride, "ratio_median": ratio}
+
+    ours, plain = ([seconds[f"{loop}_{n}"] for n in NETWORKS] for loop in ("ours", "plain"))
+    once = 1000 * seconds.rearrangement
+    rows = {
+        "multiply-adds": fixed(*(measured["multiply_adds"][n] for n in NETWORKS)),
+        "paper's training (s)": fixed(*PAPER.paper_training_seconds),
+        "our loop (ms)": of_rounds(*(1000 * each for each in ours)),
+        "plain loop (ms)": of_rounds(*(1000 * each for each in plain)),
+        "plain loop / ours": of_rounds(*(p / o for p, o in zip(plain, ours, strict=True))),
+        "share of peak (%)": of_rounds(*(100 * share(n) for n in NETWORKS)),
+        "rearrangement (ms)": {
+            key.replace("strided", "unit_stride"): value
+            for key, value in of_rounds(once, once).items()
+            if key.startswith("strided")
+        },
+    }
+    return pd.DataFrame([{"quantity": quantity, **row} for quantity, row in rows.items()])
+
+
+def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry."""
+
+    def entry(row: "pd.Series[float]", name: str) -> str:
+        median, low, high = (row[f"{name}_{part}"] for part in ("median", "low", "high"))
+        if pd.isna(median):
+            return ""
+        digits = f",.{max(2 - math.floor(math.log10(abs(median))), 0)}f"
+        spread = "" if pd.isna(low) else f" ({low:{digits}}–{high:{digits}})"
+        return f"{median:{digits}}{spread}"
+
+    columns = {**PRINTED, "ratio": "ratio"}
+    entries = {printed: table.apply(entry, axis=1, name=name) for name, printed in columns.items()}
+    entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
+    return pd.DataFrame({"": table.quantity, **entries})
+
+
+def comparison_for_readers(found: Comparison) -> pd.DataFrame:
+    """One line a quantity; blank where too few seeds cannot tell."""
+    points = _blank_or("{:+.3f}")
+    spread = _blank_or("{:.3f}")
+    interval = "" if found.low is None else f"{points(found.low)} to {points(found.high)}"
+    rows = {
+        "pairs of runs": str(found.n),
+        "mean difference (points)": points(found.mean),
+        "95 % interval": interval,
+        "the paper's difference, of one pair": points(PAPER_POINTS),
+        "standard deviation of the differences": spread(found.deviation),
+        f"standard deviation, {PRINTED['strided']}": spread(found.strided_deviation),
+        f"standard deviation, {PRINTED['unit_stride']}": spread(found.unit_stride_deviation),
+        "seeds to see the paper's difference": _blank_or("{:,.0f}")(found.n_needed),
+        "the paper's claim is": found.verdict,
+    }
+    return pd.DataFrame({"Accuracy, twin minus strided": [*rows], "points": [*rows.values()]})
+
+
+def calibration_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Settings, accuracy and interval, and a star for the recipes whose interval has the paper's."""
+    settings = table.loc[:, :"epoch"].rename(columns={"learning_rate": "rate"})
+    number = "{:.2f}".format
+    return settings.assign(
+        n=table.n,
+        **{
+            "Accuracy %": _mean_and_deviation(table, "accuracy_percent", 2),
+            "95 % interval": table.low.map(number) + "–" + table.high.map(number),
+            "matches": table.matches.map({True: "*", False: ""}),
+            "CPU s a run": table.training_cpu_seconds_mean.map("{:.0f}".format),
+        },
     )
+
+
+def for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 with a mean and its deviation in one entry, and the paper's names.
+
+    With columns reference_…, those of published results stand between ours and the paper's.
+    """
+    columns = {
+        "Network": _printed(table.network),
+        "Input": table["input"],
+        "Layers": table["layers"],
+        "n": table.n,
+    }
+    for quantity, title, unit, digits in (
+        ("accuracy_percent", "Accuracy", "%", 2),
+        ("training_seconds", "Training", "s", 1),
+    ):
+        columns[f"{title} {unit}"] = _mean_and_deviation(table, quantity, digits)
+        if "reference_n" in table:
+            reference = _mean_and_deviation(table, f"reference_{quantity}", digits)
+            columns[f"reference's {unit}"] = reference
+        columns[f"paper's {unit}"] = table[f"paper_{quantity}"].map(_blank_or("{:.2f}"))
+    return pd.DataFrame(columns)
 
 
 def save(table: pd.DataFrame, readable: pd.DataFrame, path: Path, caption: str) -> None:
@@ -152,7 +264,7 @@ def _mean_and_deviation(table: pd.DataFrame, quantity: str, digits: int) -> "pd.
     return mean + table[f"{quantity}_std"].map(_blank_or(f" ± {number}"))
 
 
-def _blank_or(pattern: str) -> Callable[[float], str]:
+def _blank_or(pattern: str) -> Callable[[float | None], str]:
     return lambda value: "" if pd.isna(value) else pattern.format(value)
 
 

@@ -221,10 +221,15 @@ def _measure(
     return row
 
 
-def _clock(device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds, once the device has done what it was given."""
+def synchronise(device: torch.device) -> None:
+    """Wait until the device has done what it was given."""
     if device.type != "cpu":
         torch.accelerator.synchronize(device)
+
+
+def _clock(device: torch.device) -> tuple[float, float]:
+    """Wall and CPU seconds, once the device has done what it was given."""
+    synchronise(device)
     return time.perf_counter(), time.process_time()
 
 

@@ -1,0 +1,31 @@
+"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE …]."""
+
+import os
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Bench, resolve
+from stridenet.runs import write_json
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="benchmark")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Bench)
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells of its own stages
+    from stridenet.benchmark import benchmark  # imports torch, which `--help` should not wait for
+    from stridenet.report import benchmark_section
+
+    measured = benchmark(config)
+    outputs = Path(config.outputs)
+    write_json(outputs / "benchmark.json", measured)
+    (outputs / "report").mkdir(parents=True, exist_ok=True)
+    print(benchmark_section(measured).save(outputs / "report"))
+    print(f"\nAll rounds are in {outputs / 'benchmark.json'}.")
+
+
+if __name__ == "__main__":
+    start(main)

@@ -1,0 +1,20 @@
+"""The table of the runs of experiment=calibrate: python -m experiments.calibration [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Report, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="report")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Report)
+    from stridenet.report import write_calibration  # slow to import
+
+    print(*write_calibration(config), sep="\n\n")
+
+
+if __name__ == "__main__":
+    start(main)

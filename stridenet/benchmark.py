@@ -1,0 +1,173 @@
+"""What a training step costs: both networks, our loop and a plain one, beside a matrix product.
+
+All are timed in turn, round by round, so that whatever else the machine does meets all alike; what is
+published are medians of the ratios within a round (tables.benchmark).
+"""
+
+import itertools
+import multiprocessing
+import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from stridenet.config import Bench, model_identity
+from stridenet.data import ORIGINS, load
+from stridenet.elimination import UnitStrideNetwork, plan_elimination
+from stridenet.execution import choose_device, circumstances, prepare
+from stridenet.networks import build_network, build_strided, initialise
+from stridenet.training import Examples, generator, normalise, synchronise, train
+
+NETWORKS = ("strided", "unit_stride")
+MATRIX = 2048  # rows and columns of the product
+PRODUCTS = 3  # of them a round
+
+Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
+
+
+def benchmark(config: Bench) -> dict[str, Any]:
+    """Time everything. Returns the seconds of every round, and what a reader needs to judge them."""
+    prepare(config.threads)
+    device = choose_device(config.device)
+    folder = Path(config.outputs) / "data"
+    images, labels = normalise(load(config.data, folder), config.recipe.pixels)["training"]
+    ours: dict[str, Chunk] = {}
+    for name in NETWORKS:
+        layers, inputs = _network(config, name), images
+        if isinstance(layers, UnitStrideNetwork):
+            rearrange = layers.rearrange
+            inputs, layers = rearrange(images), layers.network
+        layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ours[name] = _our_loop(layers, Examples(inputs, labels, device), config, device)
+
+    matrix = torch.rand(MATRIX, MATRIX, device=device)
+    timed: dict[str, Chunk] = {
+        **{f"ours_{name}": ours[name] for name in NETWORKS},
+        "matrix_product": lambda: _seconds(lambda: matrix @ matrix, PRODUCTS, device),
+        "rearrangement": lambda: _seconds(lambda: rearrange(images), 1, device),
+    }
+    # A process of its own, which is not set up as ours is.
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_plain, (config, device)
+    ) as plain:
+        for name in NETWORKS:
+            timed[f"plain_{name}"] = partial(_result, plain, name)
+        for chunk in timed.values():
+            chunk()  # the first time is slower
+        rounds = [
+            {name: chunk() for name, chunk in timed.items()}
+            for _ in tqdm(range(config.rounds), desc="rounds", disable=None)
+        ]
+    height, width = config.data.image_size
+    plan = plan_elimination(build_strided(config.model, (1, height, width)), (1, height, width))
+    adds = [layer.multiply_adds for layer in plan.layers if layer.weight_size]
+    return {
+        "model": model_identity(config),
+        "multiply_adds": dict(zip(NETWORKS, map(sum, zip(*adds, strict=True)), strict=True)),
+        "first_layer_multiply_adds": dict(zip(NETWORKS, adds[0], strict=True)),
+        "images": len(images),
+        "matrix": MATRIX,
+        "seconds": rounds,  # of a step, of a product, of the rearrangement of all images
+        "operators": {name: _operators(ours[name]) for name in NETWORKS},
+        **circumstances(config, device),
+        "config": asdict(config),
+    }
+
+
+def _network(config: Bench, name: str) -> nn.Module:
+    model = replace(config.model, eliminate_stride=name == "unit_stride")
+    height, width = config.data.image_size
+    network = build_network(model, (1, height, width))
+    initialise(network, config.recipe.initialisation, generator(0, "weights"))
+    return network
+
+
+def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torch.device) -> Chunk:
+    recipe = replace(config.recipe, epochs=None, steps=config.steps)
+
+    def chunk() -> float:
+        history = train(layers, {"training": examples}, recipe, 0, device, title=None)
+        return history.wall_seconds / history.steps
+
+    return chunk
+
+
+_plain: dict[str, Chunk] = {}  # in the process of the plain loop
+
+
+def _start_plain(config: Bench, device: torch.device) -> None:
+    """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
+    from torchvision import datasets, transforms
+
+    torch.set_num_threads(config.threads)
+    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    if config.data.image_size != [28, 28]:
+        steps.insert(0, transforms.Resize(config.data.image_size))
+    official = getattr(datasets, ORIGINS[config.data.name].name)
+    data = official(Path(config.outputs) / "data", transform=transforms.Compose(steps))
+    loader = DataLoader(data, batch_size=config.recipe.batch_size, shuffle=True)
+    for name in NETWORKS:
+        _plain[name] = _plain_loop(_network(config, name).to(device), loader, config, device)
+
+
+def _plain_loop(
+    network: nn.Module, loader: "DataLoader[Any]", config: Bench, device: torch.device
+) -> Chunk:
+    recipe = config.recipe
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+    def chunk() -> float:
+        began, steps = time.perf_counter(), 0
+        for images, labels in itertools.islice(loader, config.steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images.to(device)), labels.to(device))
+            loss.backward()
+            optimizer.step()
+            steps += 1
+        synchronise(device)
+        return (time.perf_counter() - began) / steps
+
+    return chunk
+
+
+def _plain_chunk(name: str) -> float:
+    return _plain[name]()
+
+
+def _result(plain: ProcessPoolExecutor, name: str) -> float:
+    return plain.submit(_plain_chunk, name).result()
+
+
+def _seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronise(device)
+    return (time.perf_counter() - began) / times
+
+
+def _operators(chunk: Chunk) -> dict[str, float]:
+    """Share of the processor's time of each of torch's operators, the largest first."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        chunk()
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    whole = sum(spent.values())
+    return {
+        name: spent[name] / whole for name in sorted(spent, key=spent.__getitem__, reverse=True)
+    }
