@@ -1,7 +1,7 @@
 # Targets are listed by `make help`. Everything runs in .venv, built from pyproject.toml and
 # constraints.txt by the first Python from 3.11 to 3.13 that has venv and pip.
 
-RECIPE ?= sgd
+RECIPE ?= paper
 ifeq ($(RECIPE),smoke)
 SEEDS ?= 0
 else
@@ -15,7 +15,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report test check clean
+.PHONY: help reproduce report bench calibrate publish test check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,6 +29,18 @@ reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 an
 
 report: .venv/ready ## tables and plots of what has been run
 	$(PYTHON) -m experiments.report $(SETTINGS)
+
+bench: .venv/ready ## time the training step: both networks, our loop and a plain one
+	$(PYTHON) -m experiments.benchmark $(SETTINGS)
+
+calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
+	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS)
+	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
+
+publish: .venv/ready ## the report as outputs/reference, which later reports show beside their own
+	$(PYTHON) -m experiments.report $(SETTINGS) reference=null
+	mkdir -p outputs/reference
+	cp $(OUTPUTS)/report/* outputs/reference/
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest

@@ -26,7 +26,9 @@ def calibration(experiment: Experiment) -> pd.DataFrame:
             f"no calibration run is done in outputs={experiment.outputs}; first run "
             "`python -m experiments.train experiment=calibrate`"
         )
-    settings = [key for key in Recipe.__annotations__ if key not in ("name", "epochs", "steps")]
+    settings = [
+        key for key in Recipe.__annotations__ if key not in ("name", "note", "epochs", "steps")
+    ]
     epochs = pd.json_normalize(
         results,
         "epochs",

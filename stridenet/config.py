@@ -82,6 +82,7 @@ class Recipe:
     weight_decay: float = 0.0005
     initialisation: str = "pytorch"  # pytorch | xavier (as Caffe's: by fan-in, biases zero)
     pixels: str = "standardised"  # standardised (mean 0, deviation 1) | scaled (by 1/256)
+    note: str = ""  # what a reader of its results should know; part of no identity
 
 
 @dataclass
@@ -245,9 +246,9 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 
 def experiment_identity(experiment: Experiment) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
-    data = asdict(experiment.data)
-    del data["download_timeout"]
-    return _hash([*_model(experiment.model), data, asdict(experiment.recipe)])
+    data, recipe = asdict(experiment.data), asdict(experiment.recipe)
+    del data["download_timeout"], recipe["note"]
+    return _hash([*_model(experiment.model), data, recipe])
 
 
 def model_identity(experiment: Experiment) -> str:

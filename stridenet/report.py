@@ -2,7 +2,7 @@
 
 import json
 import textwrap
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from stridenet.comparison import compare
 from stridenet.config import InputError, Report, experiment_identity, model_identity
 from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.networks import build_strided
-from stridenet.runs import finished_runs, tidy, write
+from stridenet.runs import finished_runs, tidy, write, write_json
 
 OPERATORS = 4  # of torch, of which the share of the time is told
 WIDTH = 80  # of a terminal
@@ -58,6 +58,7 @@ def write_report(config: Report) -> list[str]:
     plan = plan_elimination(build_strided(config.model, input_size), input_size)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "runs.csv", runs.to_csv(index=False).encode())
+    write_json(folder / "about.json", _circumstances(config, runs))
 
     about = _about(config, runs)
     table1 = tables.table1(runs, plan, config.data.name)
@@ -197,6 +198,22 @@ def _reference(config: Report, plan: EliminationPlan) -> pd.DataFrame | None:
     return measured.add_prefix("reference_").assign(network=table.network)
 
 
+def _circumstances(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
+    """Everything needed to judge the numbers or to have them again; lists where runs differ."""
+    columns = ["device_name", "threads", "jobs_at_once", "git_commit"]
+    columns += [name for name in runs if name.startswith("versions.")]
+    return {
+        "experiment": experiment_identity(config),
+        "runs": len(runs),
+        "seeds": sorted(map(int, runs.seed.unique())),
+        "dates": [runs.date.min(), runs.date.max()],
+        **{name: [*runs[name].astype(object).unique()] for name in columns},
+        "model": asdict(config.model),
+        "data": asdict(config.data),
+        "recipe": asdict(config.recipe),
+    }
+
+
 def _about(config: Report, runs: pd.DataFrame) -> str:
     """Where the numbers come from."""
 
@@ -204,14 +221,15 @@ def _about(config: Report, runs: pd.DataFrame) -> str:
         return " / ".join(map(str, runs[column].unique()))
 
     data, recipe = config.data, config.recipe
+    note = f" {recipe.note}" if recipe.note else ""
     length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
     images = "" if data.train_size is None else f" (first {data.train_size} training images)"
     text = (
         f"Experiment {experiment_identity(config)}: data {data.name}{images}, "
         f"activation {config.model.activation}, recipe {recipe.name} ({length}, batches of "
-        f"{recipe.batch_size}, rate {recipe.learning_rate:g}). On {all_of('device_name')}, "
-        f"{all_of('threads')} thread(s), {all_of('jobs_at_once')} job(s) at once, "
-        f"torch {all_of('versions.torch')}."
+        f"{recipe.batch_size}, rate {recipe.learning_rate:g}, momentum {recipe.momentum:g}). "
+        f"On {all_of('device_name')}, {all_of('threads')} thread(s), "
+        f"{all_of('jobs_at_once')} job(s) at once, torch {all_of('versions.torch')}.{note}"
     )
     commits = runs.git_commit.nunique(dropna=False)
     return (

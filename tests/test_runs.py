@@ -15,7 +15,7 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from stridenet import StrideEliminationError, execution, runs
+from stridenet import StrideEliminationError, execution, runs, training
 from stridenet.config import (
     Config,
     Data,
@@ -325,7 +325,11 @@ def test_the_result_is_written_last_after_the_weights(
     monkeypatch.setattr(runs, "write", watched)
     run_once(config)
     first = {"lock", "config.yaml"}
-    assert written[1:] == [("weights.pt", first), ("result.json", {*first, "weights.pt"})]
+    assert written[1:] == [
+        ("checkpoint.pt", first),
+        ("weights.pt", {*first, "checkpoint.pt"}),
+        ("result.json", {*first, "checkpoint.pt", "weights.pt"}),
+    ]
 
 
 def test_a_run_that_is_done_is_not_touched_again(
@@ -347,6 +351,195 @@ def test_a_run_that_was_killed_before_its_result_is_done_again(config: Config) -
     assert new
     assert again["epochs"] == result["epochs"]
     runs.load_weights(folder / "weights.pt", build_strided(config.model, (1, 10, 10)))
+
+
+# Going on from a checkpoint
+
+
+class Killed(BaseException):
+    """Nothing catches it, as nothing catches kill -9."""
+
+
+def kill_after(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
+    """Let so many files be written, and then the process die."""
+    write, left = runs.write, files
+
+    def dying(path: Path, content: bytes) -> None:
+        nonlocal left
+        if left == 0:
+            raise Killed
+        left -= 1
+        write(path, content)
+
+    monkeypatch.setattr(runs, "write", dying)
+
+
+def without_times(result: dict[str, Any]) -> dict[str, Any]:
+    times = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds", "date"}
+    return {key: value for key, value in result.items() if key not in times | {"config"}}
+
+
+# config.yaml, three checkpoints, weights.pt, result.json: a kill before each of them
+@pytest.mark.parametrize("files", range(6))
+@pytest.mark.parametrize("kind", ["strided", "unit_stride", "fine_tune"])
+def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
+    config: Config, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3, rate_decay=0.1))
+    settings = {
+        "strided": config,
+        "unit_stride": twin_of(config),
+        "fine_tune": twin_of(config, weights="fine_tune"),
+    }[kind]
+    elsewhere = replace(settings, outputs=f"{config.outputs}-whole")
+    if kind == "fine_tune":
+        run_once(config)
+        run_once(replace(config, outputs=elsewhere.outputs))
+    folder, whole, _ = run_once(elsewhere)
+    with monkeypatch.context() as killed:
+        kill_after(killed, files)
+        with pytest.raises(Killed):
+            run_once(settings)
+    steps: list[None] = []
+    one_step = training._step
+    monkeypatch.setattr(training, "_step", lambda *a: steps.append(None) or one_step(*a))
+    resumed_folder, resumed, new = run_once(settings)
+    assert new
+    assert len(steps) == 3 * (3 - min(max(files - 1, 0), 3))  # no epoch is trained twice
+    assert without_times(resumed) == without_times(whole)
+    assert (resumed_folder / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
+    assert file_names(resumed_folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
+
+
+def test_seconds_are_those_of_all_attempts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
+    now = 0.0
+
+    def clock(_: torch.device) -> tuple[float, float]:
+        nonlocal now
+        now += 1
+        return now, 10 * now
+
+    monkeypatch.setattr(training, "_clock", clock)  # an epoch takes one second
+    with monkeypatch.context() as killed:
+        kill_after(killed, 2)
+        with pytest.raises(Killed):
+            run_once(config)
+    now = 100.0
+    _, result, _ = run_once(config)
+    assert result["training_wall_seconds"] == 2
+    assert result["training_cpu_seconds"] == 20
+
+
+def cut_off(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-300])
+
+
+def text(path: Path) -> None:
+    path.write_text("This is no checkpoint.\n")
+
+
+def only_weights(path: Path) -> None:
+    runs.save_tensors(path, network().state_dict())
+
+
+def of_another_run(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    runs.save_tensors(path, {**checkpoint, "run": "strided-scratch-tiny-s7-00000000"})
+
+
+def of_another_network(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    runs.save_tensors(path, {**checkpoint, "network": network().state_dict()})
+
+
+def with_code(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    torch.save({**checkpoint, "payload": Payload(path.with_name("victim"))}, path)
+
+
+@pytest.mark.parametrize(
+    ("damage", "told"),
+    [
+        (cut_off, "not a whole file"),
+        (text, "not a whole file"),
+        (with_code, "not a whole file"),
+        (only_weights, "not a checkpoint"),
+        (of_another_run, "of the run strided-scratch-tiny-s7-00000000"),
+        (of_another_network, "of another network"),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_used_is_told_and_the_run_starts_anew(
+    config: Config,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+    damage: Callable[[Path], None],
+    told: str,
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
+    _, whole, _ = run_once(replace(config, outputs=f"{config.outputs}-whole"))
+    with monkeypatch.context() as killed:
+        kill_after(killed, 2)
+        with pytest.raises(Killed):
+            run_once(config)
+    path = runs.run_folder(config) / "checkpoint.pt"
+    damage(path)
+    capfd.readouterr()
+    folder, result, _ = run_once(config)
+    (line,) = capfd.readouterr().err.splitlines()
+    assert str(path) in line
+    assert told in line
+    assert "starting from the beginning" in line
+    assert without_times(result) == without_times(whole)
+    assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
+
+
+def test_a_run_that_went_on_with_other_code_says_so(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3))
+    for commit, files in (("first", 2), ("second", 2)):
+        with monkeypatch.context() as killed:
+            killed.setattr(execution, "_commit", lambda commit=commit: commit)
+            kill_after(killed, files)
+            with pytest.raises(Killed):
+                run_once(config)
+    monkeypatch.setattr(execution, "_commit", lambda: "second")
+    _, result, _ = run_once(config)
+    assert result["git_commit"] == "first then second"
+
+
+def test_a_checkpoint_left_beside_a_result_is_removed(config: Config) -> None:
+    folder, _, _ = run_once(config)
+    (folder / "checkpoint.pt").write_bytes(b"left")
+    run_once(config)
+    assert "checkpoint.pt" not in file_names(folder)
+
+
+def test_a_file_where_a_folder_should_be_is_named(config: Config) -> None:
+    Path(config.outputs).mkdir()
+    (Path(config.outputs) / "runs").write_text("")
+    with pytest.raises(InputError, match=r"part of this path is a file; remove it") as caught:
+        run_once(config)
+    assert str(runs.run_folder(config)) in str(caught.value)
+
+
+# What a run will take
+
+
+def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(config: Config) -> None:
+    seconds, size = execution.estimate(replace(config, recipe=replace(config.recipe, steps=0)))
+    assert size == 4 * ((4 * 9 + 4) + (6 * 4 * 4 + 6) + (10 * 6 * 16 + 10))
+    longer, _ = execution.estimate(replace(config, recipe=replace(config.recipe, steps=10**7)))
+    assert longer > 100 > seconds > 0
+
+
+def test_nothing_is_estimated_of_a_network_that_cannot_be_made(config: Config) -> None:
+    layers = {**config.model.layers, "conv2": Layer("conv", 6, [99, 99], [2, 2], [1, 1], [0, 0])}
+    assert execution.estimate(replace(config, model=replace(config.model, layers=layers))) == (0, 0)
+
+
+# Failures
 
 
 def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(

@@ -3,6 +3,7 @@
 import copy
 import math
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -14,7 +15,7 @@ from stridenet import eliminate_stride, training
 from stridenet.config import InputError, Recipe
 from stridenet.data import Dataset
 from stridenet.networks import initialise
-from stridenet.training import Examples, History, evaluate, generator, normalise, train
+from stridenet.training import Checkpoint, Examples, History, evaluate, generator, normalise, train
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(name="tiny", epochs=2, batch_size=64)
@@ -354,6 +355,38 @@ def test_every_step_is_done_in_training_mode(tiny_data: Dataset) -> None:
     run(network, tiny_data, epochs=2)
     evaluations = [False, False]  # of validation and test
     assert modes == evaluations + ([True] * 3 + evaluations) * 2
+
+
+# Checkpoints
+
+
+def test_training_goes_on_from_any_epoch_bit_for_bit(tiny_data: Dataset) -> None:
+    recipe = replace(RECIPE, epochs=3, rate_decay=0.1, bias_rate_factor=2)
+    whole = strided()
+    checkpoints: list[Checkpoint] = []
+    history = train(whole, examples(tiny_data), recipe, 0, CPU,
+                    save=lambda state: checkpoints.append(copy.deepcopy(state)))  # fmt: skip
+    assert [len(state["history"]["epochs"]) for state in checkpoints] == [2, 3, 4]
+    for state in checkpoints:
+        network = strided()
+        nn.init.zeros_(network[0].weight)  # all comes from the checkpoint
+        recorder = Recorder(network)
+        resumed = train(recorder.network, examples(tiny_data), recipe, 0, CPU, resume=state)
+        assert resumed.epochs == history.epochs
+        assert resumed.steps == history.steps
+        for name, value in whole.state_dict().items():
+            assert torch.equal(value, network.state_dict()[name])
+
+
+def test_a_checkpoint_is_what_weights_only_loading_takes(
+    tiny_data: Dataset, tmp_path: Path
+) -> None:
+    states: list[Checkpoint] = []
+    train(strided(), examples(tiny_data), RECIPE, 0, CPU, save=states.append)
+    torch.save(states[-1], tmp_path / "checkpoint.pt")
+    loaded = torch.load(tmp_path / "checkpoint.pt", weights_only=True)
+    assert loaded["history"] == states[-1]["history"]
+    assert torch.equal(loaded["order"], states[-1]["order"])
 
 
 # Divergence
