@@ -3,6 +3,7 @@
 import functools
 import os
 import sys
+import threading
 import traceback
 from collections.abc import Callable
 from pathlib import Path
@@ -12,6 +13,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
+from tqdm import tqdm
 
 from stridenet.config import Bench, Config, InputError, Report
 
@@ -20,6 +22,8 @@ INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and H
 
 # As many jobs as the cores allow, where each has so many threads.
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
+# Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.
+tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 ConfigStore.instance().store("bench_schema", Bench)

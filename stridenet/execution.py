@@ -205,7 +205,7 @@ def prepare(threads: int) -> None:
         # page, which takes a fifth of the time. Other C libraries than glibc lack the function.
         keep = getattr(ctypes.CDLL(None), "mallopt", None)
         if keep is not None:
-            keep(M_MMAP_THRESHOLD, 1 << 30)
+            keep(M_MMAP_THRESHOLD, 1 << 25)  # as much as glibc takes; a data set is still given back
             keep(M_TRIM_THRESHOLD, 1 << 30)
 
 

@@ -81,7 +81,7 @@ def normalise(data: Dataset, pixels: str) -> dict[str, tuple[Tensor, Tensor]]:
         "test": (data.test_images, data.test_labels),
     }
     return {
-        name: ((images.float() - mean) / deviation, labels)
+        name: (images.float().sub_(mean).div_(deviation), labels)
         for name, (images, labels) in splits.items()
         if len(labels)
     }

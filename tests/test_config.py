@@ -192,6 +192,7 @@ DECIDING: dict[str, Any] = {
 # … and for each that does not.
 NOT_DECIDING = {
     "data.download_timeout": 1.0,
+    "recipe.note": "A word to the reader.",
     "device": "cpu",
     "threads": 2,
     "outputs": "elsewhere",

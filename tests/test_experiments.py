@@ -4,12 +4,15 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import joblib
 import pandas as pd
 import pytest
 import torch
@@ -41,8 +44,9 @@ FEW = (
 )
 REPORT = {
     "runs.csv",
+    "about.json",
     *(f"{name}.{suffix}" for suffix in ("csv", "md", "tex")
-      for name in ("table1", "table2", "copied_weights")),
+      for name in ("table1", "comparison", "table2", "copied_weights")),
     *(f"{name}.{suffix}" for suffix in ("png", "svg")
       for name in ("feature_maps", "accuracy_by_epoch", "accuracy_of_seeds", "training_time")),
 }  # fmt: skip
@@ -263,7 +267,7 @@ def test_a_second_time_nothing_is_trained_and_the_report_is_the_same(
     copy = command(*PIPELINE["copy"], outputs=outputs)
     report = command(*PIPELINE["report"], outputs=outputs)
     assert [both.returncode, copy.returncode, report.returncode] == [0, 0, 0]
-    assert [line.endswith("% (done before)") for line in both.stdout.splitlines()] == [True, True]
+    assert both.stdout == "2 of 2 runs are done\n"
     assert copy.stdout.endswith("% (done before)\n")
     assert snapshot(outputs) == before
     for name in REPORT:
@@ -291,18 +295,24 @@ def assert_same_numbers(one: Path, other: Path) -> None:
     assert histories[0] == histories[1]
 
 
+ANNOUNCED = r"(\d+) of (\d+) runs to do, (\d+) at once: about \d+ (seconds|minutes), \d+ MB of disk"
+LEFT = r"( \(about \d+ (seconds|minutes) left\))?"
+
+
 def test_a_sweep_does_every_job_and_each_can_be_repeated_alone_bit_for_bit(
     outputs: Path, tmp_path: Path, mnist_folder: Path
 ) -> None:
     jobs = ["-m", "model=strided,unit_stride", "seed=0,1"]
     done = command("train", *jobs, *FEW, outputs=outputs)
     assert (done.returncode, done.stderr) == (0, "")
-    lines = [line.partition(":")[0].split("-")[:4] for line in done.stdout.splitlines()]
-    assert lines == [
-        [network, "scratch", "smoke", seed]
-        for network in ("strided", "unit_stride")
-        for seed in ("s0", "s1")
-    ]
+    announced, *lines = done.stdout.splitlines()
+    match = re.fullmatch(ANNOUNCED, announced)
+    assert match is not None
+    assert match.groups()[:3] == ("4", "4", str(min(4, joblib.cpu_count())))
+    told = [re.fullmatch(rf"\[(\d) of 4\] (\S+): test accuracy .*%{LEFT}", line) for line in lines]
+    assert [match and match[1] for match in told] == ["1", "2", "3", "4"]
+    names = {path.parent.name for path in outputs.glob("runs/*/result.json")}
+    assert {match and match[2] for match in told} == names
     found = runs_in(outputs)
     assert set(found) == {(n, seed) for n in ("strided", "unit_stride") for seed in (0, 1)}
     weights = {(run / "weights.pt").read_bytes() for run in found.values()}
@@ -314,30 +324,157 @@ def test_a_sweep_does_every_job_and_each_can_be_repeated_alone_bit_for_bit(
         assert_same_numbers(found[network, seed], runs_in(elsewhere)[network, seed])
 
 
-def test_a_failing_job_of_a_sweep_lets_the_others_run_and_is_told_by_the_exit_code(
+def test_a_failing_run_is_named_the_others_go_on_and_the_next_sweep_does_what_is_missing(
     outputs: Path,
 ) -> None:
-    done = command("train", "-m", "model.layers.conv1.kernel=50,5", *FEW, outputs=outputs)
+    sweep = ["-m", *FEW, "recipe.steps=30", "seed=0,1"]
+    rates = "recipe.learning_rate=1e10,0.01"
+    done = command("train", *sweep, rates, outputs=outputs)
     assert done.returncode == 1
+    *errors, summary, first, second = done.stderr.splitlines()
+    assert len(errors) == 2
+    for line in errors:
+        assert line.startswith("error: ")
+        assert "recipe.learning_rate=10000000000.0" in line
+        assert "the loss became " in line
+    assert summary == "error: 2 runs are missing:"
+    assert first.startswith("  seed=0 recipe.learning_rate=10000000000.0: the loss became ")
+    assert second.startswith("  seed=1 recipe.learning_rate=10000000000.0: the loss became ")
+    assert {seed for _, seed in runs_in(outputs)} == {0, 1}
+    assert len(list(outputs.glob("runs/*/failure.json"))) == 2
+    assert not list(outputs.glob("runs/*/weights.pt.*"))
+
+    before = snapshot(outputs)
+    again = command("train", *sweep, "recipe.learning_rate=0.01,0.02", outputs=outputs)
+    assert (again.returncode, again.stderr) == (0, "")
+    assert again.stdout.startswith("2 of 4 runs to do, ")
+    assert [line.split("]")[0] for line in again.stdout.splitlines()[1:]] == ["[3 of 4", "[4 of 4"]
+    assert before.items() <= snapshot(outputs).items()
+
+
+def test_a_sweep_with_a_mistake_in_a_job_starts_none(outputs: Path) -> None:
+    for overrides, told in (
+        (["seed=0,-1"], "seed=-1 must be from 0"),
+        (["seed=0,abc"], "seed=abc"),
+        (["model=strided,nonsense"], "nonsense"),
+        (["weights=scratch,copy"], "weights=copy"),
+    ):
+        done = command("train", "-m", *FEW, *overrides, outputs=outputs)
+        assert (done.returncode, done.stdout) == (1, "")
+        (line,) = done.stderr.splitlines()
+        assert line.startswith("error: ")
+        assert told in line
+    assert not (outputs / "runs").exists()
+
+
+def test_a_sweep_into_a_file_names_it(outputs: Path) -> None:
+    (outputs / "file").write_text("")
+    done = command("train", "-m", *FEW, "seed=0,1", outputs=outputs / "file")
+    assert done.returncode == 1
+    assert (
+        done.stderr
+        == f"error: outputs={outputs / 'file'} cannot be made: {outputs / 'file'} is a file\n"
+    )
+
+
+LONG = (*FEW, "recipe.steps=null", "recipe.epochs=40", "data.train_size=2000")
+
+
+def sweep_in_the_background(outputs: Path, *overrides: str) -> subprocess.Popen[str]:
+    """A sweep with its runs in a process group of its own, as a shell starts it."""
+    arguments = ["-m", "experiments.train", "-m", *LONG, *overrides, f"outputs={outputs}"]
+    return subprocess.Popen(
+        [sys.executable, *arguments],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+
+
+def alive(group: int) -> list[str]:
+    """The processes of a group that are still there after a moment."""
+    for _ in range(50):
+        listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True)
+        rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
+        left = [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
+        if not left:
+            break
+        time.sleep(0.1)
+    return left
+
+
+def wait_for(outputs: Path, pattern: str, count: int) -> None:
+    for _ in range(1200):
+        if len(list(outputs.glob(pattern))) >= count:
+            return
+        time.sleep(0.1)
+    pytest.fail(f"no {count} of {pattern} in two minutes")
+
+
+@pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
+def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
+    outputs: Path, tmp_path: Path, mnist_folder: Path, sent: signal.Signals
+) -> None:
+    both = "model=strided,unit_stride"
+    sweep = sweep_in_the_background(outputs, both)
+    wait_for(outputs, "runs/*/checkpoint.pt", min(2, joblib.cpu_count()))
+    os.killpg(sweep.pid, sent)
+    out, errors = sweep.communicate(timeout=60)
+    if sent == signal.SIGINT:
+        assert sweep.returncode == 130
+        assert errors == "stopped, 2 runs are missing: the same command goes on from here\n"
+    assert not alive(sweep.pid)
+    assert len(out.splitlines()) == 1
+    assert not list(outputs.glob("runs/*/result.json"))
+    stopped = list(outputs.glob("runs/*/checkpoint.pt"))
+    assert all(torch.load(path, weights_only=True)["history"]["steps"] > 0 for path in stopped)
+
+    resumed = command("train", "-m", *LONG, both, outputs=outputs)
+    assert resumed.returncode == 0
+    assert sorted(resumed.stderr.splitlines()) == [
+        f"{path.parent.name}: going on from its checkpoint" for path in sorted(stopped)
+    ]
+    elsewhere = outputs_in(tmp_path / "elsewhere", mnist_folder)
+    command("train", "-m", *LONG, both, outputs=elsewhere)
+    for key, run in runs_in(elsewhere).items():
+        assert_same_numbers(runs_in(outputs)[key], run)
+
+
+def test_two_sweeps_at_once_do_every_run_once(outputs: Path) -> None:
+    sweeps = [sweep_in_the_background(outputs, "recipe.epochs=2", "seed=0,1,2") for _ in range(2)]
+    ends = [(*sweep.communicate(timeout=200), sweep.returncode) for sweep in sweeps]
+    assert [code for *_, code in ends] == [0, 0]
+    for out, errors, _ in ends:
+        assert sum("test accuracy" in line for line in out.splitlines()) == 3
+        assert all("waiting, another process is at it" in line for line in errors.splitlines())
+    assert len(runs_in(outputs)) == 3
+
+
+# Faults
+
+
+@pytest.mark.parametrize(
+    "blocks", [50, 700]
+)  # of 1024 bytes: no weights; weights, but no checkpoint
+def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
+    outputs: Path, blocks: int
+) -> None:
+    run = [sys.executable, "-m", "experiments.train", *FEW, f"outputs={outputs}"]
+    limited = ["bash", "-c", f'ulimit -f {blocks} && exec "$@"', "bash", *run]
+    done = subprocess.run(limited, cwd=ROOT, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stdout) == (1, "")
     (line,) = done.stderr.splitlines()
-    assert line.startswith("error: model.layers.conv1.kernel=50 ")  # the job's own settings
-    assert "conv1 (Conv2d)" in line
-    (done_after,) = runs_in(outputs).values()
-    assert done.stdout.startswith(f"{done_after.name}: test accuracy ")
-    (failure,) = outputs.glob("runs/*/failure.json")
-    assert "conv1" in json.loads(failure.read_text())["error"]
-    assert not failure.with_name("result.json").exists()
-
-
-def test_several_failing_jobs_are_listed_at_the_end(outputs: Path) -> None:
-    done = command("train", "-m", "seed=-1,-2", *FEW, outputs=outputs)
-    assert done.returncode == 1
-    first, second, summary = done.stderr.splitlines()
-    assert "seed=-1" in first
-    assert "seed=-2" in second
-    assert summary.startswith("error: 2 jobs failed: ")
-    assert "seed=-1" in summary
-    assert "seed=-2" in summary
+    assert line.startswith("error: ")
+    assert "File too large" in line
+    (folder,) = outputs.glob("runs/*/")
+    assert str(folder / "checkpoint.pt") in line
+    assert {path.name for path in folder.iterdir()} == {"lock", "config.yaml", "failure.json"}
+    assert subprocess.run(run, cwd=ROOT, capture_output=True, timeout=200).returncode == 0
+    assert {path.name for path in folder.iterdir()} == {
+        "lock", "config.yaml", "weights.pt", "result.json",
+    }  # fmt: skip
 
 
 # Mistakes

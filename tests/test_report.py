@@ -1,0 +1,340 @@
+"""The report's files: the verdict, published results beside ours, and what was timed, each its own."""
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from matplotlib.figure import Figure
+
+from stridenet import figures
+from stridenet.config import (
+    Data,
+    InputError,
+    Layer,
+    Model,
+    Recipe,
+    Report,
+    experiment_identity,
+    model_identity,
+)
+from stridenet.report import write_report
+
+T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
+STRIDED = (98.0, 98.1, 98.2, 98.3, 98.9)
+TWIN = (98.1, 98.5, 98.5, 98.8, 99.1)  # 0.1, 0.4, 0.3, 0.5 and 0.2 points more
+SUFFIXES = ("csv", "md", "tex")
+Change = Callable[[Report], Report]
+
+
+@pytest.fixture(autouse=True)
+def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures have tests of their own, and take long."""
+    monkeypatch.setattr(figures, "save", lambda figure, path: None)
+    for name in ("accuracy_by_epoch", "accuracy_of_seeds", "feature_maps", "training_time"):
+        monkeypatch.setattr(figures, name, lambda *_: Figure())
+
+
+@pytest.fixture
+def config(tmp_path: Path) -> Report:
+    layers = {
+        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+    }
+    return Report(
+        Model(activation="relu", layers=layers),
+        Data("mnist", [10, 10]),
+        Recipe("tiny", steps=2),
+        str(tmp_path / "outputs"),
+    )
+
+
+def finished(
+    config: Report, network: str, seed: int, percent: float, seconds: float = 10.0
+) -> None:
+    """Leave the folder of a finished run from scratch."""
+    folder = Path(config.outputs, "runs", f"{network}-{config.recipe.name}-{seed}")
+    folder.mkdir(parents=True)
+    result = {
+        "run": folder.name,
+        "experiment": experiment_identity(config),
+        "network": network,
+        "weights": "scratch",
+        "seed": seed,
+        "test_accuracy": percent / 100,
+        "training_wall_seconds": seconds,
+        "epochs": [{"epoch": 0.0, "test_accuracy": 0.1}],
+        "device_name": "Abacus 3000",
+        "threads": 1,
+        "jobs_at_once": 1,
+        "versions": {"torch": "9.9"},
+        "git_commit": "1234",
+        "config": asdict(config),
+    }
+    (folder / "result.json").write_text(json.dumps(result))
+
+
+def five_pairs(config: Report) -> None:
+    for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
+        finished(config, "strided", seed, strided)
+        finished(config, "unit_stride", seed, twin)
+
+
+def in_report(config: Report, name: str) -> Path:
+    return Path(config.outputs, "report", name)
+
+
+def text_of(config: Report, name: str) -> str:
+    return in_report(config, name).read_text()
+
+
+def other_recipe(config: Report) -> Report:
+    return replace(config, recipe=replace(config.recipe, name="other", learning_rate=0.1))
+
+
+def other_model(config: Report) -> Report:
+    return replace(config, model=replace(config.model, activation="tanh"))
+
+
+def other_data(config: Report) -> Report:
+    return replace(config, data=replace(config.data, name="fashion_mnist"))
+
+
+def other_size(config: Report) -> Report:
+    return replace(config, data=replace(config.data, image_size=[12, 12]))
+
+
+# The comparison
+
+
+def test_the_comparison_is_written_with_its_verdict_and_numbers(config: Report) -> None:
+    five_pairs(config)
+    for seed in range(5):  # of another experiment, which says the contrary
+        finished(other_recipe(config), "strided", seed, 99.0 + seed / 10)
+        finished(other_recipe(config), "unit_stride", seed, 50.0)
+    printed = "\n".join(write_report(config))
+    (row,) = pd.read_csv(in_report(config, "comparison.csv")).itertuples()
+    assert (row.verdict, row.n) == ("supported", 5)
+    assert row.mean == pytest.approx(0.3)
+    half = T_4 * (0.1 / 4 / 5) ** 0.5
+    assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), abs=1e-6)
+    for text in (printed, text_of(config, "comparison.md"), text_of(config, "comparison.tex")):
+        words = " ".join(text.split())
+        told = ["supported under recipe tiny on mnist", "+0.30", "+0.10 to +0.50", "+0.104"]
+        assert [part for part in told if part not in words] == []
+
+
+def test_the_other_verdict_is_told_too(config: Report) -> None:
+    for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
+        finished(config, "strided", seed, twin)
+        finished(config, "unit_stride", seed, strided)
+    write_report(config)
+    assert pd.read_csv(in_report(config, "comparison.csv")).verdict.tolist() == ["contradicted"]
+    assert "contradicted under" in text_of(config, "comparison.md")
+
+
+@pytest.mark.parametrize("networks", [["strided"], ["strided", "unit_stride"]])
+def test_a_report_of_one_seed_says_why_it_cannot_compare(
+    config: Report, networks: list[str]
+) -> None:
+    for network in networks:
+        finished(config, network, 0, 98.0)
+    printed = "\n".join(write_report(config))
+    (row,) = pd.read_csv(in_report(config, "comparison.csv")).to_dict("records")
+    assert (row["verdict"], row["n"]) == ("undecided", len(networks) - 1)
+    assert pd.isna([row["mean"], row["low"], row["high"], row["n_needed"]]).all()
+    assert "seed has both networks" in " ".join(printed.split())
+    for suffix in ("md", "tex"):
+        text = text_of(config, f"comparison.{suffix}")
+        assert "undecided" in text
+        assert "nan" not in text.lower()
+        assert "None" not in text
+
+
+# Published results
+
+
+def published(config: Report, folder: Path, *rows: tuple[str, str, int, float, float]) -> Report:
+    """The report's settings with a reference that holds these runs of the experiment."""
+    folder.mkdir(exist_ok=True)
+    columns = ["network", "weights", "seed", "test_accuracy", "training_wall_seconds"]
+    table = pd.DataFrame(rows, columns=columns)
+    table.insert(0, "experiment", experiment_identity(config))
+    path = folder / "runs.csv"
+    if path.exists():
+        table = pd.concat([pd.read_csv(path), table])
+    table.to_csv(path, index=False)
+    return replace(config, reference=str(folder))
+
+
+def reference_columns(config: Report) -> list[str]:
+    table = pd.read_csv(in_report(config, "table1.csv"))
+    return [column for column in table if column.startswith("reference_")]
+
+
+def test_published_results_of_the_experiment_stand_beside_ours(
+    config: Report, tmp_path: Path
+) -> None:
+    finished(config, "strided", 0, 98.5)
+    finished(config, "unit_stride", 0, 97.5)
+    published(other_recipe(config), tmp_path / "published", ("strided", "scratch", 0, 0.5, 1.0))
+    reference = published(
+        config,
+        tmp_path / "published",
+        ("strided", "scratch", 0, 0.96, 10.0),
+        ("strided", "scratch", 1, 0.98, 14.0),
+        ("strided", "scratch", 2, 0.97, 12.0),
+        ("unit_stride", "scratch", 0, 0.94, 30.0),
+        ("unit_stride", "copy", 0, 0.10, 99.0),
+    )
+    write_report(reference)
+    table = pd.read_csv(in_report(config, "table1.csv")).set_index("network")
+    strided, twin = table.loc["strided"], table.loc["unit_stride"]
+    assert (strided.reference_n, twin.reference_n) == (3, 1)
+    assert strided.reference_accuracy_percent_mean == pytest.approx(97)
+    assert strided.reference_accuracy_percent_std == pytest.approx(1)
+    assert strided.reference_training_seconds_mean == pytest.approx(12)
+    assert strided.reference_training_seconds_std == pytest.approx(2)
+    assert twin.reference_accuracy_percent_mean == pytest.approx(94)
+    assert twin.reference_training_seconds_mean == pytest.approx(30)
+    assert pd.isna(twin.reference_accuracy_percent_std)
+    assert table.accuracy_percent_mean.tolist() == pytest.approx([98.5, 97.5])
+    lines = text_of(config, "table1.md").splitlines()
+    heading, _, *rows = [[cell.strip() for cell in line.split("|")] for line in lines[:4]]
+    places = [place for place, name in enumerate(heading) if "reference" in name]
+    assert [[row[place] for place in places] for row in rows] == [
+        ["97.00 ± 1.00", "12.0 ± 2.0"],
+        ["94.00", "30.0"],
+    ]
+
+
+def test_published_runs_are_not_runs_of_ours(config: Report, tmp_path: Path) -> None:
+    five_pairs(config)
+    rows = [("strided", "scratch", seed, 0.9, 10.0) for seed in range(9)]
+    write_report(published(config, tmp_path / "published", *rows))
+    table = pd.read_csv(in_report(config, "table1.csv"))
+    assert table.n.tolist() == [5, 5]
+    assert len(pd.read_csv(in_report(config, "runs.csv"))) == 10
+    assert pd.read_csv(in_report(config, "comparison.csv")).n.tolist() == [5]
+
+
+@pytest.mark.parametrize("change", [other_recipe, other_model, other_data])
+def test_published_results_of_another_experiment_are_not_shown(
+    config: Report, tmp_path: Path, change: Change
+) -> None:
+    finished(config, "strided", 0, 98.5)
+    row = ("strided", "scratch", 0, 0.96, 10.0)
+    other = published(change(config), tmp_path / "published", row)
+    write_report(replace(config, reference=other.reference))
+    assert reference_columns(config) == []
+    assert "reference" not in text_of(config, "table1.md")
+
+
+@pytest.mark.parametrize("folder", [None, "nowhere"])
+def test_without_published_results_there_are_no_columns_for_them(
+    config: Report, tmp_path: Path, folder: str | None
+) -> None:
+    finished(config, "strided", 0, 98.5)
+    published(config, tmp_path / "published", ("strided", "scratch", 0, 0.96, 10.0))
+    write_report(replace(config, reference=folder and str(tmp_path / folder)))
+    assert reference_columns(config) == []
+    assert "reference" not in text_of(config, "table1.md")
+
+
+# What was timed
+
+
+def timed(config: Report, **changes: Any) -> Path:
+    """Leave what experiments.benchmark measured of this network: twice as long in every round."""
+    names = ("ours_strided", "ours_unit_stride", "plain_strided", "plain_unit_stride")
+    row = dict(zip(names, (0.004, 0.008, 0.012, 0.016), strict=True))
+    measured = {
+        "model": model_identity(config),
+        "multiply_adds": {"strided": 100, "unit_stride": 300},
+        "first_layer_multiply_adds": {"strided": 40, "unit_stride": 60},
+        "images": 60_000,
+        "matrix": 10,
+        "seconds": [{**row, "matrix_product": 1e-6, "rearrangement": 0.2}] * 3,
+        "operators": {"strided": {"aten::mm": 1.0}, "unit_stride": {"aten::mm": 1.0}},
+        "device_name": "Abacus 3000",
+        "threads": 1,
+        "versions": {"torch": "9.9"},
+        "config": {"rounds": 3, "steps": 7, "recipe": {"batch_size": 4}},
+        **changes,
+    }
+    path = Path(config.outputs, "benchmark.json")
+    path.write_text(json.dumps(measured))
+    return path
+
+
+@pytest.mark.parametrize("change", [None, other_recipe, other_data])
+def test_what_was_timed_of_this_network_is_a_table(config: Report, change: Change | None) -> None:
+    finished(config, "strided", 0, 98.0)
+    timed(change(config) if change else config)  # neither recipe nor data are of the network
+    printed = "\n".join(write_report(config))
+    table = pd.read_csv(in_report(config, "benchmark.csv")).set_index("quantity")
+    ours = table.loc["our loop (ms)"]
+    assert (ours.strided_median, ours.unit_stride_median) == pytest.approx((4, 8))
+    assert ours.ratio_median == pytest.approx(2)
+    assert table.loc["multiply-adds"].ratio_median == pytest.approx(3)
+    assert table.loc["plain loop / ours"].strided_median == pytest.approx(3)
+    for text in (printed, text_of(config, "benchmark.md"), text_of(config, "benchmark.tex")):
+        assert "2.00 (2.00–2.00)" in text
+        assert "nan" not in text
+
+
+@pytest.mark.parametrize("change", [other_model, other_size])
+def test_what_was_timed_of_another_network_is_not_shown(config: Report, change: Change) -> None:
+    finished(config, "strided", 0, 98.0)
+    timed(change(config))
+    printed = "\n".join(write_report(config))
+    assert [*in_report(config, "").glob("benchmark.*")] == []
+    assert "aten::mm" not in printed
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
+def test_a_damaged_benchmark_is_named_with_the_cure(config: Report, content: bytes) -> None:
+    finished(config, "strided", 0, 98.0)
+    path = Path(config.outputs, "benchmark.json")
+    path.write_bytes(content)
+    with pytest.raises(InputError) as caught:
+        write_report(config)
+    assert str(path) in str(caught.value)
+    assert "delete it" in str(caught.value)
+
+
+@pytest.mark.parametrize("missing", ["seconds", "config", "multiply_adds", "device_name"])
+def test_a_benchmark_that_lacks_a_part_is_named_too(config: Report, missing: str) -> None:
+    finished(config, "strided", 0, 98.0)
+    path = timed(config)
+    path.write_text(
+        json.dumps({k: v for k, v in json.loads(path.read_text()).items() if k != missing})
+    )
+    with pytest.raises(InputError) as caught:
+        write_report(config)
+    assert str(path) in str(caught.value)
+
+
+@pytest.mark.parametrize("change", [None, other_model])
+def test_a_table_of_what_was_timed_goes_when_its_numbers_are_gone(
+    config: Report, change: Change | None
+) -> None:
+    finished(config, "strided", 0, 98.0)
+    path = timed(config)
+    write_report(config)
+    written = {f"benchmark.{suffix}" for suffix in SUFFIXES}
+    before = {file.name for file in in_report(config, "").iterdir()}
+    assert written <= before
+    in_report(config, "benchmarks-of-mine.txt").write_text("Mine.")
+    if change is None:
+        path.unlink()
+    else:
+        timed(change(config))
+    write_report(config)
+    left = {file.name for file in in_report(config, "").iterdir()}
+    assert left == before - written | {"benchmarks-of-mine.txt"}
+    assert path.exists() == (change is not None)
