@@ -32,7 +32,7 @@ from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
 from stridenet.networks import build_network, build_strided, initialise
 from stridenet.tracing import StrideEliminationError
-from stridenet.training import Checkpoint, Examples, generator, length, normalise, train
+from stridenet.training import Checkpoint, Examples, History, generator, length, normalise, train
 from stridenet.verification import compare_scores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -117,21 +117,10 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
     layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = {name: Examples(*pair, device) for name, pair in images.items()}
 
-    recipe = config.recipe
-    if config.weights == "copy":
-        recipe = replace(recipe, epochs=0, steps=None)
-    checkpoint = folder / "checkpoint.pt"
-    resume = runs.load_checkpoint(checkpoint, layers)
-    commits = [about["git_commit"]]
-    if resume is not None:
-        print(f"{folder.name}: going on from its checkpoint", file=sys.stderr, flush=True)
-        commits = [*dict.fromkeys([*resume["commits"], *commits])]
-
-    def save(state: Checkpoint) -> None:
-        runs.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
-
     title = folder.name.rpartition("-")[0] if bar else None
-    history = train(layers, splits, recipe, config.seed, device, title, resume, save)
+    history, about["git_commit"] = _train(
+        config, folder, layers, splits, about["git_commit"], title
+    )
     copied = {}
     if config.weights == "copy" and strided is not None and isinstance(network, UnitStrideNetwork):
         copied = {
@@ -155,10 +144,37 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
         "copied": copied,
         "epochs": history.epochs,
         **about,
-        # of a run that was stopped and went on with other code: all, in order
-        "git_commit": " then ".join(map(str, commits)) if len(commits) > 1 else commits[0],
         "config": asdict(config),
     }
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    layers: nn.Module,
+    splits: dict[str, Examples],
+    commit: str | None,
+    title: str | None,
+) -> tuple[History, str | None]:
+    """Train from the run's checkpoint, if it has one, and keep one after each epoch.
+
+    Returns the git commit, too: "… then …" if the run went on with other code than it began with.
+    """
+    recipe = config.recipe
+    if config.weights == "copy":
+        recipe = replace(recipe, epochs=0, steps=None)
+    checkpoint, commits = folder / "checkpoint.pt", [commit]
+    resume = runs.load_checkpoint(checkpoint, layers)
+    if resume is not None:
+        print(f"{folder.name}: going on from its checkpoint", file=sys.stderr, flush=True)
+        commits = [*dict.fromkeys([*resume["commits"], commit])]
+
+    def save(state: Checkpoint) -> None:
+        runs.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
+
+    device = next(layers.parameters()).device
+    history = train(layers, splits, recipe, config.seed, device, title, resume, save)
+    return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
 
 
 def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
@@ -205,7 +221,9 @@ def prepare(threads: int) -> None:
         # page, which takes a fifth of the time. Other C libraries than glibc lack the function.
         keep = getattr(ctypes.CDLL(None), "mallopt", None)
         if keep is not None:
-            keep(M_MMAP_THRESHOLD, 1 << 25)  # as much as glibc takes; a data set is still given back
+            keep(
+                M_MMAP_THRESHOLD, 1 << 25
+            )  # as much as glibc takes; a data set is still given back
             keep(M_TRIM_THRESHOLD, 1 << 30)
 
 
