@@ -270,9 +270,9 @@ def test_the_spelling_of_settings_does_not_change_the_run(
 @pytest.mark.parametrize(
     ("overrides", "beginning"),
     [
-        (["seed=3"], "strided-scratch-sgd-s3"),
+        (["seed=3"], "strided-scratch-paper-s3"),
         (["model=unit_stride", "weights=copy", "recipe=caffe"], "unit_stride-copy-caffe-s0"),
-        (["model=unit_stride", "weights=fine_tune", "seed=12"], "unit_stride-fine_tune-sgd-s12"),
+        (["model=unit_stride", "weights=fine_tune", "seed=12"], "unit_stride-fine_tune-paper-s12"),
     ],
 )
 def test_a_runs_folder_tells_what_it_is_and_ends_in_the_identity(
@@ -289,7 +289,7 @@ def test_a_file_of_weights_is_known_by_its_content_not_its_path(
     shutil.copy(here, there)
     other.write_bytes(b"other weights")
     name = run_name(composed(f"weights={here}"))
-    assert re.fullmatch("strided-file-sgd-s0-[0-9a-f]{8}", name)
+    assert re.fullmatch("strided-file-paper-s0-[0-9a-f]{8}", name)
     assert run_name(composed(f"weights={there}")) == name
     assert run_name(composed(f"weights={other}")) != name
 
