@@ -175,7 +175,7 @@ DECIDING: dict[str, Any] = {
     "data.train_size": 59_999,
     "data.validation_size": 1,
     "recipe.name": "mine",
-    "recipe.epochs": 4,
+    "recipe.epochs": 5,
     "recipe.steps": 1,
     "recipe.batch_size": 65,
     "recipe.learning_rate": 0.011,
@@ -253,7 +253,10 @@ def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: Con
         (["recipe.learning_rate=1e-2"], ["recipe.learning_rate=0.01"]),
         (["recipe.rate_decay=0"], ["recipe.rate_decay=0.0"]),
         (["seed=3", "recipe.momentum=0.5"], ["recipe.momentum=0.5", "seed=3"]),
-        (["recipe=smoke"], ["recipe.name=smoke", "recipe.epochs=null", "recipe.steps=60"]),
+        (
+            ["recipe=smoke"],
+            ["recipe=sgd", "recipe.name=smoke", "recipe.epochs=null", "recipe.steps=60"],
+        ),
         (["model=unit_stride"], ["model.eliminate_stride=true"]),
         (
             ["+model.layers.conv5={channels: 5}"],
