@@ -126,7 +126,9 @@ class Sweep(Callback):
         if not missing:
             print(f"{len(jobs)} of {len(jobs)} runs are done")
             sys.exit()
-        self.at_once = min(config.hydra.launcher.get("n_jobs", 1), len(missing))
+        launcher = config.hydra.launcher  # joblib's setting, submitit's, or one that has none
+        at_once = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
+        self.at_once = min(at_once, len(missing)) if at_once > 0 else len(missing)
         _announce(jobs, missing, self.at_once)
         _watch = Watch(jobs, missing, self.at_once)
         _watch.start()

@@ -205,12 +205,12 @@ def test_only_settings_that_differ_are_columns(experiment: Experiment) -> None:
     assert table.pixels.tolist() == ["standardised", "standardised", "scaled"]
 
 
-def test_the_name_and_the_length_of_a_recipe_are_no_setting(experiment: Experiment) -> None:
-    finished(experiment, 1000, [98.0, 98.2], name="one")
+def test_name_note_and_length_of_a_recipe_are_no_setting(experiment: Experiment) -> None:
+    finished(experiment, 1000, [98.0, 98.2], name="one", note="The first.")
     finished(experiment, 1001, [98.4], name="other")
     table = calibration(experiment).set_index("epoch")
     assert table.n.to_dict() == {1: 2, 2: 1}
-    assert "name" not in table
+    assert not {"name", "note"} & {*table.columns}
 
 
 # Intervals

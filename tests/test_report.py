@@ -73,6 +73,7 @@ def finished(
         "jobs_at_once": 1,
         "versions": {"torch": "9.9"},
         "git_commit": "1234",
+        "date": "2020-01-02T03:04:05+00:00",
         "config": asdict(config),
     }
     (folder / "result.json").write_text(json.dumps(result))
