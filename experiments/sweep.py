@@ -14,6 +14,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+import joblib
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -128,7 +129,7 @@ class Sweep(Callback):
             sys.exit()
         launcher = config.hydra.launcher  # joblib's setting, submitit's, or one that has none
         at_once = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
-        self.at_once = min(at_once, len(missing)) if at_once > 0 else len(missing)
+        self.at_once = min(joblib.effective_n_jobs(at_once), len(missing))
         _announce(jobs, missing, self.at_once)
         _watch = Watch(jobs, missing, self.at_once)
         _watch.start()
