@@ -21,7 +21,7 @@ def calibration(experiment: Experiment) -> pd.DataFrame:
     are no such runs.
     """
     results = [result for result in all_results(experiment) if _belongs(result, experiment)]
-    if not results:
+    if not any(len(result["epochs"]) > 1 for result in results):
         raise InputError(
             f"no calibration run is done in outputs={experiment.outputs}; first run "
             "`python -m experiments.train experiment=calibrate`"
@@ -32,11 +32,13 @@ def calibration(experiment: Experiment) -> pd.DataFrame:
     epochs = pd.json_normalize(
         results,
         "epochs",
-        ["seed", "training_cpu_seconds", *(["config", "recipe", key] for key in settings)],
+        ["run", "seed", "training_cpu_seconds", *(["config", "recipe", key] for key in settings)],
     ).rename(columns=lambda name: name.removeprefix("config.recipe."))
     epochs = epochs[epochs.epoch > 0]
-    run = epochs.groupby(["seed", *settings])
-    epochs["seconds"] = epochs.training_cpu_seconds * epochs.epoch / run.epoch.transform("max")
+    last = epochs.groupby("run").epoch.transform("max")
+    epochs["seconds"] = epochs.training_cpu_seconds * epochs.epoch / last
+    # Runs that differ in their length alone have their first epochs in common.
+    epochs = epochs.drop_duplicates(["seed", *settings, "epoch"])
     epochs["percent"] = 100 * epochs.test_accuracy
     differing = [key for key in settings if len(epochs[key].unique()) > 1]
     table = epochs.groupby([*differing, "epoch"], as_index=False).agg(

@@ -1,6 +1,5 @@
 """Is the unit-stride network the more accurate one? Paired by seed, with what the numbers can carry."""
 
-import math
 from bisect import bisect_left
 from dataclasses import dataclass, replace
 
@@ -46,8 +45,8 @@ class Comparison:
         contains = self.low <= PAPER_POINTS <= self.high
         needed = f"; to see {PAPER_POINTS} points would take {self.n_needed} seeds"
         return (
-            f"{under}: the difference is {self.mean:+.2f} points, 95 % interval {self.low:+.2f} to "
-            f"{self.high:+.2f}, n = {self.n}; the paper's {PAPER_POINTS:+} lies "
+            f"{under}: the difference is {self.mean:+.3f} points, 95 % interval {self.low:+.3f} to "
+            f"{self.high:+.3f}, n = {self.n}; the paper's {PAPER_POINTS:+} lies "
             f"{'within' if contains else 'outside'} it{needed if self.n_needed else ''}."
         )
 
@@ -86,12 +85,11 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
     deviation: of the paired differences. None if more than a million are needed.
     """
 
-    def power(n: int) -> float:
-        critical = stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)
-        centre = difference / deviation * math.sqrt(n)  # of the noncentral t
-        return float(
-            stats.nct.sf(critical, n - 1, centre) + stats.nct.cdf(-critical, n - 1, centre)
-        )
+    def power(
+        n: int,
+    ) -> float:  # t² follows F; scipy's noncentral t is not a number for some effects
+        critical = stats.f.ppf(CONFIDENCE, 1, n - 1)
+        return float(stats.ncf.sf(critical, 1, n - 1, n * (difference / deviation) ** 2))
 
     n = 2 + bisect_left(range(2, MOST), POWER, key=power)  # power grows with n
     return n if n < MOST else None

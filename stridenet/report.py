@@ -134,7 +134,8 @@ def _table1(table: pd.DataFrame, reference: pd.DataFrame | None, about: str) -> 
     )
     if reference is not None:
         table = table.merge(reference, how="left")
-        caption += " The reference is this experiment's published result, in outputs/reference."
+        n = int(reference.reference_n.max())
+        caption += f" The reference is this experiment's published result, n = {n}."
     readable = tables.for_readers(table)
     return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
 
@@ -178,7 +179,7 @@ def _benchmark(config: Report) -> list[Section]:
         measured = json.loads(path.read_text())
         same = measured["model"] == model_identity(config)
         return [benchmark_section(measured)] if same else []
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(
             f"{path} is damaged ({error}); delete it, or `make bench` again"
         ) from error
@@ -189,7 +190,7 @@ def _reference(config: Report, plan: EliminationPlan) -> pd.DataFrame | None:
     path = Path(config.reference or "", "runs.csv")
     if config.reference is None or not path.exists():
         return None
-    published = pd.read_csv(path)
+    published = pd.read_csv(path, dtype={"experiment": str})
     published = published[published.experiment == experiment_identity(config)]
     if published.empty:
         return None
@@ -207,7 +208,10 @@ def _circumstances(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
         "runs": len(runs),
         "seeds": sorted(map(int, runs.seed.unique())),
         "dates": [runs.date.min(), runs.date.max()],
-        **{name: [*runs[name].astype(object).unique()] for name in columns},
+        **{
+            name: [*runs[name].astype(object).where(runs[name].notna(), None).unique()]
+            for name in columns
+        },
         "model": asdict(config.model),
         "data": asdict(config.data),
         "recipe": asdict(config.recipe),

@@ -207,12 +207,12 @@ def comparison_for_readers(found: Comparison) -> pd.DataFrame:
 def calibration_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Settings, accuracy and interval, and a star for the recipes whose interval has the paper's."""
     settings = table.loc[:, :"epoch"].rename(columns={"learning_rate": "rate"})
-    number = "{:.2f}".format
     return settings.assign(
         n=table.n,
         **{
             "Accuracy %": _mean_and_deviation(table, "accuracy_percent", 2),
-            "95 % interval": table.low.map(number) + "–" + table.high.map(number),
+            "95 % interval": table.low.map(_blank_or("{:.2f}–"))
+            + table.high.map(_blank_or("{:.2f}")),
             "matches": table.matches.map({True: "*", False: ""}),
             "CPU s a run": table.training_cpu_seconds_mean.map("{:.0f}".format),
         },

@@ -309,3 +309,24 @@ def test_a_run_of_the_calibrations_sweep_is_found_by_the_table(
     table = calibration(report)
     assert sorted(set(table.learning_rate)) == sorted(map(float, rates))
     assert sorted(table.epoch) == sorted([1, 2, 3, 4] * len(rates))
+
+
+def test_one_seed_reads_as_a_blank_interval(experiment: Experiment) -> None:
+    finished(experiment, 1000, [98.17])
+    readable = tables.calibration_for_readers(calibration(experiment))
+    assert list(readable["95 % interval"]) == [""]
+
+
+def test_a_seed_run_to_two_lengths_counts_once_in_what_they_share(experiment: Experiment) -> None:
+    finished(experiment, 1000, [98.0, 98.2, 98.4], seconds=90, epochs=3)
+    finished(experiment, 1000, [98.0, 98.2, 98.4, 98.6], seconds=120, epochs=4)
+    finished(experiment, 1001, [98.2, 98.4, 98.6, 98.8], seconds=120, epochs=4)
+    row = calibration(experiment).set_index("epoch").loc[1]
+    assert (row.n, row.accuracy_percent_mean) == (2, pytest.approx(98.1))
+    assert row.training_cpu_seconds_mean == pytest.approx(30)
+
+
+def test_untrained_runs_alone_are_no_calibration(experiment: Experiment) -> None:
+    finished(experiment, 1000, [], seconds=None, epochs=0)
+    with pytest.raises(InputError, match="experiment=calibrate"):
+        calibration(experiment)

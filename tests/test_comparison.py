@@ -137,7 +137,7 @@ def test_an_interval_that_ends_at_zero_decides_nothing() -> None:
 def test_the_sentence_has_the_numbers() -> None:
     found = compare(shifted(0.3))
     said = found.sentence("recipe sgd on mnist")
-    told = ["recipe sgd on mnist", "+0.30", "+0.10 to +0.50", "n = 5", f"{found.n_needed} seeds"]
+    told = ["recipe sgd on mnist", "+0.30", "+0.104 to +0.496", "n = 5", f"{found.n_needed} seeds"]
     assert [part for part in told if part not in said] == []
     assert "-0.20" in compare(shifted(-0.2)).sentence("recipe sgd on mnist")
 
@@ -292,3 +292,11 @@ def test_the_row_of_a_comparison_has_the_papers_difference_and_the_verdict() -> 
     (row,) = tables.comparison(compare(shifted(-0.3))).to_dict("records")
     assert (row["verdict"], row["paper_difference"], row["n"]) == ("contradicted", 0.06, 5)
     assert (row["mean"], row["low"]) == (pytest.approx(-0.3), pytest.approx(-0.3 - HALF, abs=1e-6))
+
+
+@pytest.mark.parametrize("effect", [5.5, 6.3, 8.5, 10.0, 11.0])
+def test_two_pairs_do_not_see_even_a_large_effect(effect: float) -> None:
+    pairs = np.random.default_rng(0).normal(effect, 1, (100_000, 2))
+    t = pairs.mean(1) / (pairs.std(1, ddof=1) / 2**0.5)
+    assert (abs(t) > 12.7062).mean() < 0.8
+    assert seeds_needed(effect, 1.0) == 3

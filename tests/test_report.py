@@ -1,6 +1,7 @@
 """The report's files: the verdict, published results beside ours, and what was timed, each its own."""
 
 import json
+import re
 from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -125,7 +126,7 @@ def test_the_comparison_is_written_with_its_verdict_and_numbers(config: Report) 
     assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), abs=1e-6)
     for text in (printed, text_of(config, "comparison.md"), text_of(config, "comparison.tex")):
         words = " ".join(text.split())
-        told = ["supported under recipe tiny on mnist", "+0.30", "+0.10 to +0.50", "+0.104"]
+        told = ["supported under recipe tiny on mnist", "+0.30", "+0.104 to +0.496", "+0.104"]
         assert [part for part in told if part not in words] == []
 
 
@@ -339,3 +340,38 @@ def test_a_table_of_what_was_timed_goes_when_its_numbers_are_gone(
     left = {file.name for file in in_report(config, "").iterdir()}
     assert left == before - written | {"benchmarks-of-mine.txt"}
     assert path.exists() == (change is not None)
+
+
+@pytest.mark.parametrize("pattern", [r"\d{8}", r"\d+e\d+"])
+def test_published_results_are_found_whatever_the_digits_of_the_experiment(
+    config: Report, tmp_path: Path, pattern: str
+) -> None:
+    rates = (0.01 + step / 1e6 for step in range(200_000))
+    variants = (replace(config, recipe=replace(config.recipe, learning_rate=r)) for r in rates)
+    config = next(c for c in variants if re.fullmatch(pattern, experiment_identity(c)))
+    finished(config, "strided", 0, 98.0)
+    write_report(published(config, tmp_path / "p", ("strided", "scratch", 0, 0.96, 10.0)))
+    assert reference_columns(config) != []
+
+
+def test_about_lists_what_differs_between_the_runs(config: Report) -> None:
+    for seed in (0, 1):
+        finished(config, "strided", seed, 98.0)
+    path = min(Path(config.outputs).glob("runs/*/result.json"))
+    result = json.loads(path.read_text())
+    result["versions"]["numpy"] = "2"
+    path.write_text(json.dumps(result))
+    write_report(config)
+    about = json.loads((Path(config.outputs) / "report" / "about.json").read_text())
+    assert set(about["versions.numpy"]) == {"2", None}
+    assert (about["runs"], about["seeds"]) == (2, [0, 1])
+    assert about["experiment"] == experiment_identity(config)
+
+
+@pytest.mark.parametrize("changes", [{"seconds": []}, {"operators": []}, {"seconds": [{}]}])
+def test_a_benchmark_with_damaged_parts_is_named(config: Report, changes: dict[str, Any]) -> None:
+    finished(config, "strided", 0, 98.0)
+    path = timed(config, **changes)
+    with pytest.raises(InputError, match="make bench") as caught:
+        write_report(config)
+    assert str(path) in str(caught.value)
