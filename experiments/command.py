@@ -12,6 +12,7 @@ import joblib
 from hydra.core.config_store import ConfigStore
 from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
+from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -28,6 +29,7 @@ ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 ConfigStore.instance().store("bench_schema", Bench)
 
+RESTARTS = 3  # of a sweep whose runs are killed
 failed: list[str] = []
 
 
@@ -57,10 +59,18 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
     wants_traceback = _wants_traceback()
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra pass errors on to here
     try:
-        main()
+        for _ in range(RESTARTS):
+            try:
+                main()
+                break
+            except TerminatedWorkerError:  # joblib then ends the others of the sweep, too
+                print(f"error: a run was killed (for lack of memory?); going on with "
+                      f"{len(missing())} runs", file=sys.stderr)  # fmt: skip
+        else:
+            failed.append("killed")
     except KeyboardInterrupt:
-        left = f", {len(missing())} runs are missing" if missing() else ""
-        print(f"stopped{left}: the same command goes on from here", file=sys.stderr)
+        stopped = f"stopped, {len(missing())} runs are missing" if missing() else "stopped"
+        print(f"{stopped}: the same command goes on from here", file=sys.stderr)
         sys.exit(130)  # as shells have it
     except Exception as error:  # while the settings were composed: the command line is at fault
         if wants_traceback:

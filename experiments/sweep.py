@@ -54,11 +54,14 @@ class Job:
         written = [(self.folder / name).stat().st_mtime for name in ("config.yaml", "result.json")]
         return written[1] - written[0]
 
-    def reason(self) -> str:
-        """Why there is no result."""
+    def reason(self, since: float) -> str:
+        """Why there is no result, in the sweep that began then."""
+        path = self.folder / "failure.json"
         try:
             read_result(self.folder)
-            failure = json.loads((self.folder / "failure.json").read_text())
+            failure = json.loads(path.read_text())
+            if path.stat().st_mtime < since:
+                return "not finished"  # this is of an earlier sweep
             return " ".join(str(failure["error"]).split())
         except InputError as error:
             return str(error)
@@ -74,6 +77,7 @@ class Watch(threading.Thread):
         self.jobs = jobs
         self._missing, self._at_once = missing, at_once
         self._over = threading.Event()
+        self.since = time.time()
 
     def run(self) -> None:
         """Look at the folders until stopped, and once more then."""
@@ -118,7 +122,7 @@ class Sweep(Callback):
         """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
         global _watch
         if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
-            return  # one that makes up its jobs as it goes
+            sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
             jobs = _jobs(config)
         except Exception as error:  # the command line's; Hydra lets what a callback raises pass
@@ -147,7 +151,8 @@ def missing() -> list[str]:
     _watch.stop()
     shared = set.intersection(*(set(job.overrides) for job in _watch.jobs))
     return [
-        f"{' '.join(o for o in job.overrides if o not in shared) or job.folder.name}: {job.reason()}"
+        f"{' '.join(override for override in job.overrides if override not in shared)} "
+        f"({job.folder.name}): {job.reason(_watch.since)}".lstrip()
         for job in _watch.jobs
         if job.result() is None
     ]
@@ -177,7 +182,8 @@ def _jobs(config: DictConfig) -> list[Job]:
         settings = composed(tuple(override for override in overrides if override not in seeds))
         try:
             settings = settings.copy()
-            settings.merge_with(OmegaConf.from_dotlist(seeds))
+            for override in seeds:
+                settings.seed = override.removeprefix("seed=")
             run = resolve(settings, Config)
         except Exception as error:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
@@ -195,10 +201,14 @@ def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
     for job in missing:
         alike = (experiment_identity(job.config), job.config.model.name, job.config.weights)
         if alike not in known:
-            known[alike] = estimate(job.config)
+            try:
+                known[alike] = estimate(job.config)
+            except Exception:  # whatever it is, the run itself will say
+                known[alike] = 0.0, 0
         job.seconds, size = known[alike]
         sizes.append(size)
-    room = sum(sizes) + 2 * at_once * max(sizes)  # checkpoints, of twice the weights, do not stay
+    # Checkpoints, of twice the weights, do not stay; while one is replaced there are two.
+    room = sum(sizes) + 4 * at_once * max(sizes)
     outputs = Path(jobs[0].config.outputs).absolute()
     there = next(folder for folder in (outputs, *outputs.parents) if folder.exists())
     if not there.is_dir():

@@ -3,13 +3,13 @@
 import pandas as pd
 from scipy import stats
 
+from stridenet.comparison import CONFIDENCE
 from stridenet.config import Experiment, InputError, Recipe, experiment_identity
 from stridenet.runs import all_results
 from stridenet.tables import PAPER
 
 SEEDS = range(1000, 1010)  # of no published result
 PAPER_PERCENT = float(PAPER.paper_accuracy_percent[0])  # of the strided network
-CONFIDENCE = 0.95
 
 
 def calibration(experiment: Experiment) -> pd.DataFrame:

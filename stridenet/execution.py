@@ -31,12 +31,12 @@ from stridenet.config import (
 from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
 from stridenet.networks import build_network, build_strided, initialise
-from stridenet.tracing import StrideEliminationError
 from stridenet.training import Checkpoint, Examples, History, generator, length, normalise, train
 from stridenet.verification import compare_scores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
 START, TEST_IMAGES = 3.0, 10_000  # of a run: seconds before its first step
+SOURCES = (":/stridenet", ":/experiments", ":/conf")  # what decides a run's numbers
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
@@ -54,14 +54,14 @@ def run_once(
         new = result is None
         if result is None:
             failure.unlink(missing_ok=True)
+            for half_written in folder.glob(".*-*"):  # when the process was killed
+                half_written.unlink()
             try:
                 runs.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
                 result = _execute(config, folder, jobs_at_once, bar)
                 runs.write_json(folder / "result.json", result)
             except Exception as error:
-                with contextlib.suppress(
-                    OSError
-                ):  # of a full disk, say, the first error tells more
+                with contextlib.suppress(OSError):  # on a full disk, say, the first one tells more
                     runs.write_json(failure, {"error": str(error), "trace": traceback.format_exc()})
                 raise
         checkpoint.unlink(missing_ok=True)
@@ -69,17 +69,11 @@ def run_once(
 
 
 def estimate(config: Config) -> tuple[float, int]:
-    """About how many seconds a run takes, by timing a few steps, and the bytes of its weights.
-
-    (0, 0) for settings that no network can be made of: the run itself will say why.
-    """
+    """About how many seconds a run takes, by timing a few steps, and the bytes of its weights."""
     height, width = config.data.image_size
     batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
-    try:
-        network = build_network(config.model, (1, height, width))
-        device = choose_device(config.device)
-    except (InputError, StrideEliminationError):
-        return 0.0, 0
+    network = build_network(config.model, (1, height, width))
+    device = choose_device(config.device)
     prepare(config.threads)
     images, layers = torch.zeros(4 * batch, 1, height, width), network
     if isinstance(network, UnitStrideNetwork):
@@ -221,9 +215,7 @@ def prepare(threads: int) -> None:
         # page, which takes a fifth of the time. Other C libraries than glibc lack the function.
         keep = getattr(ctypes.CDLL(None), "mallopt", None)
         if keep is not None:
-            keep(
-                M_MMAP_THRESHOLD, 1 << 25
-            )  # as much as glibc takes; a data set is still given back
+            keep(M_MMAP_THRESHOLD, 1 << 25)  # what is larger, as data sets are, is still given back
             keep(M_TRIM_THRESHOLD, 1 << 30)
 
 
@@ -270,6 +262,8 @@ def _commit() -> str | None:
 
     try:
         git("ls-files", "--error-unmatch", here.name)  # not the repository that we are installed in
-        return git("rev-parse", "HEAD") + ("+" if git("status", "--porcelain") else "")
+        return git("rev-parse", "HEAD") + (
+            "+" if git("status", "--porcelain", "--", *SOURCES) else ""
+        )
     except (OSError, subprocess.CalledProcessError):
         return None

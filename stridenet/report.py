@@ -63,8 +63,8 @@ def write_report(config: Report) -> list[str]:
     about = _about(config, runs)
     table1 = tables.table1(runs, plan, config.data.name)
     sections = [
-        _table1(table1, _reference(config, plan), about),
-        _comparison(config, runs, about),
+        _table1(config, table1, plan, about),
+        _comparison(config, runs, plan, about),
         _table2(plan),
         *_copied(runs, about),
         *_benchmark(config),
@@ -116,7 +116,8 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
         f"MNIST example; median (quartiles) of {config['rounds']} rounds of {config['steps']} steps "
         f"each, all in turn, batches of {config['recipe']['batch_size']}. Peak: the rate of "
         f"multiply-adds in a product of matrices of {measured['matrix']} rows and columns. "
-        f"Rearrangement: of all {measured['images']:,} images, once before training. Where the time "
+        f"Rearrangement: of all {measured['images']:,} images, once before training; the plain loop "
+        "does it batch by batch. Where the time "
         f"of a step goes: {operators}."
     )
     about = (
@@ -127,21 +128,25 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
     return Section("benchmark", "Benchmark", caption, about, table, readable)
 
 
-def _table1(table: pd.DataFrame, reference: pd.DataFrame | None, about: str) -> Section:
+def _table1(config: Report, table: pd.DataFrame, plan: EliminationPlan, about: str) -> Section:
     caption = (
         "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
         "one run. Seconds are those of the training steps."
     )
+    reference = _reference(config, plan)
     if reference is not None:
-        table = table.merge(reference, how="left")
-        n = int(reference.reference_n.max())
-        caption += f" The reference is this experiment's published result, n = {n}."
+        measured, machine = reference
+        table = table.merge(measured, how="left")
+        counts = table.reference_n[table.reference_n > 0].astype(int).unique()
+        n = " and ".join(map(str, counts))
+        caption += f" The reference is this experiment's published result, n = {n}, {machine}."
     readable = tables.for_readers(table)
     return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
 
 
-def _comparison(config: Report, runs: pd.DataFrame, about: str) -> Section:
-    comparison = compare(runs)
+def _comparison(config: Report, runs: pd.DataFrame, plan: EliminationPlan, about: str) -> Section:
+    papers = tables.is_the_papers(plan, config.data.name)
+    comparison = compare(runs, tables.PAPER_DIFFERENCE if papers else None)
     under = f"recipe {config.recipe.name} on {config.data.name}"
     return Section(
         "comparison",
@@ -185,18 +190,22 @@ def _benchmark(config: Report) -> list[Section]:
         ) from error
 
 
-def _reference(config: Report, plan: EliminationPlan) -> pd.DataFrame | None:
-    """The published means of this experiment by network, if there are any."""
+def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
+    """The published means of this experiment by network, if there are any, and where they are from."""
     path = Path(config.reference or "", "runs.csv")
     if config.reference is None or not path.exists():
         return None
-    published = pd.read_csv(path, dtype={"experiment": str})
-    published = published[published.experiment == experiment_identity(config)]
-    if published.empty:
-        return None
-    table = tables.table1(published, plan, config.data.name)
+    try:
+        published = pd.read_csv(path, dtype={"experiment": str})
+        published = published[published.experiment == experiment_identity(config)]
+        if published.empty:
+            return None
+        table = tables.table1(published, plan, config.data.name)
+        machine = _machine(published)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it, or reference=null") from error
     measured = table[["n", *(name for name in table if name.endswith(("_mean", "_std")))]]
-    return measured.add_prefix("reference_").assign(network=table.network)
+    return measured.add_prefix("reference_").assign(network=table.network), machine
 
 
 def _circumstances(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
@@ -220,10 +229,6 @@ def _circumstances(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
 
 def _about(config: Report, runs: pd.DataFrame) -> str:
     """Where the numbers come from."""
-
-    def all_of(column: str) -> str:
-        return " / ".join(map(str, runs[column].unique()))
-
     data, recipe = config.data, config.recipe
     note = f" {recipe.note}" if recipe.note else ""
     length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
@@ -232,10 +237,21 @@ def _about(config: Report, runs: pd.DataFrame) -> str:
         f"Experiment {experiment_identity(config)}: data {data.name}{images}, "
         f"activation {config.model.activation}, recipe {recipe.name} ({length}, batches of "
         f"{recipe.batch_size}, rate {recipe.learning_rate:g}, momentum {recipe.momentum:g}). "
-        f"On {all_of('device_name')}, {all_of('threads')} thread(s), "
-        f"{all_of('jobs_at_once')} job(s) at once, torch {all_of('versions.torch')}.{note}"
+        f"Run {_machine(runs)}.{note}"
     )
-    commits = runs.git_commit.nunique(dropna=False)
+    commits = {part for commit in runs.git_commit for part in str(commit).split(" then ")}
+    if len(commits) == 1:
+        return text
+    return f"{text} Warning: the runs are of {len(commits)} versions of the code."
+
+
+def _machine(runs: pd.DataFrame) -> str:
+    """Where the runs were done, with all values of what differs between them."""
+
+    def all_of(column: str) -> str:
+        return " / ".join(map(str, runs[column].unique()))
+
     return (
-        text if commits == 1 else f"{text} Warning: the runs are of {commits} versions of the code."
+        f"on {all_of('device_name')}, {all_of('threads')} thread(s), "
+        f"{all_of('jobs_at_once')} job(s) at once, torch {all_of('versions.torch')}"
     )

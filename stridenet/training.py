@@ -131,10 +131,16 @@ def train(
     optimizer, schedule = _optimizer(network, recipe)
     history = History()
     if resume is not None:
-        history = History(**resume["history"])
-        order.set_state(resume["order"])
-        for part, name in ((network, "network"), (optimizer, "optimizer"), (schedule, "schedule")):
-            part.load_state_dict(resume[name])
+        try:
+            history = History(**resume["history"])
+            order.set_state(resume["order"])
+            network.load_state_dict(resume["network"])
+            optimizer.load_state_dict(resume["optimizer"])
+            schedule.load_state_dict(resume["schedule"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            raise InputError(
+                f"checkpoint.pt is of another kind of training ({error}); delete it to start anew"
+            ) from error
     else:
         history.epochs.append(_measure(network, splits, recipe, 0.0, None))
 

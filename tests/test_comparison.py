@@ -1,5 +1,6 @@
 """The paired comparison: numbers by hand, a verdict only where the seeds carry it, never a NaN."""
 
+import functools
 import math
 from dataclasses import astuple
 
@@ -9,9 +10,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stridenet import tables
-from stridenet.comparison import Comparison, compare, seeds_needed
+from stridenet import comparison, tables
+from stridenet.comparison import Comparison, seeds_needed
 
+compare = functools.partial(comparison.compare, paper=0.06)
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
 STRIDED = {0: 98.0, 1: 98.1, 2: 98.2, 3: 98.3, 4: 98.9}
 SPREAD = {0: -0.2, 1: 0.1, 2: 0.0, 3: 0.2, 4: -0.1}  # deviation sqrt(0.1 / 4)
@@ -290,7 +292,7 @@ def test_readers_get_blanks_for_what_too_few_seeds_cannot_tell() -> None:
 
 def test_the_row_of_a_comparison_has_the_papers_difference_and_the_verdict() -> None:
     (row,) = tables.comparison(compare(shifted(-0.3))).to_dict("records")
-    assert (row["verdict"], row["paper_difference"], row["n"]) == ("contradicted", 0.06, 5)
+    assert (row["verdict"], row["paper"], row["n"]) == ("contradicted", 0.06, 5)
     assert (row["mean"], row["low"]) == (pytest.approx(-0.3), pytest.approx(-0.3 - HALF, abs=1e-6))
 
 
@@ -300,3 +302,14 @@ def test_two_pairs_do_not_see_even_a_large_effect(effect: float) -> None:
     t = pairs.mean(1) / (pairs.std(1, ddof=1) / 2**0.5)
     assert (abs(t) > 12.7062).mean() < 0.8
     assert seeds_needed(effect, 1.0) == 3
+
+
+def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> None:
+    found = comparison.compare(shifted(0.3))
+    assert (found.paper, found.n_needed) == (None, None)
+    assert (found.low, found.verdict) == (compare(shifted(0.3)).low, "supported")
+    said = found.sentence("recipe sgd on fashion_mnist")
+    assert "0.06" not in said
+    assert "None" not in said
+    assert said.endswith("+0.104 to +0.496, n = 5.")
+    assert "+0.060" not in tables.comparison_for_readers(found).to_string()

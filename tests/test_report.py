@@ -166,6 +166,8 @@ def published(config: Report, folder: Path, *rows: tuple[str, str, int, float, f
     columns = ["network", "weights", "seed", "test_accuracy", "training_wall_seconds"]
     table = pd.DataFrame(rows, columns=columns)
     table.insert(0, "experiment", experiment_identity(config))
+    table = table.assign(device_name="Abacus 3000", threads=1, jobs_at_once=7)
+    table["versions.torch"] = "9.9"
     path = folder / "runs.csv"
     if path.exists():
         table = pd.concat([pd.read_csv(path), table])
@@ -258,6 +260,7 @@ def timed(config: Report, **changes: Any) -> Path:
         "model": model_identity(config),
         "multiply_adds": {"strided": 100, "unit_stride": 300},
         "first_layer_multiply_adds": {"strided": 40, "unit_stride": 60},
+        "paper": False,
         "images": 60_000,
         "matrix": 10,
         "seconds": [{**row, "matrix_product": 1e-6, "rearrangement": 0.2}] * 3,
@@ -375,3 +378,22 @@ def test_a_benchmark_with_damaged_parts_is_named(config: Report, changes: dict[s
     with pytest.raises(InputError, match="make bench") as caught:
         write_report(config)
     assert str(path) in str(caught.value)
+
+
+def test_the_references_machine_is_told(config: Report, tmp_path: Path) -> None:
+    finished(config, "strided", 0, 98.0)
+    reference = published(config, tmp_path / "p", ("strided", "scratch", 0, 0.96, 10.0))
+    write_report(reference)
+    caption = " ".join(text_of(config, "table1.md").split())
+    assert "published result, n = 1, on Abacus 3000, 1 thread(s), 7 job(s) at once" in caption
+
+
+@pytest.mark.parametrize("content", ["", "network,seed\n", "experiment,network\n{0},strided\n"])
+def test_a_damaged_reference_is_named_with_the_cure(
+    config: Report, tmp_path: Path, content: str
+) -> None:
+    finished(config, "strided", 0, 98.0)
+    (tmp_path / "runs.csv").write_text(content.format(experiment_identity(config)))
+    with pytest.raises(InputError, match="reference=null") as caught:
+        write_report(replace(config, reference=str(tmp_path)))
+    assert str(tmp_path / "runs.csv") in str(caught.value)

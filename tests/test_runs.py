@@ -435,6 +435,33 @@ def cut_off(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-300])
 
 
+def of_other_training(path: Path) -> None:
+    checkpoint = torch.load(path, weights_only=True)
+    del checkpoint["optimizer"]
+    runs.save_tensors(path, checkpoint)
+
+
+def test_a_checkpoint_that_lacks_a_part_is_named_with_the_cure(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
+    with monkeypatch.context() as killed:
+        kill_after(killed, 2)
+        with pytest.raises(Killed):
+            run_once(config)
+    of_other_training(runs.run_folder(config) / "checkpoint.pt")
+    with pytest.raises(InputError, match=r"checkpoint\.pt .*delete it"):
+        run_once(config)
+
+
+def test_what_a_killed_process_left_half_written_is_removed(config: Config) -> None:
+    folder = runs.run_folder(config)
+    folder.mkdir(parents=True)
+    (folder / ".checkpoint.pt-abcd1234").write_bytes(b"half")
+    run_once(config)
+    assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
+
+
 def text(path: Path) -> None:
     path.write_text("This is no checkpoint.\n")
 
@@ -532,11 +559,6 @@ def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(conf
     assert size == 4 * ((4 * 9 + 4) + (6 * 4 * 4 + 6) + (10 * 6 * 16 + 10))
     longer, _ = execution.estimate(replace(config, recipe=replace(config.recipe, steps=10**7)))
     assert longer > 100 > seconds > 0
-
-
-def test_nothing_is_estimated_of_a_network_that_cannot_be_made(config: Config) -> None:
-    layers = {**config.model.layers, "conv2": Layer("conv", 6, [99, 99], [2, 2], [1, 1], [0, 0])}
-    assert execution.estimate(replace(config, model=replace(config.model, layers=layers))) == (0, 0)
 
 
 # Failures
