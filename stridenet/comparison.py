@@ -19,6 +19,7 @@ class Comparison:
     """
 
     n: int
+    ahead: int = 0  # pairs in which the twin is the more accurate one
     mean: float | None = None
     low: float | None = None  # of the 95 % interval
     high: float | None = None
@@ -44,7 +45,7 @@ class Comparison:
             return f"{under}: {self.blank}."
         text = (
             f"{under}: the difference is {self.mean:+.3f} points, 95 % interval {self.low:+.3f} to "
-            f"{self.high:+.3f}, n = {self.n}"
+            f"{self.high:+.3f}, n = {self.n}, and the twin is ahead in {self.ahead} of {self.n} pairs"
         )
         if self.paper is not None:
             inside = "within" if self.low <= self.paper <= self.high else "outside"
@@ -63,13 +64,15 @@ def compare(runs: pd.DataFrame, paper: float | None = None) -> Comparison:
     scratch = runs[runs.weights == "scratch"]
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
     pairs = wide.reindex(columns=["strided", "unit_stride"]).dropna()
-    n = len(pairs)
+    differences = (pairs.unit_stride - pairs.strided).round(9)  # 1e-14 is no spread
+    n, ahead = len(pairs), int((differences > 0).sum())
     if n < 2:
         seeds = {0: "no seed has", 1: "only one seed has"}[n]
-        return Comparison(n, paper=paper, blank=f"{seeds} both networks, and an interval needs two")
-    differences = (pairs.unit_stride - pairs.strided).round(9)  # 1e-14 is no spread
+        blank = f"{seeds} both networks, and an interval needs two"
+        return Comparison(n, ahead, paper=paper, blank=blank)
     found = Comparison(
         n,
+        ahead,
         float(differences.mean()),
         paper=paper,
         deviation=float(differences.std()),

@@ -64,7 +64,7 @@ def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
             )
     axes.set(xlabel="seed", ylabel="test accuracy (%)", title="Test accuracy of every seed")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    axes.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no seed
     return figure
 
 

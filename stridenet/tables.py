@@ -202,6 +202,7 @@ def comparison_for_readers(found: Comparison) -> pd.DataFrame:
     interval = "" if found.low is None else f"{points(found.low)} to {points(found.high)}"
     rows = {
         "pairs of runs": str(found.n),
+        "pairs in which the twin is ahead": str(found.ahead),
         "mean difference (points)": points(found.mean),
         "95 % interval": interval,
         "the paper's difference, of one pair": points(found.paper),

@@ -279,7 +279,17 @@ def test_beyond_a_million_there_is_no_number() -> None:
 def test_readers_get_every_number_of_the_comparison() -> None:
     found = compare(shifted(0.3))
     entries = tables.comparison_for_readers(found).iloc[:, 1].tolist()
-    expected = ["5", "+0.300", "+0.104 to +0.496", "+0.060", "0.158", "0.354", "0.374", "supported"]
+    expected = [
+        "5",
+        "5",
+        "+0.300",
+        "+0.104 to +0.496",
+        "+0.060",
+        "0.158",
+        "0.354",
+        "0.374",
+        "supported",
+    ]
     assert sorted(entries) == sorted([*expected, str(found.n_needed)])
 
 
@@ -287,7 +297,9 @@ def test_readers_get_blanks_for_what_too_few_seeds_cannot_tell() -> None:
     for table in (runs({}, {}), runs({0: 98.0}, {0: 98.1})):
         found = compare(table)
         entries = tables.comparison_for_readers(found).iloc[:, 1].tolist()
-        assert sorted(entry for entry in entries if entry) == ["+0.060", str(found.n), "undecided"]
+        assert sorted(entry for entry in entries if entry) == [
+            "+0.060", str(found.n), str(found.n), "undecided",
+        ]  # fmt: skip
 
 
 def test_the_row_of_a_comparison_has_the_papers_difference_and_the_verdict() -> None:
@@ -311,5 +323,13 @@ def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> No
     said = found.sentence("recipe sgd on fashion_mnist")
     assert "0.06" not in said
     assert "None" not in said
-    assert said.endswith("+0.104 to +0.496, n = 5.")
+    assert said.endswith("+0.104 to +0.496, n = 5, and the twin is ahead in 5 of 5 pairs.")
     assert "+0.060" not in tables.comparison_for_readers(found).to_string()
+
+
+def test_the_twin_is_ahead_where_it_is_strictly_better() -> None:
+    strided = {0: 98.0, 1: 98.2, 2: 97.3, 3: 99.0}
+    unit_stride = {0: 98.1, 1: 98.2, 2: 97.2, 3: 98.9}
+    found = compare(runs(strided, unit_stride))
+    assert (found.ahead, found.n) == (1, 4)
+    assert "ahead in 1 of 4 pairs" in found.sentence("recipe sgd on mnist")
