@@ -25,18 +25,18 @@ help: ## list the targets
 	@echo "ARGS choose the experiment (recipe., data., model.); RUN_ARGS how it is run (threads=, device=)."
 
 reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 and 2
-	$(PYTHON) -m experiments.train -m seed=$(SEEDS) model=strided,unit_stride $(SETTINGS) $(RUN_ARGS)
-	$(PYTHON) -m experiments.train -m seed=$(SEEDS) model=unit_stride weights=copy $(SETTINGS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' model=strided,unit_stride $(SETTINGS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' model=unit_stride weights=copy $(SETTINGS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.report $(SETTINGS)
 
 report: .venv/ready ## tables and plots of what has been run
 	$(PYTHON) -m experiments.report $(SETTINGS)
 
 bench: .venv/ready ## time the training step: both networks, our loop and a plain one
-	$(PYTHON) -m experiments.benchmark $(SETTINGS)
+	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
 
 calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
-	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS)
+	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
 
 publish: .venv/ready ## the report as outputs/reference, which later reports show beside their own
