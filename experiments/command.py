@@ -2,6 +2,7 @@
 
 import functools
 import os
+import signal
 import sys
 import threading
 import traceback
@@ -31,6 +32,7 @@ ConfigStore.instance().store("bench_schema", Bench)
 
 RESTARTS = 3  # of a sweep whose runs are killed
 failed: list[str] = []
+interrupted = False
 
 
 def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
@@ -57,6 +59,7 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
     missing: what a sweep was to do and has not done, asked at the end.
     """
     wants_traceback = _wants_traceback()
+    signal.signal(signal.SIGINT, _interrupt)
     os.environ["HYDRA_FULL_ERROR"] = "1"  # lets Hydra pass errors on to here
     try:
         for _ in range(RESTARTS):
@@ -64,6 +67,8 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
                 main()
                 break
             except TerminatedWorkerError:  # joblib then ends the others of the sweep, too
+                if interrupted:
+                    raise KeyboardInterrupt from None
                 print(f"error: a run was killed (for lack of memory?); going on with "
                       f"{len(missing())} runs", file=sys.stderr)  # fmt: skip
         else:
@@ -81,6 +86,13 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
     if undone:
         print(f"error: {len(undone)} runs are missing:", *undone, sep="\n  ", file=sys.stderr)
     sys.exit(bool(undone or failed))
+
+
+def _interrupt(*_: object) -> None:
+    """Ctrl-C: it stops the runs' processes too, of which joblib may tell first."""
+    global interrupted
+    interrupted = True
+    raise KeyboardInterrupt
 
 
 def _wants_traceback() -> bool:

@@ -379,7 +379,7 @@ def test_a_sweep_into_a_file_names_it(outputs: Path) -> None:
     )
 
 
-LONG = (*FEW, "recipe.steps=null", "recipe.epochs=40", "data.train_size=2000")
+LONG = (*FEW, "recipe.steps=null", "recipe.epochs=12", "data.train_size=2000")
 
 
 def sweep_in_the_background(outputs: Path, *overrides: str) -> subprocess.Popen[str]:
@@ -398,7 +398,9 @@ def sweep_in_the_background(outputs: Path, *overrides: str) -> subprocess.Popen[
 def alive(group: int) -> list[str]:
     """The processes of a group that are still there after a moment."""
     for _ in range(50):
-        listed = subprocess.run(["ps", "-eo", "pgid=,stat=,args="], capture_output=True, text=True)
+        listed = subprocess.run(
+            ["ps", "-wweo", "pgid=,stat=,args="], capture_output=True, text=True
+        )
         rows = [line.split(maxsplit=2) for line in listed.stdout.splitlines()]
         left = [row[2] for row in rows if row[0] == str(group) and not row[1].startswith("Z")]
         if not left:
@@ -407,12 +409,12 @@ def alive(group: int) -> list[str]:
     return left
 
 
-def wait_for(outputs: Path, pattern: str, count: int) -> None:
+def wait_for(outputs: Path, pattern: str) -> None:
     for _ in range(1200):
-        if len(list(outputs.glob(pattern))) >= count:
+        if next(outputs.glob(pattern), None):
             return
         time.sleep(0.1)
-    pytest.fail(f"no {count} of {pattern} in two minutes")
+    pytest.fail(f"no {pattern} in two minutes")
 
 
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
@@ -421,11 +423,11 @@ def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
 ) -> None:
     both = "model=strided,unit_stride"
     sweep = sweep_in_the_background(outputs, both)
-    wait_for(outputs, "runs/*/checkpoint.pt", min(2, joblib.cpu_count()))
+    wait_for(outputs, "runs/*/checkpoint.pt")
     os.killpg(sweep.pid, sent)
     out, errors = sweep.communicate(timeout=60)
     if sent == signal.SIGINT:
-        assert sweep.returncode == 130
+        assert sweep.returncode == 130, errors
         assert errors == "stopped, 2 runs are missing: the same command goes on from here\n"
     assert not alive(sweep.pid)
     assert len(out.splitlines()) == 1
@@ -446,8 +448,8 @@ def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
 
 def test_a_sweep_goes_on_when_one_of_its_processes_is_killed(outputs: Path) -> None:
     sweep = sweep_in_the_background(outputs, "model=strided,unit_stride")
-    wait_for(outputs, "runs/*/checkpoint.pt", 1)
-    listed = subprocess.run(["ps", "-eo", "pid=,ppid=,args="], capture_output=True, text=True)
+    wait_for(outputs, "runs/*/checkpoint.pt")
+    listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True)
     workers = [
         int(line.split()[0])
         for line in listed.stdout.splitlines()
@@ -571,7 +573,7 @@ def test_help_and_mistyped_settings_do_not_wait_for_torch(argument: str) -> None
 def test_help_lists_groups_and_settings_with_their_defaults() -> None:
     done = python("-m", "experiments.train", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for told in ("model: strided, unit_stride", "learning_rate: 0.01", "weights=copy", "seed: 0"):
+    for told in ("model: strided, unit_stride", "learning_rate: 0.03", "weights=copy", "seed: 0"):
         assert told in done.stdout
 
 
