@@ -44,7 +44,12 @@ class Section:
         caption = f"{self.caption} {self.about}".strip()
         tables.save(self.table, self.readable, folder / self.name, caption)
         printed = self.readable.drop(columns=[*self.unprinted])
-        text = printed.to_string(index=False, line_width=WIDTH)
+        text = printed.to_string(index=False)
+        if (
+            max(map(len, text.splitlines())) > WIDTH
+        ):  # the rest below, behind the first column again
+            rows = printed.set_index(printed.columns[0]).rename_axis(None)
+            text = rows.to_string(line_width=WIDTH)
         return f"{textwrap.fill(f'{self.title}: {self.caption}', WIDTH)}\n\n{text}"
 
 

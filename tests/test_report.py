@@ -397,3 +397,18 @@ def test_a_damaged_reference_is_named_with_the_cure(
     with pytest.raises(InputError, match="reference=null") as caught:
         write_report(replace(config, reference=str(tmp_path)))
     assert str(tmp_path / "runs.csv") in str(caught.value)
+
+
+def test_a_table_too_wide_for_the_terminal_goes_on_below_with_its_rows_named(
+    config: Report, tmp_path: Path
+) -> None:
+    for network in ("strided", "unit_stride"):
+        for seed in (0, 1):
+            finished(config, network, seed, 98.0 + seed)
+    rows = [(n, "scratch", s, 0.96, 1234.0 + s) for n in ("strided", "unit_stride") for s in (0, 1)]
+    (table1, *_) = write_report(published(config, tmp_path / "p", *rows))
+    assert max(map(len, table1.splitlines())) <= 80
+    named = [line for line in table1.splitlines() if line.startswith("Unity Stride")]
+    assert len(named) == 2
+    assert "96.00 ± 0.00" in "".join(named)
+    assert "1234.5 ± 0.7" in "".join(named)
