@@ -120,13 +120,16 @@ class Sweep(Callback):
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
-        global _watch
         if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
             sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
-            jobs = _jobs(config)
-        except Exception as error:  # the command line's; Hydra lets what a callback raises pass
+            self._begin(config)
+        except Exception as error:  # mostly the command line's; Hydra would go on without us
             sys.exit(f"error: {one_line(error)}")
+
+    def _begin(self, config: DictConfig) -> None:
+        global _watch
+        jobs = _jobs(config)
         missing = [job for job in jobs if job.result() is None]
         if not missing:
             print(f"{len(jobs)} of {len(jobs)} runs are done")
