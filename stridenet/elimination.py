@@ -5,26 +5,42 @@ sizes of a traced network alone; building obeys the plan.
 """
 
 import copy
-from collections import Counter, OrderedDict
+import itertools
+import operator
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from inspect import signature
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size, space_to_depth
+from stridenet.factors import FactorConflict, Factors
+from stridenet.layers import DepthToSpace, EachInput, Padding, PhantomMask, SpaceToDepth
+from stridenet.operators import CURES, PINNED, rule_of
+from stridenet.phases import FeatureMap
+from stridenet.rules import (
+    Call,
+    Convolution,
+    LayerPlan,
+    Options,
+    Pooling,
+    Rule,
+    Windowed,
+    axes,
+    channel,
+    shape,
+)
 from stridenet.tracing import (
-    CONVOLUTIONS,
     Size,
     StrideEliminationError,
-    checked_size,
-    operation_of,
+    checked_sizes,
     operations,
     place,
+    tensors,
     trace,
     written,
 )
@@ -32,98 +48,63 @@ from stridenet.tracing import (
 if TYPE_CHECKING:
     import pandas as pd
 
-# Applied to each number by itself, finite where their input is: they take any arrangement of a map.
-ELEMENTWISE: frozenset[Any] = frozenset({
-    nn.Identity, nn.Dropout, nn.AlphaDropout,
-    nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
-    nn.Sigmoid, nn.LogSigmoid, nn.Hardsigmoid, nn.Tanh, nn.Hardtanh, nn.Tanhshrink, nn.Hardswish,
-    nn.Softplus, nn.Softsign, nn.Softshrink, nn.Hardshrink, nn.Threshold,
-    F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
-    F.logsigmoid, F.hardsigmoid, F.hardtanh, F.hardswish, F.softplus, F.softsign, F.tanhshrink,
-    F.softshrink, F.hardshrink, F.threshold, F.relu_, F.leaky_relu_, F.elu_, F.celu_, F.selu_,
-    torch.relu, torch.relu_, torch.selu, torch.celu, torch.sigmoid, torch.tanh, torch.clamp,
-    "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_",
-})  # fmt: skip
-# They mix positions in the order of an ordinary map: neither side may be rearranged.
-PINNED: frozenset[Any] = frozenset({nn.Flatten, nn.Linear, torch.flatten, "flatten"})
-CURES: dict[Any, str] = {
-    "view": "write torch.flatten(x, 1)",
-    "reshape": "write torch.flatten(x, 1)",
-    F.dropout: "write nn.Dropout, which can be switched off in the twin",
-}
+__all__ = [
+    "EliminationPlan",
+    "FeatureMap",
+    "LayerPlan",
+    "PhantomMask",
+    "SpaceToDepth",
+    "UnitStrideNetwork",
+    "eliminate_stride",
+    "plan_elimination",
+]
+MOST_PARAMETERS = 300_000_000
 
 
 # Plan -----------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
-class FeatureMap:
-    """A map of the strided network, and the factor by which the twin's is rearranged."""
+class InputPlan:
+    """One input of the twin."""
 
-    size: Size  # (channels, height, width), or (features,)
-    factor: Size  # of each spatial axis; () for a vector
-
-    @property
-    def unit_stride_size(self) -> Size:
-        """Size of the map in the twin: (channels·f_h·f_w, ceil(h/f_h), ceil(w/f_w))."""
-        return (self.size[0] * prod(self.factor), *phase_size(self.size[1:], self.factor))
-
-
-@dataclass(frozen=True)
-class LayerPlan:
-    """One operation of the network, and what the twin makes of it."""
-
-    name: str  # the module's path, or the node's name for a function
-    operation: str  # "Conv2d", "relu", …
-    input: FeatureMap
-    output: FeatureMap
-    weight_size: Size = ()  # of the strided weight; () if there is none
-    maps: tuple[TapMap, ...] = ()  # one an axis; () unless a convolution
-    masked: bool = False  # the input's phantoms are set to zero first
-
-    @property
-    def unit_stride_weight_size(self) -> Size:
-        """Size of the twin's weight."""
-        if not self.maps:
-            return self.weight_size
-        return (
-            self.weight_size[0] * prod(self.output.factor),
-            self.weight_size[1] * prod(self.input.factor),
-            *(tap_map.twin_kernel for tap_map in self.maps),
-        )
-
-    @property
-    def structural_zeros(self) -> int:
-        """Entries of the twin's filter that no strided weight stands behind."""
-        taps = prod(int((tap_map.taps >= 0).sum()) for tap_map in self.maps)
-        return (
-            prod(self.unit_stride_weight_size) - prod(self.weight_size[:2]) * taps
-            if self.maps
-            else 0
-        )
-
-    @property
-    def multiply_adds(self) -> tuple[int, int]:
-        """Of one image's forward pass, strided and unit-stride."""
-        if not self.weight_size:
-            return 0, 0
-        if not self.maps:
-            each = prod(self.weight_size) * prod(self.output.size[:-1])
-            return each, each
-        return (
-            prod(self.weight_size) * prod(self.output.size[1:]),
-            prod(self.unit_stride_weight_size) * prod(self.output.unit_stride_size[1:]),
-        )
+    name: str  # of the argument of forward
+    size: Size  # (channels, height, width) of the images
+    padding: Padding  # zeros put around an image before it is rearranged
+    map: FeatureMap  # of the padded image
 
 
 @dataclass(frozen=True)
 class EliminationPlan:
     """Every size of the twin, before any weight exists."""
 
-    input: FeatureMap  # after the zeros of `input_padding`
-    input_size: Size  # (channels, height, width) of the images
-    input_padding: tuple[tuple[int, int], ...]  # zeros put around an image before it is rearranged
+    inputs: tuple[InputPlan, ...]
     layers: tuple[LayerPlan, ...]
+    options: Options
+    parameters: tuple[int, int]  # of the strided and of the unit-stride network
+    bytes_each: int  # of a parameter
+
+    @property
+    def input(self) -> FeatureMap:
+        """The map that the first input becomes."""
+        return self.inputs[0].map
+
+    @property
+    def input_size(self) -> tuple:
+        """As eliminate_stride was given it: the size of the image, or of each input."""
+        sizes = tuple(given.size for given in self.inputs)
+        return sizes[0] if len(sizes) == 1 else sizes
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """Of one image's forward pass through either network."""
+        both = [layer.multiply_adds for layer in self.layers]
+        return sum(strided for strided, _ in both), sum(twin for _, twin in both)
+
+    @property
+    def strided_layers(self) -> int:
+        """How many layers lose a stride."""
+        return sum(layer.strided for layer in self.layers)
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
@@ -142,231 +123,290 @@ class EliminationPlan:
                 if layer.weight_size
                 else 0,
                 "structural_zeros": layer.structural_zeros,
+                "strided_parameters": layer.parameters[0],
+                "unit_stride_parameters": layer.parameters[1],
                 "strided_multiply_adds": layer.multiply_adds[0],
                 "unit_stride_multiply_adds": layer.multiply_adds[1],
                 "masked": layer.masked,
+                "stride_eliminated": layer.strided,
             }
             for layer in self.layers
         )
 
     def __str__(self) -> str:
         frame = self.to_frame()
-        totals = frame.select_dtypes("integer").sum()
-        rows = frame[frame.strided_filter != ""]
+        filters = frame[frame.strided_filter != ""]
+        changed = (filters.strided_filter != filters.unit_stride_filter) | (
+            filters.strided_map != filters.unit_stride_map
+        )
+        rows = filters if len(filters) <= 20 else filters[changed]
         pairs = {
             column: rows[f"strided_{column}"] + " -> " + rows[f"unit_stride_{column}"]
             for column in ("map", "filter")
         }
         table = rows[["layer"]].assign(**pairs).to_string(index=False)
+        if len(rows) < len(filters):
+            table += f"\n... and {len(filters) - len(rows)} layers with filters as they were"
+        inputs = (f"{written(i.size)} -> {written(i.map.unit_stride_size)}" for i in self.inputs)
+        before, after = self.parameters
         return (
-            f"input {written(self.input_size)} -> {written(self.input.unit_stride_size)}\n{table}\n"
-            f"weights {totals.strided_weights:,} -> {totals.unit_stride_weights:,} "
-            f"({totals.structural_zeros:,} structural zeros), multiply-adds "
-            f"{totals.strided_multiply_adds:,} -> {totals.unit_stride_multiply_adds:,}"
+            f"input {', '.join(inputs)}\n{table}\n"
+            f"strides eliminated in {self.strided_layers} layers; parameters {before:,} -> {after:,} "
+            f"({frame.structural_zeros.sum():,} structural zeros; "
+            f"{before * self.bytes_each / 1e6:,.1f} -> {after * self.bytes_each / 1e6:,.1f} MB), "
+            f"multiply-adds {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}"
         )
 
 
-def plan_elimination(model: nn.Module, input_size: Sequence[int]) -> EliminationPlan:
-    """Decide the twin of `model` for images of `input_size` (channels, height, width), without batch.
+def plan_elimination(
+    model: nn.Module,
+    input_size: Sequence[Any],
+    *,
+    scope: str = "network",
+    only: Sequence[str] | None = None,
+    pooling: bool = False,
+    output_factor: int | Sequence[int] = 1,
+    batch_norm: str = "shared",
+) -> EliminationPlan:
+    """Decide the twin of `model`, without its weights; see eliminate_stride for the arguments.
 
-    Allocates no weights. Raises StrideEliminationError where the model has no twin here.
+    Raises StrideEliminationError where the model has no twin here.
     """
-    size = checked_size(input_size)
-    return _plan(trace(model, size), size)
+    options = _checked(scope, only, pooling, output_factor, batch_norm)
+    return _Conversion(model, checked_sizes(input_size), options).plan
 
 
-def _plan(traced: fx.GraphModule, input_size: Size) -> EliminationPlan:
-    _require_single_calls(traced)
-    maps = _feature_maps(traced)
-    layers = [_plan_layer(traced, node, maps) for node in operations(traced)]
-    input_map = next(maps[node] for node in traced.graph.nodes if node.op == "placeholder")
-    padding: tuple[tuple[int, int], ...] = ((0, 0),) * len(input_map.factor)
-    if layers and layers[0].maps:
-        layers[0], padding = _pad_first(layers[0])
-        input_map = layers[0].input
-    return EliminationPlan(input_map, input_size, padding, tuple(layers))
+def _checked(scope: Any, only: Any, pooling: Any, factor: Any, batch_norm: Any) -> Options:
+    """The options, or StrideEliminationError for one that means nothing."""
+    for name, value, allowed in (
+        ("scope", scope, ("network", "layer")),
+        ("batch_norm", batch_norm, ("shared", "per_phase")),
+        ("pooling", pooling, (True, False)),
+    ):
+        if value not in allowed:
+            raise StrideEliminationError(f"{name}={value!r}: it is one of {allowed}")
+    if isinstance(only, str) or (only is not None and scope == "network"):
+        raise StrideEliminationError(f"only={only!r}: a list of layers' names, with scope='layer'")
+    factors = factor if isinstance(factor, Sequence) else (factor,)
+    if not all(isinstance(f, int) and f > 0 for f in factors) or not factors:
+        raise StrideEliminationError(f"output_factor={factor!r}: a positive number, or one an axis")
+    if scope == "layer" and set(factors) != {1}:
+        raise StrideEliminationError("output_factor needs scope='network': maps keep their form here")
+    factor = tuple(factor) if isinstance(factor, Sequence) else factor
+    return Options(scope, None if only is None else tuple(only), pooling, factor, batch_norm)
 
 
-def _require_single_calls(traced: fx.GraphModule) -> None:
-    calls = Counter(node.target for node in traced.graph.nodes if node.op == "call_module")
-    for target, count in calls.items():
-        module = traced.get_submodule(str(target))
-        if count > 1 and type(module) in CONVOLUTIONS:
-            raise StrideEliminationError(
-                f"{target} ({type(module).__name__}) is called {count} times; give each call a module "
-                "of its own, because each may need another filter"
-            )
+class _Conversion:
+    """A traced model, the rule of each of its operations, and the plan that follows."""
 
+    def __init__(self, model: nn.Module, sizes: tuple[Size, ...], options: Options) -> None:
+        self.options = options
+        self.traced = trace(model, sizes)
+        self.calls = [Call(self.traced, node, options) for node in operations(self.traced)]
+        self.rules: list[Rule] = []
+        for call in self.calls:
+            self.rules.append(rule_of(call))
+            call.node.meta["channel"] = self.rules[-1].channel(call)
+        self.alone = [self._is_alone(*both) for both in zip(self.calls, self.rules, strict=True)]
+        self._refuse_what_stays_strided()
+        if options.scope == "network":
+            _refuse_late_readers(self.traced)
+        self.factors = self._solve() if options.scope == "network" else {}
+        self.plan = self._plan(sizes)
 
-def _feature_maps(traced: fx.GraphModule) -> dict[fx.Node, FeatureMap]:
-    """Each map with its factor, found from the output, where it is 1, back to the input (Eq. 26)."""
-    maps: dict[fx.Node, FeatureMap] = {}
-    for node in reversed(traced.graph.nodes):
-        if node.op == "placeholder":
-            break
-        (source,) = node.all_input_nodes
-        size = source.meta["size"]
-        operation = operation_of(traced, node)
-        if node.op == "output":
-            factor = (1,) * (len(size) - 1)
-        elif operation in CONVOLUTIONS:
-            stride = _ordinary_convolution(traced, node).stride
-            factor = tuple(s * f for s, f in zip(stride, maps[node].factor, strict=True))
-        elif operation in ELEMENTWISE:
-            factor = maps[node].factor
-        elif operation in PINNED:
-            if prod(maps[node].factor) != 1:
+    def _is_alone(self, call: Call, rule: Rule) -> bool:
+        """Whether scope="layer" converts this layer."""
+        if self.options.scope == "network" or not rule.is_strided(call):
+            return False
+        if self.options.only is not None:
+            return self._name(call) in self.options.only
+        return self.options.pooling or not isinstance(rule, Pooling)
+
+    @staticmethod
+    def _name(call: Call) -> str:
+        return str(call.node.target) if call.node.op == "call_module" else call.node.name
+
+    def _refuse_what_stays_strided(self) -> None:
+        only = self.options.only
+        if only is not None:
+            strided = [self._name(c) for c, r in zip(self.calls, self.rules, strict=True) if r.is_strided(c)]
+            for name in set(only) - set(strided):
                 raise StrideEliminationError(
-                    f"{place(traced, node)} comes before a stride, but it mixes positions: its "
-                    f"result {written(node.meta['size'])} cannot come in phase form"
+                    f"only: {name!r} is no layer here with a stride above one; these are: {strided}"
                 )
-            factor = (1,) * (len(size) - 1)
-        else:
+            return
+        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+            inside = call.node.meta["strides"]
+            if self.options.scope == "layer" and not self.options.pooling:
+                inside = [what for what in inside if what.startswith("convolution")]
+            if inside and (rule is PINNED or (self.options.scope == "layer" and not alone)):
+                cure = CURES.get(call.operation, self._cure(call))
+                raise StrideEliminationError(f"{call.named} has a {inside[0]} and no rule; {cure}")
+
+    @staticmethod
+    def _cure(call: Call) -> str:
+        mode = getattr(call.module, "padding_mode", "zeros")
+        if mode != "zeros":
+            return f"its padding_mode={mode!r} has none: only 'zeros' has"
+        return "write it with torch's own layers (nn.Conv2d, nn.MaxPool2d, …), or name others in only"
+
+    def _solve(self) -> dict[Any, int]:
+        """The factor of each spatial axis of each map (Eq. 26)."""
+        factors = Factors()
+        try:
+            inputs = [n for n in self.traced.graph.nodes if n.op == "placeholder"]
+            for node in chain(inputs, (call.node for call in self.calls)):
+                for axis in axes(node):
+                    factors.mention(axis)
+            for call, rule in zip(self.calls, self.rules, strict=True):
+                rule.tie(call, factors)
+            return factors.solve({axis: self._wanted(axis[1]) for n in inputs for axis in axes(n)})
+        except FactorConflict as conflict:
             raise StrideEliminationError(
-                f"{place(traced, node)} on a map {written(size)} has no rule; "
-                + CURES.get(
-                    operation,
-                    "there are rules for torch's own Conv1d/2d/3d, Linear and "
-                    "Dropout, for element-wise activations and flatten (write pooling as a strided "
-                    "convolution, and a layer with weight_norm as a plain one)",
-                )
+                f"{conflict}; there is no twin of the whole network: convert its layers one by one, "
+                "with scope='layer'"
+            ) from conflict
+
+    def _wanted(self, axis: int) -> int:
+        wanted = self.options.output_factor
+        if isinstance(wanted, int):
+            return wanted
+        if axis >= len(wanted):
+            raise StrideEliminationError(f"output_factor={wanted} has no number for axis {axis}")
+        return wanted[axis]
+
+    def map_of(self, node: fx.Node) -> FeatureMap:
+        """A node's map, with its factor."""
+        size = shape(node)[1:]
+        where = channel(node) - 1 if axes(node) else 0
+        return FeatureMap(size, tuple(self.factors.get(axis, 1) for axis in axes(node)), where)
+
+    def _plan(self, sizes: tuple[Size, ...]) -> EliminationPlan:
+        taken = {name for name, _ in self.traced.named_modules()}
+        called: Counter[str] = Counter()
+        layers = []
+        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+            name = self._name(call)
+            called[name] += 1
+            if called[name] > 1 or call.module is None:
+                name = _unused(name, taken)
+                taken.add(name)
+            own = sum(p.numel() for p in call.module.parameters()) if call.module else 0
+            layer = LayerPlan(
+                name=name,
+                operation=getattr(call.operation, "__name__", str(call.operation)),
+                inputs=tuple(map(self.map_of, call.maps)),
+                output=self.map_of(call.node),
+                parameters=(own, own),
+                strided=rule.is_strided(call) and (alone or self.options.scope == "network"),
             )
-        maps[source] = FeatureMap(size, factor)
-    return maps
+            layer = rule.describe(call, layer)
+            if alone:
+                layer = rule.plan_alone(call, layer)
+            elif _changes(layer):
+                layer = rule.plan(call, layer)
+            layers.append(layer)
+        inputs = self._plan_inputs(sizes, layers)
+        state = [t for t in self.traced.state_dict().values() if t.is_floating_point()]
+        each = state[0].element_size() if state else 4
+        return EliminationPlan(inputs, tuple(layers), self.options, self._count(layers), each)
+
+    def _plan_inputs(self, sizes: tuple[Size, ...], layers: list[LayerPlan]) -> tuple[InputPlan, ...]:
+        """Inputs are padded before they are rearranged where that makes the only layer that reads them
+        smaller. Their phantoms are zeros already, so that a sum needs no mask."""
+        inputs = []
+        nodes = [n for n in self.traced.graph.nodes if n.op == "placeholder"]
+        for node, size in zip(nodes, sizes, strict=True):
+            padding: Padding = ((0, 0),) * len(axes(node))
+            feature_map = self.map_of(node)
+            for index, (call, rule) in enumerate(zip(self.calls, self.rules, strict=True)):
+                if call.maps[:1] != [node] or not isinstance(rule, Windowed) or rule.fill:
+                    continue
+                layers[index] = replace(layers[index], masked=False)
+                if len(node.users) == 1 and type(rule) is Convolution and layers[index].padding is None:
+                    layers[index], padding = _pad_first(layers[index], padding)
+                    feature_map = layers[index].input
+            inputs.append(InputPlan(node.name, size, padding, feature_map))
+        return tuple(inputs)
+
+    def _count(self, layers: list[LayerPlan]) -> tuple[int, int]:
+        """Parameters of both networks: those of a module that is called twice once, unless it becomes two."""
+        state = dict(self.traced.named_parameters())
+        constants = {n.target for n in self.traced.graph.nodes if n.op == "get_attr"}
+        strided = unit_stride = sum(state[name].numel() for name in constants if name in state)
+        seen: set[Any] = set()
+        for call, layer in zip(self.calls, layers, strict=True):
+            first = call.node.target not in seen
+            seen.add(call.node.target)
+            strided += layer.parameters[0] if first else 0
+            unit_stride += layer.parameters[1] if first or layer.maps else 0
+        return strided, unit_stride
 
 
-def _ordinary_convolution(traced: fx.GraphModule, node: fx.Node) -> Any:
-    """The node's module, if the rules hold for it."""
-    conv: Any = traced.get_submodule(str(node.target))
-    named, size = place(traced, node), node.all_input_nodes[0].meta["size"]
-    made_with = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
-    numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
-    if tuple(conv.weight.shape) != made_with or any(isinstance(number, int) for number in numbers):
-        raise StrideEliminationError(
-            f"{named} was changed after it was made: its weight {written(conv.weight.shape)} and its "
-            f"kernel, stride, dilation and padding {numbers} do not go together"
-        )
-    if conv.padding_mode != "zeros":
-        raise StrideEliminationError(
-            f"{named} has padding_mode={conv.padding_mode!r}; only 'zeros' has a rule"
-        )
-    if len(conv.stride) != len(size) - 1:
-        raise StrideEliminationError(
-            f"{named} gets a map {written(size)}; it needs channels and {len(conv.stride)} spatial "
-            "axes (input_size is without the batch)"
-        )
-    return conv
+def _unused(name: str, taken: set[str]) -> str:
+    names = chain([name], (f"{name}_{count}" for count in itertools.count(1)))
+    return next(name for name in names if name not in taken)
 
 
-def _plan_layer(
-    traced: fx.GraphModule, node: fx.Node, maps: dict[fx.Node, FeatureMap]
-) -> LayerPlan:
-    operation = operation_of(traced, node)
-    (source,) = node.all_input_nodes
-    layer = LayerPlan(
-        name=str(node.target) if node.op == "call_module" else node.name,
-        operation=getattr(operation, "__name__", str(operation)),
-        input=maps[source],
-        output=maps[node],
-    )
-    module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-    if isinstance(module, nn.Linear):
-        return replace(layer, weight_size=tuple(module.weight.shape))
-    if not isinstance(module, CONVOLUTIONS):
-        return layer
-    tap_maps = tuple(
-        TapMap(*axis)
-        for axis in zip(
-            module.kernel_size,
-            module.stride,
-            module.dilation,
-            _padding(module),
-            layer.input.size[1:],
-            layer.output.factor,
-            strict=True,
-        )
-    )
-    return replace(
-        layer,
-        weight_size=tuple(module.weight.shape),
-        maps=tap_maps,
-        masked=any(tap_map.reads_phantoms for tap_map in tap_maps),
-    )
+def _changes(layer: LayerPlan) -> bool:
+    """Whether a map of its is rearranged, or its stride is to go."""
+    return layer.strided or any(m.phases > 1 for m in (*layer.inputs, layer.output))
 
 
-def _padding(conv: nn.Conv1d | nn.Conv2d | nn.Conv3d) -> list[tuple[int, int]]:
-    """Zeros before and after each axis."""
-    if conv.padding == "valid":
-        return [(0, 0) for _ in conv.kernel_size]
-    if conv.padding == "same":
-        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
-        return [(total // 2, total - total // 2) for total in totals]
-    return [(int(zeros), int(zeros)) for zeros in conv.padding]
-
-
-def _pad_first(layer: LayerPlan) -> tuple[LayerPlan, tuple[tuple[int, int], ...]]:
-    """The layer that reads the images: they are padded before they are rearranged where that makes
-    its filter smaller. Their phantoms are zeros already, so it needs no mask."""
-    maps = list(layer.maps)
-    padding = [(0, 0)] * len(maps)
+def _pad_first(layer: LayerPlan, none: Padding) -> tuple[LayerPlan, Padding]:
+    maps, padding = list(layer.maps), list(none)
     for axis, tap_map in enumerate(maps):
-        padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))
+        padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))  # type: ignore[arg-type, call-arg]
         if padded.twin_kernel < tap_map.twin_kernel:
-            maps[axis], padding[axis] = padded, tap_map.padding
-    size = (layer.input.size[0], *(tap_map.size for tap_map in maps))
-    layer = replace(layer, input=replace(layer.input, size=size), maps=tuple(maps), masked=False)
-    return layer, tuple(padding)
+            maps[axis], padding[axis] = padded, tap_map.padding  # type: ignore[assignment]
+    if not maps:
+        return layer, none
+    source = replace(layer.input, size=(layer.input.size[0], *(tap_map.size for tap_map in maps)))
+    return replace(layer, inputs=(source,), maps=tuple(maps)), tuple(padding)
+
+
+_VIEWS = {
+    operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
+    "flatten", "view", "reshape", "permute", "transpose", "contiguous", "split", "chunk", "detach",
+}  # fmt: skip
+
+
+def _refuse_late_readers(traced: fx.GraphModule) -> None:
+    """A map that an operation changes in place must not be read later, save by way of its result."""
+    nodes = list(traced.graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # of each node: the first that has the same memory
+    for node in nodes:
+        sources = node.all_input_nodes
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        view = node.target in _VIEWS or isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
+        changes = _is_in_place(node, module)
+        memory[node] = memory[sources[0]] if sources and (view or changes) else node
+        if not sources or not changes:
+            continue
+        for other in nodes[: order[node]]:
+            late = [user for user in other.users if order[user] > order[node]]
+            if late and memory.get(other) is memory[node] and tensors(other.meta["value"]):
+                raise StrideEliminationError(
+                    f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
+                    f"{place(traced, late[0])} reads later; write it out of place (x = F.relu(x))"
+                )
+
+
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    if name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[-2:] != "__"):
+        return True
+    try:
+        given = signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+    except (TypeError, ValueError):
+        return False
+    return given.arguments.get("inplace") is True
 
 
 # Build ----------------------------------------------------------------------------------------------
-
-
-class SpaceToDepth(nn.Module):
-    """Images (n, c, h, w) to the twin's input: zeros around them, then their phase form."""
-
-    def __init__(self, plan: EliminationPlan) -> None:
-        super().__init__()
-        self.input_size = plan.input_size
-        self.padding = plan.input_padding
-        self.factor = plan.input.factor
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Images to phases; raises StrideEliminationError on another size than the twin's."""
-        return _to_phases(images, self.input_size, self.padding, self.factor)
-
-    def extra_repr(self) -> str:
-        """What print shows."""
-        return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
-
-
-@fx.wrap  # torch.fx cannot look into it: it depends on the size
-def _to_phases(
-    images: Tensor, size: Size, padding: tuple[tuple[int, int], ...], factor: Size
-) -> Tensor:
-    if tuple(images.shape[1:]) != size:
-        raise StrideEliminationError(
-            f"images are {written(images.shape[1:])}, but this twin was made for {written(size)}; "
-            "call eliminate_stride with that input_size"
-        )
-    if any(map(any, padding)):
-        images = F.pad(images, [extent for pair in reversed(padding) for extent in pair])
-    return space_to_depth(images, factor)
-
-
-class PhantomMask(nn.Module):
-    """Sets the positions that the strided network does not have to zero."""
-
-    real: Tensor  # (channels, height, width), of the phase form
-
-    def __init__(self, feature_map: FeatureMap, device: torch.device) -> None:
-        super().__init__()
-        ones = torch.ones(1, *feature_map.size, dtype=torch.bool, device=device)
-        # Rank 3 and selection: a mask of rank 4 or a product would lose channels_last, or spread NaN.
-        self.register_buffer("real", space_to_depth(ones, feature_map.factor)[0], persistent=False)
-
-    def forward(self, maps: Tensor) -> Tensor:
-        """The maps, zero where they are not real."""
-        return torch.where(self.real, maps, 0)
 
 
 class UnitStrideNetwork(nn.Module):
@@ -379,86 +419,104 @@ class UnitStrideNetwork(nn.Module):
     def __init__(self, network: fx.GraphModule, plan: EliminationPlan) -> None:
         super().__init__()
         self.plan = plan
-        self.rearrange = SpaceToDepth(plan)
+        each = [SpaceToDepth(i.size, i.padding, i.map.factor) for i in plan.inputs]
+        self.rearrange: nn.Module = each[0] if len(each) == 1 else EachInput(each)
         self.network = network
 
-    def forward(self, images: Tensor) -> Tensor:
+    def forward(self, *images: Tensor) -> Any:
         """Ordinary images to what the strided network returns."""
-        return cast(Tensor, self.network(self.rearrange(images)))
+        rearranged = self.rearrange(*images)
+        return self.network(rearranged) if len(self.plan.inputs) == 1 else self.network(*rearranged)
 
 
-def eliminate_stride(model: nn.Module, input_size: Sequence[int]) -> UnitStrideNetwork:
-    """The equivalent of `model` with unit strides only (Theorem 2), its weights copied.
+def eliminate_stride(
+    model: nn.Module,
+    input_size: Sequence[Any],
+    *,
+    scope: str = "network",
+    only: Sequence[str] | None = None,
+    pooling: bool = False,
+    output_factor: int | Sequence[int] = 1,
+    batch_norm: str = "shared",
+    max_parameters: int | None = MOST_PARAMETERS,
+) -> UnitStrideNetwork:
+    """The equivalent of `model` with unit strides only, its weights copied.
 
-    input_size is (channels, height, width), without batch; the twin takes images of this size only.
-    Supported are chains of Conv1d/2d/3d with zero padding, element-wise activations, dropout, flatten
-    and Linear. Names, dtype, device, training mode and requires_grad carry over; the model is left
-    untouched. Raises StrideEliminationError, naming the layer, for anything else.
+    input_size is (channels, height, width), without batch, or one such size for each input; the twin
+    takes images of this size only.
 
-    A forward that depends on the training mode is converted as it runs in the present one. In training
-    mode, dropout draws other numbers than in the model. Equality holds for finite images: an infinity
-    times a structural zero is not a number.
+    scope: "network" rearranges the input alone (Theorem 2), so that all maps have more channels.
+        "layer" rearranges at each strided convolution (Theorem 1), also at the pooling layers if
+        `pooling` is true; or at the layers named in `only`. All else stays as it is.
+    output_factor: with scope="network", how much larger than needed the factors of all maps are to
+        be, of each axis or of all: the network becomes that much narrower in space and wider in
+        channels.
+    batch_norm: "shared" trains with statistics over all phases of a channel, as the strided network
+        does; "per_phase" gives each phase its own. In evaluation both are equal.
+    max_parameters: refuse a twin that has more.
+
+    Names, dtype, device, training mode and requires_grad carry over; the model is left untouched.
+    Raises StrideEliminationError, naming the layer, for what has no twin. A forward that depends on
+    the training mode is converted as it runs in the present one; a layer that is called at several
+    places becomes a layer for each, and parametrized weights (weight_norm) are taken as they are now.
+    In training mode, dropout draws other numbers than in the model. Equality holds for finite images.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 32, 5), nn.ReLU(), nn.Conv2d(32, 8, 2, stride=2))
     >>> eliminate_stride(model, (3, 12, 12)).network.get_submodule("0")
     Conv2d(12, 128, kernel_size=(3, 3), stride=(1, 1))
     """
-    size = checked_size(input_size)
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise StrideEliminationError(
             "the model is on the meta device: load its weights first (plan_elimination needs none)"
         )
-    traced = trace(model, size)
-    plan = _plan(traced, size)
-    layers = {
-        layer.name: _build_layer(traced.get_submodule(layer.name), layer)
-        for layer, node in zip(plan.layers, operations(traced), strict=True)
-        if node.op == "call_module"
-    }
-    network = fx.GraphModule(layers, traced.graph, class_name="UnitStrideLayers")
-    containers = dict(network.named_modules())
-    for name, module in model.named_modules():
-        if name in containers:
-            containers[name].training = module.training
-    twin = UnitStrideNetwork(network, plan)
-    twin.training = twin.rearrange.training = model.training
+    options = _checked(scope, only, pooling, output_factor, batch_norm)
+    conversion = _Conversion(model, checked_sizes(input_size), options)
+    plan = conversion.plan
+    if max_parameters is not None and plan.parameters[1] > max_parameters:
+        raise StrideEliminationError(
+            f"the twin has {plan.parameters[1]:,} parameters, {plan.parameters[0]:,} before, which is "
+            f"more than max_parameters={max_parameters:,}; scope='layer' needs far fewer, as only "
+            "structural zeros are added"
+        )
+    twin = UnitStrideNetwork(_build(conversion), plan)
+    modes = {name: module.training for name, module in model.named_modules()}
+    for name, module in twin.network.named_modules():
+        if name in modes and type(module) is nn.Module:
+            module.training = modes[name]
+    twin.training = twin.rearrange.training = twin.network.training = model.training
     return twin
 
 
-def _build_layer(module: nn.Module, layer: LayerPlan) -> nn.Module:
-    """The module under the same name in the twin."""
-    if not isinstance(module, CONVOLUTIONS):
-        return copy.deepcopy(module)
-    padding = [tap_map.twin_padding for tap_map in layer.maps]
-    inside = all(before == after >= 0 for before, after in padding)
-    parts: OrderedDict[str, nn.Module] = OrderedDict()
-    if layer.masked:
-        parts["mask"] = PhantomMask(layer.input, module.weight.device)
-    if not inside:
-        zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
-        parts["padding"] = zero_pad(tuple(chain.from_iterable(reversed(padding))))
-    parts["convolution"] = _convolution(
-        module, layer, [before for before, _ in padding] if inside else [0] * len(padding)
-    )
-    return nn.Sequential(parts).train(module.training) if len(parts) > 1 else parts["convolution"]
+def _build(conversion: _Conversion) -> fx.GraphModule:
+    traced, graph = conversion.traced, fx.Graph()
+    twins: dict[fx.Node, fx.Node] = {}
+    result = graph.graph_copy(traced.graph, twins)
+    steps = list(zip(conversion.calls, conversion.rules, conversion.plan.layers, strict=True))
+    modules = [rule.build(call, layer) if _changes(layer) else None for call, rule, layer in steps]
+    changed = {c.node.target for (c, _, _), module in zip(steps, modules, strict=True) if module}
+    layers: dict[str, Any] = {}
+    for (call, _, layer), module in zip(steps, modules, strict=True):
+        if module is None and (call.module is None or call.node.target not in changed):
+            continue
+        trained = traced if call.module is None else call.module
+        layers[layer.name] = (module or call.as_module()).train(trained.training)
+        node = twins[call.node]
+        node.args, node.kwargs = tuple(twins[operand] for operand in call.operands), {}
+        node.op, node.target = "call_module", layer.name
+    factored = {twins[c.node]: layer.output for c, _, layer in steps if layer.output.phases > 1}
+    for call, _, layer in steps:
+        if layer.padding is not None:  # it has put its own map back
+            factored.pop(twins[call.node], None)
+    for node in graph.nodes:
+        node.meta = {}
+        if node.op in ("call_module", "get_attr") and node.target not in layers:
+            layers[node.target] = copy.deepcopy(operator.attrgetter(node.target)(traced))
 
+    def restored(node: fx.Node) -> fx.Node:
+        if node not in factored:
+            return node
+        layers[f"restore_{node.name}"] = DepthToSpace(factored[node])
+        return graph.call_module(f"restore_{node.name}", (node,))
 
-def _convolution(module: Any, layer: LayerPlan, padding: list[int]) -> nn.Module:
-    out_channels, in_channels, *kernel = layer.unit_stride_weight_size
-    with torch.device("meta"):  # no memory, and no draw from the global random generator
-        twin = type(module)(
-            in_channels * module.groups,
-            out_channels,
-            tuple(kernel),
-            padding=tuple(padding),
-            groups=module.groups,
-            bias=module.bias is not None,
-        )
-    twin.weight = nn.Parameter(
-        expand_filter(module.weight.detach(), layer.maps).contiguous(), module.weight.requires_grad
-    )
-    if module.bias is not None:
-        twin.bias = nn.Parameter(
-            expand_bias(module.bias.detach(), layer.maps).clone(), module.bias.requires_grad
-        )
-    return cast(nn.Module, twin.train(module.training))
+    graph.output(fx.node.map_arg(result, restored))
+    return fx.GraphModule(layers, graph, class_name="UnitStrideLayers")

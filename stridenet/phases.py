@@ -82,6 +82,63 @@ def _require_factor(factor: Sequence[int], size: Sequence[int]) -> None:
 
 
 @dataclass(frozen=True)
+class FeatureMap:
+    """A map of the strided network, and the factor by which the twin's is rearranged.
+
+    The phases stand in the channel axis, wherever that is: maps may be channels-last.
+    """
+
+    size: tuple[int, ...]  # (channels, height, width), or (features,)
+    factor: tuple[int, ...]  # of each spatial axis; () for a vector
+    channel: int = 0  # which axis of `size` holds the channels
+
+    @property
+    def channels(self) -> int:
+        """Of the strided map."""
+        return self.size[self.channel]
+
+    @property
+    def spatial(self) -> tuple[int, ...]:
+        """The spatial sizes, in order."""
+        return self.size[: self.channel] + self.size[self.channel + 1 :]
+
+    @property
+    def blocks(self) -> tuple[int, ...]:
+        """The spatial sizes of the phase form."""
+        return phase_size(self.spatial, self.factor)
+
+    @property
+    def phases(self) -> int:
+        """How many channels of the twin each channel becomes."""
+        return prod(self.factor)
+
+    @property
+    def ragged(self) -> bool:
+        """Whether the phase form has phantoms: positions that the strided map does not have."""
+        return any(n % f for n, f in zip(self.spatial, self.factor, strict=True))
+
+    @property
+    def unit_stride_size(self) -> tuple[int, ...]:
+        """Size of the map in the twin: (channels·f_h·f_w, ceil(h/f_h), ceil(w/f_w))."""
+        if not self.factor:
+            return self.size
+        size = list(self.blocks)
+        size.insert(self.channel, self.channels * self.phases)
+        return tuple(size)
+
+    def to_phases(self, maps: Tensor) -> Tensor:
+        """Ordinary maps (n, *size) to their phase form, filled up with zeros."""
+        return space_to_depth(maps.movedim(1 + self.channel, 1), self.factor).movedim(
+            1, 1 + self.channel
+        )
+
+    def to_maps(self, phases: Tensor) -> Tensor:
+        """Phase form to ordinary maps (n, *size)."""
+        maps = depth_to_space(phases.movedim(1 + self.channel, 1), self.factor, self.spatial)
+        return maps.movedim(1, 1 + self.channel)
+
+
+@dataclass(frozen=True)
 class TapMap:
     """One axis of a strided convolution, and of its twin between phase forms.
 
@@ -136,6 +193,12 @@ class TapMap:
         return before, blocks_out - 1 + self.twin_kernel - blocks_in - before
 
     @property
+    def taps_inside(self) -> np.ndarray:
+        """For each of the M outputs, how many of its taps lie on the map and not on its padding."""
+        position = self._positions_read(np.arange(self.output_size)[:, None])
+        return ((position >= 0) & (position < self.size)).sum(1)
+
+    @property
     def reads_phantoms(self) -> bool:
         """Whether an output that the strided network has reads a phantom of the twin's input.
 
@@ -151,7 +214,70 @@ class TapMap:
         return self.stride * outputs + self.dilation * np.arange(self.kernel) - self.padding[0]
 
 
-def expand_filter(weight: Tensor, maps: Sequence[TapMap]) -> Tensor:
+@dataclass(frozen=True)
+class TransposedTapMap:
+    """One axis of a transposed convolution, which a plain one replaces between phase forms.
+
+    Input i of the strided layer adds to the outputs u = stride·i + dilation·k − padding, one for each
+    tap k. With factor F at its input, the output comes with factor S = stride·F.
+    """
+
+    kernel: int
+    stride: int
+    dilation: int
+    padding: int
+    size: int  # N, of the input
+    output_size: int  # M
+    input_factor: int  # F
+
+    @property
+    def output_factor(self) -> int:
+        """S = stride·F."""
+        return self.stride * self.input_factor
+
+    @cached_property
+    def _meetings(self) -> tuple[np.ndarray, ...]:
+        """Output phase q, input phase p, tap k and block a wherever k = q + padding − S·a − stride·p
+        (times the dilation)."""
+        q, p, k = np.ogrid[: self.output_factor, : self.input_factor, : self.kernel]
+        position = q + self.padding - self.stride * p - self.dilation * k
+        where = np.nonzero(position % self.output_factor == 0)
+        return (*where, position[where] // self.output_factor)
+
+    @cached_property
+    def taps(self) -> np.ndarray:
+        """Integers (S, F, K̃) as in TapMap: the tap by which output phase q reads input phase p, or −1."""
+        q, p, k, block = self._meetings
+        taps = np.full((self.output_factor, self.input_factor, np.ptp(block) + 1), -1)
+        taps[q, p, block - block.min()] = k
+        return taps
+
+    @property
+    def twin_kernel(self) -> int:
+        """K̃."""
+        return int(self.taps.shape[2])
+
+    @property
+    def twin_padding(self) -> tuple[int, int]:
+        """Blocks before and after the twin's input that give ceil(M / S) outputs; negative: crop."""
+        before = -int(self._meetings[3].min())
+        (blocks_in,) = phase_size([self.size], [self.input_factor])
+        (blocks_out,) = phase_size([self.output_size], [self.output_factor])
+        return before, blocks_out - 1 + self.twin_kernel - blocks_in - before
+
+    @property
+    def reads_phantoms(self) -> bool:
+        """Whether an output that the strided network has reads a phantom of the twin's input."""
+        (blocks,) = phase_size([self.size], [self.input_factor])
+        phantoms = np.arange(self.size, blocks * self.input_factor)[:, None]
+        reached = self.stride * phantoms + self.dilation * np.arange(self.kernel) - self.padding
+        return bool(((reached >= 0) & (reached < self.output_size)).any())
+
+
+Taps = TapMap | TransposedTapMap
+
+
+def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:
     """The twin's filter from the strided one (Eq. 29): a gather along each axis, then a rearrangement.
 
     weight: (out, in / groups, k_h, k_w). Returns (out·S_h·S_w, in / groups·F_h·F_w, K̃_h, K̃_w).
@@ -174,7 +300,7 @@ def expand_filter(weight: Tensor, maps: Sequence[TapMap]) -> Tensor:
     )
 
 
-def expand_bias(bias: Tensor, maps: Sequence[TapMap]) -> Tensor:
+def expand_bias(bias: Tensor, maps: Sequence[Taps]) -> Tensor:
     """The twin's bias (out·S_h·S_w): each of the strided ones once for each output phase."""
     return repeat(bias, "o -> (o s)", s=prod(tap_map.output_factor for tap_map in maps))
 

@@ -1,94 +1,229 @@
-"""A network's operations in order, and the size of every feature map between them.
+"""A network's operations as a graph, and the size of every feature map in it.
 
-torch.fx gives the operations under the modules' own names; running them on meta tensors gives the
-sizes of a real forward pass, without its weights or its arithmetic.
+torch.fx gives the operations under the modules' own names. While it traces, each operation also runs
+on meta tensors: real shapes, without weights or arithmetic. To the network's forward, sizes are thus
+plain numbers that it may compute with and branch on; only the number of images stays open.
 """
 
 import operator
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
 from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+from torch.utils._python_dispatch import TorchDispatchMode
 
 Size = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH = 10_007  # images while tracing: a prime, so that a size that comes from them can be told
+# Not torch's own, but kept whole: what they do cannot be seen from their parts.
+WHOLE = {
+    "torchvision.models.shufflenetv2.channel_shuffle",
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+}
 
 
 class StrideEliminationError(ValueError):
     """The network, or an input, that has no unit-stride form here; says where and what would help."""
 
 
-class _Sizes(fx.Interpreter):
-    """Runs a traced network on meta tensors and leaves each result's size (without batch) in
-    node.meta["size"]: real shapes, no weights and no arithmetic."""
+# Tracing --------------------------------------------------------------------------------------------
 
-    BATCH = 2
 
-    def run_node(self, n: fx.Node) -> Any:
-        if n.op == "output":
-            return None
-        try:
-            result = super().run_node(n)
-        except Exception as error:  # what an operation raises on a map that does not fit it varies
-            sizes = " and ".join(written(i.meta["size"]) for i in n.all_input_nodes)
-            raise StrideEliminationError(
-                f"{place(self.module, n)} on a map {sizes}: {_first_line(error)}"
-            ) from error
-        if not isinstance(result, Tensor):
-            kind = type(result).__name__
-            raise StrideEliminationError(f"{place(self.module, n)} gives a {kind}, not one tensor")
-        if result.ndim == 0 or result.shape[0] != self.BATCH:
-            raise StrideEliminationError(
-                f"{place(self.module, n)} mixes the images of a batch; every operation must keep "
-                "dimension 0 (torch.flatten(x, 1), not torch.flatten(x))"
-            )
-        n.meta["size"] = tuple(result.shape[1:])
-        if 0 in n.meta["size"]:
-            size = written(n.meta["size"])
-            raise StrideEliminationError(f"{place(self.module, n)} gives an empty map {size}")
-        return result
+class _Proxy(fx.Proxy):
+    """A value while tracing; its sizes are known, so that they are numbers."""
 
-    def call_module(self, target: Any, args: tuple, kwargs: dict) -> Any:
-        module = cast(nn.Module, self.fetch_attr(target))
-        state = chain(module.named_parameters(), module.named_buffers())
-        return torch.func.functional_call(
-            module, {name: tensor.to("meta") for name, tensor in state}, args, kwargs
-        )
+    tracer: "_Tracer"
+
+    def _extent(self, axis: int) -> Any:
+        extent = self.node.meta["value"].shape[axis]
+        if extent % BATCH:
+            return extent
+        return self.tracer.create_proxy("call_method", "size", (self, axis), {})
+
+    @property
+    def shape(self) -> tuple:
+        return tuple(map(self._extent, range(self.ndim)))
+
+    def size(self, dim: int | None = None) -> Any:
+        return self.shape if dim is None else self._extent(dim)
+
+    @property
+    def ndim(self) -> int:
+        return self.node.meta["value"].ndim
+
+    def dim(self) -> int:
+        return self.ndim
+
+    @property
+    def dtype(self) -> torch.dtype:
+        return self.node.meta["value"].dtype
+
+    def __len__(self) -> int:
+        return len(self.node.meta["value"])
+
+    def __iter__(self) -> Iterator[fx.Proxy]:
+        return (self[index] for index in range(len(self)))
+
+
+def _in_place(function: Any) -> Any:
+    def method(self: _Proxy, other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    return method
+
+
+for _name in ("iadd", "isub", "imul", "itruediv"):  # torch.fx would take x += y for x = x + y
+    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 
 
 class _Tracer(fx.Tracer):
-    """Keeps subclasses of torch's layers whole, so that errors can name them."""
+    """Traces one model, and runs each operation on meta tensors of the inputs' sizes."""
+
+    def __init__(self, model: nn.Module, sizes: Sequence[Size]) -> None:
+        wrapped = (getattr(module.forward, "__globals__", {}) for module in model.modules())
+        functions = {f for names in wrapped for f in names.values() if _qualified(f) in WHOLE}
+        super().__init__(autowrap_functions=tuple(f for f in functions if not isinstance(f, type)))
+        self.sizes = iter(sizes)
+        self.running = False
+        self.inputs = 0
+        self.float = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
+
+    def proxy(self, node: fx.Node) -> _Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        whole = isinstance(m, (*CONVOLUTIONS, nn.Linear))
-        return whole or super().is_leaf_module(m, module_qualified_name)
+        # Whole, too, are those of a forward of their own: so that errors can name them.
+        whole = isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
+        known = operation_type(m)
+        return (
+            whole
+            or (known.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+            or _qualified(known) in WHOLE
+        )
+
+    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
+        if self.running:
+            return forward(*args, **kwargs)
+        path = self.path_of_module(m)
+        try:
+            return super().call_module(m, forward, args, kwargs)
+        except StrideEliminationError:
+            raise
+        except Exception as error:  # tracing runs the user's forward, which may raise anything
+            raise _untraceable(f"{path} ({type(m).__name__})", error) from error
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
+        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+        value = None
+        if kind == "placeholder":
+            size = next(self.sizes, None)
+            if size is None and args:
+                return args[0]  # the default of an optional argument
+            self.inputs += 1
+            value = torch.empty(BATCH, *(size or ()), dtype=self.float, device="meta")
+        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
+        if kind == "placeholder":
+            proxy.node.meta["value"] = value
+        elif kind != "output":
+            self._run(proxy.node)
+        return proxy
+
+    def _run(self, node: fx.Node) -> None:
+        """Leave in node.meta what the node gives on meta tensors, and the strides within it."""
+        for source in node.all_input_nodes:
+            if "value" not in source.meta:
+                self._run(source)  # a tensor of the model, which torch.fx finds by itself
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        with _Strides() as strides:
+            self.running = True  # torch.fx has replaced the call of every module
+            try:
+                node.meta["value"] = self._result(node, args, kwargs)
+            except Exception as error:  # what an operation raises on a map that does not fit it varies
+                sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
+                raise StrideEliminationError(
+                    f"{place(self.root, node)} on a map {sizes}: {_first_line(error)}"
+                ) from error
+            finally:
+                self.running = False
+        node.meta["strides"] = strides.found
+        for value in tensors(node.meta["value"]):
+            if 0 in value.shape:
+                raise StrideEliminationError(f"{place(self.root, node)} gives an empty map {written(value.shape[1:])}")
+
+    def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        if node.op == "call_function":
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+        if node.op == "call_method":
+            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+        if node.op == "get_attr":
+            return torch.empty_like(operator.attrgetter(str(node.target))(self.root), device="meta")
+        module = self.root.get_submodule(str(node.target))  # type: ignore[union-attr]
+        state = chain(module.named_parameters(), module.named_buffers())
+        meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+        return torch.func.functional_call(module, meta, args, kwargs)
 
 
-def trace(model: nn.Module, input_size: Size) -> fx.GraphModule:
-    """The model's operations in order, each with the size of its result in node.meta["size"].
+class _Strides(TorchDispatchMode):
+    """Notes every convolution and pooling with a stride above one, whoever calls it."""
 
-    Raises StrideEliminationError unless they are a chain from one input to one output.
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        stride: Iterable[int] = ()
+        if name.startswith("convolution"):
+            stride = args[3]
+        elif "_pool" in name and "adaptive" not in name and "backward" not in name:
+            stride = (args[2] if len(args) > 2 else ()) or args[1]
+        if any(step > 1 for step in stride):
+            self.found.append(f"{name} of stride {written(tuple(stride))}")
+        return func(*args, **(kwargs or {}))
+
+
+def trace(model: nn.Module, sizes: Sequence[Size]) -> fx.GraphModule:
+    """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
+
+    sizes: of each input, without batch. Raises StrideEliminationError if the model cannot be traced.
     """
     _require_ordinary(model)
-    tracer = _Tracer()
+    tracer = _Tracer(model, sizes)
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
+    before = set(vars(root))
     try:
         graph = tracer.trace(root)
-    except Exception as error:  # tracing runs the user's forward, which may raise anything
+        traced = fx.GraphModule(root, graph)
+    except StrideEliminationError:
+        raise
+    except Exception as error:
+        raise _untraceable(type(model).__name__, error) from error
+    finally:
+        for constant in set(vars(root)) - before:
+            delattr(root, constant)  # torch.fx keeps tensors that forward makes in the model itself
+    inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    if len(inputs) != len(sizes) or tracer.inputs != len(sizes):
         raise StrideEliminationError(
-            f"{type(model).__name__} cannot be traced by torch.fx ({_first_line(error)}); its "
-            "forward must not depend on values or sizes of tensors"
-        ) from error
-    traced = fx.GraphModule(root, graph)
-    dtype = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-    images = torch.empty(_Sizes.BATCH, *input_size, dtype=dtype, device="meta")
-    _require_chain(traced)
-    sizes = _Sizes(traced)
-    sizes.extra_traceback = False  # our errors name the place themselves
-    sizes.run(images)
+            f"the model has the inputs {inputs}, but input_size gives {len(sizes)} size(s); give one "
+            "for each, as in ((3, 32, 32), (1, 8, 8))"
+        )
+    for node in reversed(traced.graph.nodes):
+        if not node.users and node.op == "call_method" and node.target == "size":
+            traced.graph.erase_node(node)
     return traced
+
+
+def _untraceable(where: str, error: Exception) -> StrideEliminationError:
+    return StrideEliminationError(
+        f"{where} cannot be traced by torch.fx ({_first_line(error)}); its forward must not depend on "
+        "the values of tensors or on the number of images"
+    )
 
 
 def _require_ordinary(model: nn.Module) -> None:
@@ -99,8 +234,8 @@ def _require_ordinary(model: nn.Module) -> None:
         named = f"{name or 'the model'} ({type(module).__name__})"
         if any(getattr(module, kind) for kind in hooks):
             raise StrideEliminationError(
-                f"{named} has hooks, which a twin could not keep: remove them (those of pruning or "
-                "weight_norm too; a lazy layer loses its own when it is run once)"
+                f"{named} has hooks, which a twin could not keep: remove them (those of pruning or of "
+                "the old weight_norm too; a lazy layer loses its own when it is run once)"
             )
         if "forward" in vars(module):
             raise StrideEliminationError(f"the forward of {named} was replaced on this one object")
@@ -111,59 +246,88 @@ def _require_ordinary(model: nn.Module) -> None:
                 )
 
 
-def checked_size(input_size: Sequence[int]) -> Size:
-    """The size of one image (channels, height, width); raises StrideEliminationError."""
+def checked_sizes(input_size: Sequence[Any]) -> tuple[Size, ...]:
+    """The size of each input (channels, height, width), from one size or one for each input."""
+    several = isinstance(input_size, Sequence) and not isinstance(input_size, str)
+    if several and input_size and all(isinstance(size, Sequence) for size in input_size):
+        return tuple(_checked_size(size, input_size) for size in input_size)
+    return (_checked_size(input_size, input_size),)
+
+
+def _checked_size(size: Any, given: Any) -> Size:
     try:
-        size = tuple(map(operator.index, input_size))
+        checked = tuple(map(operator.index, size))
     except TypeError:
-        size = ()
-    if not size or min(size) < 1 or not isinstance(input_size, Sequence):
+        checked = ()
+    if not checked or min(checked) < 1 or not isinstance(size, Sequence):
         raise StrideEliminationError(
-            f"input_size={input_size!r}: give the positive sizes of one image, as in (1, 28, 28)"
+            f"input_size={given!r}: give the positive sizes of one image, as in (1, 28, 28), or of each "
+            "input, as in ((1, 28, 28), (3, 14, 14))"
         )
-    return size
+    return checked
 
 
 def _first_line(error: Exception) -> str:
     return (str(error) or type(error).__name__).splitlines()[0]
 
 
-def _require_chain(traced: fx.GraphModule) -> None:
-    inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != 1:
-        raise StrideEliminationError(f"the model has the inputs {inputs}; it must have exactly one")
-    *before, output = traced.graph.nodes
-    if not isinstance(output.args[0], fx.Node):
-        raise StrideEliminationError("the model must return one tensor")
-    for node in before:
-        if node.op == "get_attr" or len(node.all_input_nodes) > 1 or len(node.users) != 1:
-            raise StrideEliminationError(
-                f"{place(traced, node)} branches, merges, leads nowhere or reads a tensor of the "
-                "model: only chains are supported, where each operation reads the result of the one "
-                "before (write x = F.relu(x) even in place, and torch.flatten(x, 1) instead of "
-                "x.view(x.size(0), -1))"
-            )
+# What a traced network is made of -------------------------------------------------------------------
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of a value: itself, or those of a tuple."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [v for v in value if isinstance(v, Tensor)] if isinstance(value, (tuple, list)) else []
 
 
 def operations(traced: fx.GraphModule) -> list[fx.Node]:
-    """What a traced network does, in order; a plan has a layer for each."""
-    return [node for node in traced.graph.nodes if node.op not in ("placeholder", "output")]
+    """What a traced network does to tensors, in order; a plan has a layer for each."""
+    others = ("placeholder", "output", "get_attr")
+    nodes = traced.graph.nodes
+    return [n for n in nodes if n.op not in others and tensors(n.meta["value"])]
 
 
-def operation_of(traced: nn.Module, node: fx.Node) -> Any:
+def operation_of(traced: Any, node: fx.Node) -> Any:
     """What a node does, as the rules know it: a module's type, a function, or a method's name."""
     if node.op == "call_module":
-        return type(traced.get_submodule(str(node.target)))
+        return operation_type(traced.get_submodule(str(node.target)))
     return node.target
 
 
-def place(traced: nn.Module, node: fx.Node) -> str:
+def operation_type(module: nn.Module) -> Any:
+    """The class of torch.nn that a module is by what it computes, else its own class."""
+    forwards = ("forward", "_conv_forward", "_check_input_dim")
+    own = type(module)
+    if parametrize.is_parametrized(module):
+        own = own.__mro__[1]
+    for base in own.__mro__:
+        if base.__module__.startswith("torch.nn.modules") and base is not nn.Module:
+            same = all(getattr(own, f, None) is getattr(base, f, None) for f in forwards)
+            return base if same else own
+    return own
+
+
+def place(traced: Any, node: fx.Node) -> str:
     """A node as errors name it: "features.0 (Conv2d)"."""
-    operation = operation_of(traced, node)
-    name = node.target if node.op == "call_module" else node.name
-    return f"{name} ({getattr(operation, '__name__', operation)})"
+    if node.op == "call_module":
+        return f"{node.target} ({type(traced.get_submodule(str(node.target))).__name__})"
+    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
+
+
+def size_of(node: fx.Node) -> str:
+    """The sizes of what a node gives, without the batch, as errors name them."""
+    values = tensors(node.meta["value"])
+    return ", ".join(written(v.shape[1:]) for v in values) if values else repr(node.meta["value"])
 
 
 def written(size: Sequence[int]) -> str:
     """(1, 28, 28) as 1x28x28."""
     return "x".join(map(str, size))
+
+
+def _qualified(thing: Any) -> str:
+    try:
+        return f"{thing.__module__}.{thing.__qualname__}"
+    except Exception:  # a name of a module's may be anything, even something that refuses questions
+        return ""

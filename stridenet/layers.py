@@ -1,0 +1,369 @@
+"""The modules that a unit-stride network is made of, beside torch's own.
+
+All take phase forms (n, c·f_h·f_w, h', w'). Most rest on one view of these: (n, c, pixels), a channel's
+positions in whatever order. What does not depend on that order runs on it as in the strided network.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+
+from stridenet.phases import FeatureMap, Taps, expand_filter, space_to_depth
+from stridenet.tracing import StrideEliminationError, written
+
+CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
+Padding = tuple[tuple[int, int], ...]
+
+
+# Rearrangements -------------------------------------------------------------------------------------
+
+
+class SpaceToDepth(nn.Module):
+    """Maps (n, c, h, w) of one size to phase form: `fill` put around them (negative: cropped) first."""
+
+    def __init__(
+        self, input_size: Sequence[int], padding: Padding, factor: Sequence[int], fill: float = 0
+    ) -> None:
+        super().__init__()
+        self.input_size = tuple(input_size)
+        self.padding, self.factor, self.fill = padding, tuple(factor), fill
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Images to phases; raises StrideEliminationError on another size than the twin's."""
+        return _to_phases(images, self.input_size, self.padding, self.factor, self.fill)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
+
+
+@fx.wrap  # torch.fx cannot look into it: it depends on the size
+def _to_phases(
+    images: Tensor, size: tuple[int, ...], padding: Padding, factor: tuple[int, ...], fill: float
+) -> Tensor:
+    if tuple(images.shape[1:]) != size:
+        raise StrideEliminationError(
+            f"images are {written(images.shape[1:])}, but this twin was made for {written(size)}; "
+            "call eliminate_stride with that input_size"
+        )
+    return space_to_depth(_pad(images, padding, fill), factor) if factor else images
+
+
+class EachInput(nn.Module):
+    """Several inputs, each to its phase form."""
+
+    def __init__(self, rearrangements: Sequence[SpaceToDepth]) -> None:
+        super().__init__()
+        self.rearrangements = nn.ModuleList(rearrangements)
+
+    def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
+        """One phase form for each input."""
+        return tuple(rearrange(x) for rearrange, x in zip(self.rearrangements, inputs, strict=True))
+
+
+class DepthToSpace(nn.Module):
+    """Phase form back to ordinary maps, phantoms cut off."""
+
+    def __init__(self, feature_map: FeatureMap) -> None:
+        super().__init__()
+        self.feature_map = feature_map
+
+    def forward(self, phases: Tensor) -> Tensor:
+        """Phases to maps."""
+        return _to_maps(phases, self.feature_map)
+
+
+@fx.wrap
+def _to_maps(phases: Tensor, feature_map: FeatureMap) -> Tensor:
+    return feature_map.to_maps(phases)
+
+
+class PhantomMask(nn.Module):
+    """Sets the positions that the strided network does not have to `fill`."""
+
+    real: Tensor  # (channels, height, width), of the phase form
+
+    def __init__(self, feature_map: FeatureMap, device: torch.device, fill: float = 0) -> None:
+        super().__init__()
+        self.fill = fill
+        ones = torch.ones(1, *feature_map.size, dtype=torch.bool, device=device)
+        # Rank 3 and selection: a mask of rank 4 or a product would lose channels_last, or spread NaN.
+        self.register_buffer("real", feature_map.to_phases(ones)[0], persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """The maps, filled where they are not real."""
+        return torch.where(self.real, maps, self.fill)
+
+
+def _pad(maps: Tensor, padding: Padding, fill: float = 0) -> Tensor:
+    if not any(map(any, padding)):
+        return maps
+    return F.pad(maps, [extent for pair in reversed(padding) for extent in pair], value=fill)
+
+
+# Windows --------------------------------------------------------------------------------------------
+
+
+class WindowMaximum(nn.Module):
+    """The largest number that each tap map reads, axis by axis; `fill` where it reads outside.
+
+    With one tap it moves positions: that is what a slice is, and padding.
+    """
+
+    def __init__(self, maps: Sequence[Taps], fill: float) -> None:
+        super().__init__()
+        self.fill = fill
+        self.factor = tuple(tap_map.input_factor for tap_map in maps)
+        self.padding = tuple(tap_map.twin_padding for tap_map in maps)
+        # For each axis and output phase: the (input phase, shift) of every tap.
+        self.reads = [[np.argwhere(row >= 0).tolist() for row in tap_map.taps] for tap_map in maps]
+        self.kernel = tuple(tap_map.twin_kernel for tap_map in maps)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Phases to phases. Between equal numbers the gradient is shared."""
+        maps = _pad(maps, self.padding, self.fill).unflatten(1, (-1, *self.factor))
+        axes = len(self.factor)
+        for axis in reversed(range(axes)):
+            phase, block = 2 + axis, 1 + axes + axis  # dimensions; the latter once a phase is taken
+            length = maps.shape[block + 1] - self.kernel[axis] + 1
+            phases = []
+            for reads in self.reads[axis]:
+                largest = None
+                for p, shift in reads:
+                    read = maps.select(phase, p).narrow(block, shift, length)
+                    largest = read if largest is None else torch.maximum(largest, read)
+                phases.append(cast(Tensor, largest))
+            maps = torch.stack(phases, phase)
+        return maps.flatten(1, 1 + axes)
+
+
+class WindowAverage(nn.Module):
+    """Average pooling: a sum over each window by a depthwise convolution, and its right divisor."""
+
+    weight: Tensor
+    scale: Tensor | None  # (channels, height, width): 1 / divisor, where it is not one number
+
+    def __init__(
+        self, channels: int, maps: Sequence[Taps], output: FeatureMap, scale: Tensor
+    ) -> None:
+        """scale: of each output of the strided pooling, (height, width)."""
+        super().__init__()
+        self.channels = channels
+        self.padding = tuple(tap_map.twin_padding for tap_map in maps)
+        uniform = bool((scale == scale.flatten()[0]).all())
+        ones = scale.new_ones(channels, 1, *(tap_map.kernel for tap_map in maps))
+        weight = expand_filter(ones * scale.flatten()[0] if uniform else ones, maps)
+        self.register_buffer("weight", weight.contiguous(), persistent=False)
+        spread = output.to_phases(scale.expand(1, channels, *scale.shape))[0]
+        self.register_buffer("scale", None if uniform else spread.contiguous(), persistent=False)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Phases to phases."""
+        convolve = CONVOLVE[len(self.padding)]
+        sums = convolve(_pad(maps, self.padding), self.weight, groups=self.channels)
+        return sums if self.scale is None else sums * self.scale
+
+
+class RepeatPhases(nn.Module):
+    """Nearest upsampling by whole numbers: each phase becomes that many, and no position moves."""
+
+    def __init__(self, factor: Sequence[int], scale: Sequence[int]) -> None:
+        super().__init__()
+        self.factor, self.scale = tuple(factor), tuple(scale)
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Phases to phases, prod(scale) times as many."""
+        maps = maps.unflatten(1, (-1, *self.factor))
+        for axis, scale in enumerate(self.scale):
+            maps = maps.repeat_interleave(scale, 2 + axis)
+        return maps.flatten(1, 1 + len(self.factor))
+
+
+# Pixels in any order --------------------------------------------------------------------------------
+
+
+class Pixels(nn.Module):
+    """The view (n, c, pixels) of a phase form, phantoms left out; and the way back."""
+
+    real: Tensor | None  # which of the phase form's positions are pixels
+    place: Tensor | None  # for each position, its pixel; one past the last for a phantom
+
+    def __init__(self, feature_map: FeatureMap, device: torch.device) -> None:
+        super().__init__()
+        self.feature_map = feature_map
+        real = place = None
+        if feature_map.ragged:
+            ones = torch.ones(1, 1, *feature_map.spatial, dtype=torch.bool, device=device)
+            inside = space_to_depth(ones, feature_map.factor).flatten()
+            real = inside.nonzero().flatten()
+            place = torch.where(inside, inside.cumsum(0) - 1, len(real))
+        self.register_buffer("real", real, persistent=False)
+        self.register_buffer("place", place, persistent=False)
+
+    def gather(self, maps: Tensor) -> Tensor:
+        """Phase form to (n, c, pixels)."""
+        maps = maps.movedim(1 + self.feature_map.channel, 1)
+        pixels = maps.unflatten(1, (-1, self.feature_map.phases)).flatten(2)
+        return pixels if self.real is None else pixels.index_select(2, self.real)
+
+    def scatter(self, pixels: Tensor) -> Tensor:
+        """(n, c, pixels), of any number of channels, to phase form; phantoms are zero."""
+        if self.place is not None:
+            pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
+        maps = pixels.unflatten(2, (self.feature_map.phases, *self.feature_map.blocks)).flatten(1, 2)
+        return maps.movedim(1, 1 + self.feature_map.channel)
+
+
+@dataclass
+class Slot:
+    """Stands for the so-manieth tensor among an operation's arguments."""
+
+    index: int
+
+
+class Operation(nn.Module):
+    """One call of a function, a method (by its name) or a module, its other arguments fixed."""
+
+    def __init__(self, target: Any, arguments: tuple, options: dict[str, Any]) -> None:
+        super().__init__()
+        self.target = target
+        self.arguments, self.options = arguments, options
+
+    def forward(self, *given: Any) -> Any:
+        """The result, with `given` in the slots."""
+        filled = [given[a.index] if isinstance(a, Slot) else a for a in self.arguments]
+        options = {
+            key: given[o.index] if isinstance(o, Slot) else o for key, o in self.options.items()
+        }
+        if isinstance(self.target, str):
+            return getattr(filled[0], self.target)(*filled[1:], **options)
+        return self.target(*filled, **options)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return str(getattr(self.target, "__name__", self.target))
+
+
+class OverPixels(nn.Module):
+    """An operation that treats all positions alike, on the pixels of a phase form.
+
+    It sees (n, c, pixels, 1), or (n, pixels, 1, c) where channels come last: the strided map's axes
+    with its positions in a row. Its result is put back into phase form, unless it has no positions.
+    """
+
+    def __init__(
+        self, operation: nn.Module, feature_map: FeatureMap, keeps_positions: bool, device: Any
+    ) -> None:
+        super().__init__()
+        self.operation = operation
+        self.pixels = Pixels(feature_map, device)
+        self.keeps_positions = keeps_positions
+
+    def forward(self, maps: Tensor, *others: Any) -> Tensor:
+        """Phases to phases, or to what is left of a map without positions."""
+        if isinstance(self.operation, nn.modules.dropout._DropoutNd) and not self.training:
+            return maps
+        seen = self.pixels.feature_map
+        pixels = self.pixels.gather(maps)
+        for _ in seen.factor[1:]:
+            pixels = pixels.unsqueeze(-1)
+        result = self.operation(pixels.movedim(1, 1 + seen.channel), *others)
+        if not self.keeps_positions:
+            return result
+        return self.pixels.scatter(result.movedim(1 + seen.channel, 1).flatten(2))
+
+
+class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation with the strided network's own parameters and statistics.
+
+    In training its statistics are over all phases of a channel, phantoms left out: the strided
+    network's. In evaluation they are repeated for each phase.
+    """
+
+    pixels: Pixels
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Phases to phases."""
+        if self.training or self.running_mean is None:
+            return self.pixels.scatter(super().forward(self.pixels.gather(input)))
+        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
+        phases = self.pixels.feature_map.phases
+        mean, variance, weight, bias = (
+            None if t is None else t.repeat_interleave(phases) for t in tensors
+        )
+        return F.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch normalisation of each phase by itself, on maps that have phantoms: these are left out."""
+
+    mask: PhantomMask
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Phases to phases."""
+        if not self.training and self.running_mean is not None:
+            return super().forward(input)
+        axes = [axis for axis in range(input.ndim) if axis != 1]
+        shape = [1, -1, *[1] * (input.ndim - 2)]
+        real = self.mask.real.expand_as(input)
+        count = real.sum(axes)
+        mean = self.mask(input).sum(axes) / count
+        centred = self.mask(input - mean.view(shape))
+        variance = centred.square().sum(axes) / count
+        if self.training and self.running_mean is not None:
+            self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+        scale = (variance + self.eps).rsqrt()
+        result = centred * (scale if self.weight is None else scale * self.weight).view(shape)
+        return result if self.bias is None else result + self.bias.view(shape)
+
+    @torch.no_grad()
+    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+        cast(Tensor, self.num_batches_tracked).add_(1)
+        batches = float(cast(Tensor, self.num_batches_tracked))
+        step = 1 / batches if self.momentum is None else self.momentum
+        cast(Tensor, self.running_mean).lerp_(mean, step)
+        cast(Tensor, self.running_var).lerp_(variance, step)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        pass
+
+
+# Several maps at once -------------------------------------------------------------------------------
+
+
+class Broadcast(nn.Module):
+    """An operation on each position of several maps, of which some have axes of size one.
+
+    maps: of each operand, as the strided network has it; None for one that is no map.
+    """
+
+    def __init__(
+        self,
+        operation: Operation,
+        maps: Sequence[FeatureMap | None],
+        output: FeatureMap,
+        masks: Sequence[nn.Module],
+    ) -> None:
+        super().__init__()
+        self.operation = operation
+        self.masks = nn.ModuleList(masks)  # of each operand
+        self.from_right = output.channel - len(output.size)  # where channels stand
+        self.axes = len(output.factor)
+        self.splits = [None if m is None else (m.channels, *m.factor) for m in maps]
+
+    def forward(self, *operands: Any) -> Tensor:
+        """Phases to phases."""
+        split = [
+            mask(operand) if sizes is None else mask(operand).unflatten(self.from_right, sizes)
+            for operand, sizes, mask in zip(operands, self.splits, self.masks, strict=True)
+        ]
+        first = self.from_right - self.axes
+        return self.operation(*split).flatten(first, first + self.axes)
