@@ -173,7 +173,7 @@ def plan_elimination(
     Raises StrideEliminationError where the model has no twin here.
     """
     options = _checked(scope, only, pooling, output_factor, batch_norm)
-    return _Conversion(model, checked_sizes(input_size), options).plan
+    return Conversion(model, checked_sizes(input_size), options).plan
 
 
 def _checked(scope: Any, only: Any, pooling: Any, factor: Any, batch_norm: Any) -> Options:
@@ -191,12 +191,14 @@ def _checked(scope: Any, only: Any, pooling: Any, factor: Any, batch_norm: Any) 
     if not all(isinstance(f, int) and f > 0 for f in factors) or not factors:
         raise StrideEliminationError(f"output_factor={factor!r}: a positive number, or one an axis")
     if scope == "layer" and set(factors) != {1}:
-        raise StrideEliminationError("output_factor needs scope='network': maps keep their form here")
+        raise StrideEliminationError(
+            "output_factor needs scope='network': maps keep their form here"
+        )
     factor = tuple(factor) if isinstance(factor, Sequence) else factor
     return Options(scope, None if only is None else tuple(only), pooling, factor, batch_norm)
 
 
-class _Conversion:
+class Conversion:
     """A traced model, the rule of each of its operations, and the plan that follows."""
 
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], options: Options) -> None:
@@ -229,7 +231,11 @@ class _Conversion:
     def _refuse_what_stays_strided(self) -> None:
         only = self.options.only
         if only is not None:
-            strided = [self._name(c) for c, r in zip(self.calls, self.rules, strict=True) if r.is_strided(c)]
+            strided = [
+                self._name(c)
+                for c, r in zip(self.calls, self.rules, strict=True)
+                if r.is_strided(c)
+            ]
             for name in set(only) - set(strided):
                 raise StrideEliminationError(
                     f"only: {name!r} is no layer here with a stride above one; these are: {strided}"
@@ -248,7 +254,9 @@ class _Conversion:
         mode = getattr(call.module, "padding_mode", "zeros")
         if mode != "zeros":
             return f"its padding_mode={mode!r} has none: only 'zeros' has"
-        return "write it with torch's own layers (nn.Conv2d, nn.MaxPool2d, …), or name others in only"
+        return (
+            "write it with torch's own layers (nn.Conv2d, nn.MaxPool2d, …), or name others in only"
+        )
 
     def _solve(self) -> dict[Any, int]:
         """The factor of each spatial axis of each map (Eq. 26)."""
@@ -311,7 +319,9 @@ class _Conversion:
         each = state[0].element_size() if state else 4
         return EliminationPlan(inputs, tuple(layers), self.options, self._count(layers), each)
 
-    def _plan_inputs(self, sizes: tuple[Size, ...], layers: list[LayerPlan]) -> tuple[InputPlan, ...]:
+    def _plan_inputs(
+        self, sizes: tuple[Size, ...], layers: list[LayerPlan]
+    ) -> tuple[InputPlan, ...]:
         """Inputs are padded before they are rearranged where that makes the only layer that reads them
         smaller. Their phantoms are zeros already, so that a sum needs no mask."""
         inputs = []
@@ -323,7 +333,11 @@ class _Conversion:
                 if call.maps[:1] != [node] or not isinstance(rule, Windowed) or rule.fill:
                     continue
                 layers[index] = replace(layers[index], masked=False)
-                if len(node.users) == 1 and type(rule) is Convolution and layers[index].padding is None:
+                if (
+                    len(node.users) == 1
+                    and type(rule) is Convolution
+                    and layers[index].padding is None
+                ):
                     layers[index], padding = _pad_first(layers[index], padding)
                     feature_map = layers[index].input
             inputs.append(InputPlan(node.name, size, padding, feature_map))
@@ -470,7 +484,7 @@ def eliminate_stride(
             "the model is on the meta device: load its weights first (plan_elimination needs none)"
         )
     options = _checked(scope, only, pooling, output_factor, batch_norm)
-    conversion = _Conversion(model, checked_sizes(input_size), options)
+    conversion = Conversion(model, checked_sizes(input_size), options)
     plan = conversion.plan
     if max_parameters is not None and plan.parameters[1] > max_parameters:
         raise StrideEliminationError(
@@ -478,7 +492,7 @@ def eliminate_stride(
             f"more than max_parameters={max_parameters:,}; scope='layer' needs far fewer, as only "
             "structural zeros are added"
         )
-    twin = UnitStrideNetwork(_build(conversion), plan)
+    twin = UnitStrideNetwork(build(conversion), plan)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in twin.network.named_modules():
         if name in modes and type(module) is nn.Module:
@@ -487,7 +501,8 @@ def eliminate_stride(
     return twin
 
 
-def _build(conversion: _Conversion) -> fx.GraphModule:
+def build(conversion: Conversion) -> fx.GraphModule:
+    """The layers of the twin, in the traced network's graph; its nodes keep their names."""
     traced, graph = conversion.traced, fx.Graph()
     twins: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(traced.graph, twins)

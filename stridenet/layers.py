@@ -215,7 +215,9 @@ class Pixels(nn.Module):
         """(n, c, pixels), of any number of channels, to phase form; phantoms are zero."""
         if self.place is not None:
             pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
-        maps = pixels.unflatten(2, (self.feature_map.phases, *self.feature_map.blocks)).flatten(1, 2)
+        maps = pixels.unflatten(2, (self.feature_map.phases, *self.feature_map.blocks)).flatten(
+            1, 2
+        )
         return maps.movedim(1, 1 + self.feature_map.channel)
 
 

@@ -119,7 +119,9 @@ class _Tracer(fx.Tracer):
     def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
         return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
 
-    def create_proxy(self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any) -> Any:
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
         value = None
         if kind == "placeholder":
             size = next(self.sizes, None)
@@ -144,7 +146,9 @@ class _Tracer(fx.Tracer):
             self.running = True  # torch.fx has replaced the call of every module
             try:
                 node.meta["value"] = self._result(node, args, kwargs)
-            except Exception as error:  # what an operation raises on a map that does not fit it varies
+            except (
+                Exception
+            ) as error:  # what an operation raises on a map that does not fit it varies
                 sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
                 raise StrideEliminationError(
                     f"{place(self.root, node)} on a map {sizes}: {_first_line(error)}"
@@ -154,7 +158,9 @@ class _Tracer(fx.Tracer):
         node.meta["strides"] = strides.found
         for value in tensors(node.meta["value"]):
             if 0 in value.shape:
-                raise StrideEliminationError(f"{place(self.root, node)} gives an empty map {written(value.shape[1:])}")
+                raise StrideEliminationError(
+                    f"{place(self.root, node)} gives an empty map {written(value.shape[1:])}"
+                )
 
     def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "call_function":

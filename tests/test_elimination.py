@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
-from stridenet.elimination import ELEMENTWISE, PhantomMask
+from stridenet.elimination import PhantomMask
+from stridenet.operators import ELEMENTWISE
 
 many = settings(max_examples=200)
 some = settings(max_examples=60)
@@ -484,12 +485,12 @@ def test_the_printed_plan_sums_up() -> None:
 def test_padding_comes_before_the_rearrangement_where_that_saves_weights() -> None:
     alexnet = nn.Conv2d(3, 96, 11, stride=4, padding=2)
     plan = plan_elimination(alexnet, (3, 224, 224))
-    assert plan.input_padding == ((2, 2), (2, 2))
+    assert plan.inputs[0].padding == ((2, 2), (2, 2))
     assert plan.layers[0].unit_stride_weight_size == (96, 48, 3, 3)
     saves_on_one_axis = nn.Conv2d(3, 4, (11, 1), stride=4, padding=(2, 0))
-    assert plan_elimination(saves_on_one_axis, (3, 24, 24)).input_padding == ((2, 2), (0, 0))
+    assert plan_elimination(saves_on_one_axis, (3, 24, 24)).inputs[0].padding == ((2, 2), (0, 0))
     saves_nothing = nn.Conv2d(3, 4, 3, padding=1)
-    assert plan_elimination(saves_nothing, (3, 24, 24)).input_padding == ((0, 0), (0, 0))
+    assert plan_elimination(saves_nothing, (3, 24, 24)).inputs[0].padding == ((0, 0), (0, 0))
 
 
 # Phantoms
