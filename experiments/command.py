@@ -17,7 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from stridenet.config import Bench, Config, InputError, Report
+from stridenet.config import Bench, Config, Conversion, InputError, Report, Zoo
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
@@ -29,6 +29,10 @@ tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 ConfigStore.instance().store("bench_schema", Bench)
+for name, conversion in {"conversion": Conversion, "zoo": Zoo}.items():
+    schema = OmegaConf.structured(conversion)
+    OmegaConf.set_struct(schema.model, False)  # takes any argument: model.num_classes=10
+    ConfigStore.instance().store(f"{name}_schema", schema)
 
 RESTARTS = 3  # of a sweep whose runs are killed
 failed: list[str] = []

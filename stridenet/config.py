@@ -1,4 +1,4 @@
-"""What a run is made of: its settings, their permitted values, and its identity.
+"""What a command is given: its settings, their permitted values, and the identity of a run.
 
 Imports nothing heavy, so that the command line answers at once.
 """
@@ -9,7 +9,7 @@ import math
 import os
 import re
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -122,13 +122,58 @@ class Bench(Experiment):
     threads: int = 1
 
 
-Settings = TypeVar("Settings", bound=Experiment)
+@dataclass
+class Conversion:
+    """Any network, and how its strides are to be eliminated."""
+
+    # What makes the network, and its arguments: a function or class that hydra.utils.instantiate finds.
+    model: dict[str, Any] = field(default_factory=lambda: {"_target_": "stridenet.zoo.lenet"})
+    input_size: Any = field(
+        default_factory=lambda: [1, 28, 28]
+    )  # without batch; or a list of sizes
+    weights: str | None = None  # a file with the network's state_dict; null: drawn from the seed
+    scope: str = "network"  # network | layer
+    only: Any = None  # name of a layer, or a list of names; null: all
+    pooling: bool = False
+    output_factor: Any = 1
+    batch_norm: str = "shared"  # shared | per_phase
+    max_parameters: int = 300_000_000  # of the twin
+    seed: int = 0
+    outputs: str = "outputs"
+
+
+@dataclass
+class Zoo(Conversion):
+    """What is converted, verified and timed: models of stridenet.zoo, or one of the user's own."""
+
+    models: Any = None  # names; null: all. None of them where model._target_ is given
+    force: bool = False  # measure again what has been measured
+    rounds: int = 20  # of a forward pass of each network
+    threads: int = 1
+
+    @property
+    def of_user(self) -> bool:
+        """Whether it is one model of the user's own."""
+        return self.model.get("_target_") is not None
+
+
+Settings = TypeVar("Settings", bound=Experiment | Conversion)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     """Settings as a checked dataclass, everything written in one way only: sizes as [h, w],
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
+    if isinstance(config, Experiment):
+        _check_experiment(config)
+    if isinstance(config, Zoo):
+        _check_zoo(config)
+    elif isinstance(config, Conversion):
+        _check_conversion(config)
+    return config
+
+
+def _check_experiment(config: Experiment) -> None:
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
@@ -145,7 +190,53 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _at_least("steps", config.steps, 1)
     if isinstance(config, (Config, Bench)):
         _check_machine(config)
-    return config
+
+
+def _check_zoo(config: Zoo) -> None:
+    config.models = _names("models", config.models)
+    if config.of_user:
+        _check_conversion(config)
+        if config.models is not None:
+            raise InputError(
+                f"models={config.models} are of the zoo, and model._target_ is a model of your own: "
+                "give one of the two"
+            )
+    else:
+        default = Conversion(model={"_target_": None}, input_size=None)
+        free = ("seed", "max_parameters", "outputs")
+        for name in (one.name for one in fields(Conversion) if one.name not in free):
+            if getattr(config, name) != getattr(default, name):
+                raise InputError(
+                    f"{name}={getattr(config, name)}: the zoo's models have settings of their own; "
+                    "give model._target_ and input_size too, or leave it out"
+                )
+        _check_seed(config.seed)
+    _at_least("rounds", config.rounds, 1)
+    _check_threads(config.threads)
+
+
+def _check_conversion(config: Conversion) -> None:
+    target = config.model.get("_target_")
+    if not isinstance(target, str):
+        raise InputError(f"model._target_={target} must be package.function")
+    sizes = config.input_size
+    nested = isinstance(sizes, list) and any(isinstance(size, list) for size in sizes)
+    if not all(_is_size(size) for size in (sizes if nested else [sizes])):
+        raise InputError(
+            f"input_size={sizes} must be the positive sizes of one input without its batch, as in "
+            "[3,224,224], or a list of these for several inputs"
+        )
+    if config.weights is not None and not Path(config.weights).is_file():
+        raise InputError(f"weights={config.weights} is not a file; null: drawn from the seed")
+    _one_of("scope", config.scope, ("network", "layer"))
+    _one_of("batch_norm", config.batch_norm, ("shared", "per_phase"))
+    config.only = _names("only", config.only)
+    if not _is_size(config.output_factor) and not _is_size([config.output_factor]):
+        raise InputError(
+            f"output_factor={config.output_factor} must be one positive whole number, or one an axis"
+        )
+    _at_least("max_parameters", config.max_parameters, 1)
+    _check_seed(config.seed)
 
 
 def _typed(schema: type[Any], content: Any, place: str) -> Any:
@@ -205,8 +296,7 @@ def _check_recipe(recipe: Recipe) -> None:
 
 
 def _check_run(config: Config) -> None:
-    if not 0 <= config.seed < 2**32:
-        raise InputError(f"seed={config.seed} must be from 0 to {2**32 - 1}")
+    _check_seed(config.seed)
     if config.weights in ("copy", "fine_tune") and not config.model.eliminate_stride:
         raise InputError(
             f"weights={config.weights} copies a strided network's weights into its twin: "
@@ -218,10 +308,36 @@ def _check_run(config: Config) -> None:
         )
 
 
-def _check_machine(config: Config | Bench) -> None:
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be from 0 to {2**32 - 1}")
+
+
+def _check_threads(threads: int) -> None:
     cores = os.cpu_count() or 1
-    if not 1 <= config.threads <= cores:
-        raise InputError(f"threads={config.threads} must be from 1 to {cores}, the cores there are")
+    if not 1 <= threads <= cores:
+        raise InputError(f"threads={threads} must be from 1 to {cores}, the cores there are")
+
+
+def _names(key: str, value: Any) -> list[str] | None:
+    """One name or several, as a list."""
+    names = [value] if isinstance(value, str) else value
+    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        return names
+    raise InputError(f"{key}={value} must be a name, or a list of names as in [one,other]")
+
+
+def _is_size(value: Any) -> bool:
+    """Whether these are positive whole numbers, one an axis."""
+    return isinstance(value, list) and value != [] and all(map(_is_positive, value))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_machine(config: Config | Bench) -> None:
+    _check_threads(config.threads)
     _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
 
 
