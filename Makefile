@@ -16,7 +16,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench calibrate publish test check clean
+.PHONY: help reproduce report bench calibrate zoo publish test check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -38,6 +38,9 @@ bench: .venv/ready ## time the training step: both networks, our loop and a plai
 calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
 	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
+
+zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
+	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)
 
 publish: .venv/ready ## the report as outputs/reference, which later reports show beside their own
 	$(PYTHON) -m experiments.report $(SETTINGS) reference=null

@@ -25,6 +25,7 @@ from stridenet.config import (
     Bench,
     Config,
     InputError,
+    Zoo,
     experiment_identity,
     strided_source,
 )
@@ -220,7 +221,7 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench, device: torch.device, jobs_at_once: int = 1
+    config: Config | Bench | Zoo, device: torch.device, jobs_at_once: int = 1
 ) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {

@@ -11,7 +11,7 @@ import pandas as pd
 from stridenet import figures, tables
 from stridenet.calibration import PAPER_PERCENT, SEEDS, calibration
 from stridenet.comparison import compare
-from stridenet.config import InputError, Report, experiment_identity, model_identity
+from stridenet.config import InputError, Report, Zoo, experiment_identity, model_identity
 from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.networks import build_strided
 from stridenet.runs import finished_runs, tidy, write, write_json
@@ -43,7 +43,7 @@ class Section:
         """Write it as csv, md and tex; returns it as text."""
         caption = f"{self.caption} {self.about}".strip()
         tables.save(self.table, self.readable, folder / self.name, caption)
-        printed = self.readable.drop(columns=[*self.unprinted])
+        printed = self.readable.drop(columns=[*self.unprinted], errors="ignore")
         text = printed.to_string(index=False)
         if (
             max(map(len, text.splitlines())) > WIDTH
@@ -131,6 +131,28 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
     )
     readable = tables.benchmark_for_readers(table)
     return Section("benchmark", "Benchmark", caption, about, table, readable)
+
+
+def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
+    """Write the survey's table and all its rounds into outputs/report; returns what to print."""
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = f"Measured {_machine(pd.json_normalize(rows))}."
+    table = tables.zoo(rows)
+    caption = (
+        "Each network beside its unit-stride twin: multiply-adds and milliseconds of the forward "
+        f"pass of one input, median (quartiles) of {config.rounds} rounds in turn, in float32. Error: "
+        "the largest of any layer's map in float64, and the largest share of the rounding bound at "
+        "its position; up to 1 the layer is equal up to rounding."
+    )
+    name = "own_model" if config.of_user else "zoo"  # which keeps the zoo's table
+    write_json(folder / f"{name}.json", rows)
+    readable = tables.zoo_for_readers(table)
+    section = Section(
+        name, "The zoo", caption, about, table, readable, ("Input", "Scope", "Reason")
+    )
+    reasons = [f"{row['model']}: {row['reason']}" for row in rows if "reason" in row]
+    return [section.save(folder), *reasons, textwrap.fill(about, WIDTH)]
 
 
 def _table1(config: Report, table: pd.DataFrame, plan: EliminationPlan, about: str) -> Section:

@@ -137,14 +137,6 @@ def benchmark(measured: dict[str, Any]) -> pd.DataFrame:
     batch = measured["config"]["recipe"]["batch_size"]
     rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product
 
-    def of_rounds(strided: "pd.Series[float]", unit_stride: "pd.Series[float]") -> dict[str, float]:
-        columns = {"strided": strided, "unit_stride": unit_stride, "ratio": unit_stride / strided}
-        return {
-            f"{name}_{part}": column.quantile(quantile)
-            for name, column in columns.items()
-            for part, quantile in (("median", 0.5), ("low", 0.25), ("high", 0.75))
-        }
-
     def share(network: str) -> "pd.Series[float]":
         # Forward, and twice as much backward, but no gradient of the images.
         adds = (
@@ -165,34 +157,114 @@ def benchmark(measured: dict[str, Any]) -> pd.DataFrame:
             if measured["paper"]
             else {}
         ),
-        "our loop (ms)": of_rounds(*(1000 * each for each in ours)),
-        "plain loop (ms)": of_rounds(*(1000 * each for each in plain)),
-        "plain loop / ours": of_rounds(*(p / o for p, o in zip(plain, ours, strict=True))),
-        "share of peak (%)": of_rounds(*(100 * share(n) for n in NETWORKS)),
+        "our loop (ms)": _of_rounds(*(1000 * each for each in ours)),
+        "plain loop (ms)": _of_rounds(*(1000 * each for each in plain)),
+        "plain loop / ours": _of_rounds(*(p / o for p, o in zip(plain, ours, strict=True))),
+        "share of peak (%)": _of_rounds(*(100 * share(n) for n in NETWORKS)),
         "rearrangement (ms)": {
             key.replace("strided", "unit_stride"): value
-            for key, value in of_rounds(once, once).items()
+            for key, value in _of_rounds(once, once).items()
             if key.startswith("strided")
         },
     }
     return pd.DataFrame([{"quantity": quantity, **row} for quantity, row in rows.items()])
 
 
+def _of_rounds(strided: "pd.Series[float]", unit_stride: "pd.Series[float]") -> dict[str, float]:
+    """Median and quartiles over the rounds: strided_median, strided_low, …, ratio_high."""
+    columns = {"strided": strided, "unit_stride": unit_stride, "ratio": unit_stride / strided}
+    return {
+        f"{name}_{part}": column.quantile(quantile)
+        for name, column in columns.items()
+        for part, quantile in (("median", 0.5), ("low", 0.25), ("high", 0.75))
+    }
+
+
+def _median_and_quartiles(row: "pd.Series[float]", name: str) -> str:
+    median, low, high = (row[f"{name}_{part}"] for part in ("median", "low", "high"))
+    if pd.isna(median):
+        return ""
+    digits = f",.{max(2 - math.floor(math.log10(abs(median))), 0)}f"
+    spread = "" if pd.isna(low) else f" ({low:{digits}}–{high:{digits}})"
+    return f"{median:{digits}}{spread}"
+
+
 def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Medians with their quartiles in one entry."""
-
-    def entry(row: "pd.Series[float]", name: str) -> str:
-        median, low, high = (row[f"{name}_{part}"] for part in ("median", "low", "high"))
-        if pd.isna(median):
-            return ""
-        digits = f",.{max(2 - math.floor(math.log10(abs(median))), 0)}f"
-        spread = "" if pd.isna(low) else f" ({low:{digits}}–{high:{digits}})"
-        return f"{median:{digits}}{spread}"
-
     columns = {**PRINTED, "ratio": "ratio"}
-    entries = {printed: table.apply(entry, axis=1, name=name) for name, printed in columns.items()}
+    entries = {
+        printed: table.apply(_median_and_quartiles, axis=1, name=name)
+        for name, printed in columns.items()
+    }
     entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
     return pd.DataFrame({"": table.quantity, **entries})
+
+
+ZOO_COLUMNS = (
+    "model",
+    "input",
+    "scope",
+    "strided_layers",
+    *(
+        f"{network}_{quantity}"
+        for quantity in ("parameters", "multiply_adds")
+        for network in NETWORKS
+    ),
+    "layers_compared",
+    "largest_error",
+    "share_of_bound",
+    "output_difference",
+    "passed",
+    "first_failure",
+    *(f"{name}_{part}" for name in (*NETWORKS, "ratio") for part in ("median", "low", "high")),
+    "conversion_seconds",
+    "git_commit",
+    "date",
+    "reason",
+)
+
+
+def zoo(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The survey's rows: what each twin costs, how far it is from its network, milliseconds of a
+    forward pass of both; or the reason why there is no twin."""
+
+    def timed(row: dict[str, Any]) -> dict[str, float]:
+        milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
+        return _of_rounds(milliseconds.strided, milliseconds.unit_stride)
+
+    table = pd.DataFrame([{**row, "scope": row["config"]["scope"], **timed(row)} for row in rows])
+    return table.reindex(columns=[*ZOO_COLUMNS]).convert_dtypes()
+
+
+def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Both networks' numbers in one entry; blanks and the reason where there is no twin."""
+
+    def pair(quantity: str) -> "pd.Series[str]":
+        strided, twin = (
+            (table[f"{network}_{quantity}"] / 1e6).map(_blank_or("{:,.2f}")) for network in NETWORKS
+        )
+        return (strided + " → " + twin).where(strided != "", "")
+
+    reasons = {"Reason": table.reason.fillna("")} if table.reason.notna().any() else {}
+    verdict = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
+    return pd.DataFrame(
+        {
+            "Network": table.model,
+            "Input": table["input"],
+            "Scope": table.scope,
+            "Strided layers": table.strided_layers.map(_blank_or("{}")),
+            "Parameters (M)": pair("parameters"),
+            "Multiply-adds (M)": pair("multiply_adds"),
+            "Twin is": verdict,
+            "Error": table.largest_error.map(_blank_or("{:.1e}")),
+            "of bound": table.share_of_bound.map(_blank_or("{:.2f}")),
+            **{
+                title: table.apply(_median_and_quartiles, axis=1, name=name)
+                for title, name in (("ms", "strided"), ("twin's ms", "unit_stride"), ("ratio",) * 2)
+            },
+            **reasons,
+        }
+    )
 
 
 def comparison_for_readers(found: Comparison) -> pd.DataFrame:

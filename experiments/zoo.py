@@ -1,0 +1,23 @@
+"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, failed, guarded, start
+from stridenet.config import Zoo, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="zoo")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Zoo)
+    from stridenet.report import write_zoo  # slow to import: `--help` should not wait for it
+    from stridenet.survey import survey
+
+    rows = survey(config)
+    print(*write_zoo(config, rows), sep="\n\n")
+    failed.extend(row["model"] for row in rows if row.get("passed") is False)
+
+
+if __name__ == "__main__":
+    start(main)
