@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF  # registers the schemas that the settings start from
 from stridenet import data
-from stridenet.config import Config, Data, Report, resolve
+from stridenet.config import Config, Conversion, Data, Report, Zoo, resolve
 from stridenet.data import Dataset
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
@@ -41,8 +41,9 @@ def settings_of(command: str, overrides: tuple[str, ...]) -> DictConfig:
 def composed() -> Composed:
     """Settings from overrides, as experiments.train (or the given command) makes them, resolved."""
 
-    def composed(*overrides: str, command: str = "train") -> Config | Report:
-        schema = {"train": Config, "report": Report}[command]
+    def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
+        schemas = {"train": Config, "report": Report, "verify": Conversion, "zoo": Zoo}
+        schema = schemas[command]
         return resolve(copy.deepcopy(settings_of(command, overrides)), schema)
 
     return composed
