@@ -137,7 +137,9 @@ def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
     """Write the survey's table and all its rounds into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    about = f"Measured {_machine(pd.json_normalize(rows))}."
+    measured = pd.json_normalize(rows)
+    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    about = f"Measured {_machine(measured)}, commit {commits}."
     table = tables.zoo(rows)
     caption = (
         "Each network beside its unit-stride twin: multiply-adds and milliseconds of the forward "

@@ -359,6 +359,7 @@ def test_the_report_has_the_table_in_three_forms_and_every_round(config: Zoo) ->
     texts = write_zoo(config, made_rows())
     assert "hopeless: fc_1 (Foo) has no rule" in texts
     assert "Abacus 3000, 1 thread(s)" in texts[-1]
+    assert texts[-1].endswith("commit abc.")
     report = Path(config.outputs) / "report"
     names = {path.name for path in report.iterdir()}
     assert names == {"zoo.csv", "zoo.md", "zoo.tex", "zoo.json"}
