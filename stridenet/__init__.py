@@ -12,22 +12,27 @@ if TYPE_CHECKING:
         eliminate_stride,
         plan_elimination,
     )
+    from stridenet.export import ExportReport, export_onnx
     from stridenet.phases import depth_to_space, space_to_depth
     from stridenet.tracing import StrideEliminationError
     from stridenet.verification import VerificationReport, verify
 
 __all__ = [
     "EliminationPlan",
+    "ExportReport",
     "StrideEliminationError",
     "UnitStrideNetwork",
     "VerificationReport",
     "depth_to_space",
     "eliminate_stride",
+    "export_onnx",
     "plan_elimination",
     "space_to_depth",
     "verify",
 ]
 _HOME = {
+    "ExportReport": "export",
+    "export_onnx": "export",
     "StrideEliminationError": "tracing",
     "depth_to_space": "phases",
     "space_to_depth": "phases",
