@@ -157,6 +157,22 @@ class Zoo(Conversion):
         return self.model.get("_target_") is not None
 
 
+@dataclass
+class Export(Conversion):
+    """What is written as an ONNX file."""
+
+    network: str = "unit_stride"  # unit_stride | strided
+    rearrange: str = "graph"  # graph | host: what rearranges the twin's images
+    batch: int | None = None  # images at once; null: any
+    file: str | None = None  # null: outputs/onnx/MODEL-NETWORK.onnx
+
+    @property
+    def path(self) -> Path:
+        """The file to write."""
+        model = self.model["_target_"].rpartition(".")[2]
+        return Path(self.file or Path(self.outputs) / "onnx" / f"{model}-{self.network}.onnx")
+
+
 Settings = TypeVar("Settings", bound=Experiment | Conversion)
 
 
@@ -170,6 +186,8 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _check_zoo(config)
     elif isinstance(config, Conversion):
         _check_conversion(config)
+    if isinstance(config, Export):
+        _check_export(config)
     return config
 
 
@@ -237,6 +255,16 @@ def _check_conversion(config: Conversion) -> None:
         )
     _at_least("max_parameters", config.max_parameters, 1)
     _check_seed(config.seed)
+
+
+def _check_export(config: Export) -> None:
+    _one_of("network", config.network, ("unit_stride", "strided"))
+    _one_of("rearrange", config.rearrange, ("graph", "host"))
+    if config.rearrange == "host" and config.network == "strided":
+        raise InputError(
+            "rearrange=host: the strided network takes ordinary images; it needs network=unit_stride"
+        )
+    _at_least("batch", 1 if config.batch is None else config.batch, 1)
 
 
 def _typed(schema: type[Any], content: Any, place: str) -> Any:

@@ -1,0 +1,33 @@
+"""Write a network as an ONNX file: python -m experiments.export [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Export, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="export")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Export)
+    from stridenet.conversion import convert, input_size, load_model
+    from stridenet.export import export_onnx, require_packages  # imports torch: not for `--help`
+
+    require_packages()  # says so before the network is converted
+    network = load_model(config)
+    if config.network == "unit_stride":
+        network = convert(network, config)
+    print(
+        export_onnx(
+            network,
+            config.path,
+            input_size(config),
+            rearrange=config.rearrange,
+            batch=config.batch,
+        )
+    )
+
+
+if __name__ == "__main__":
+    start(main)
