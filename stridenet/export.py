@@ -133,7 +133,7 @@ def require_packages() -> None:
 def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
     if rearrange not in ("graph", "host"):
         raise InputError(f"rearrange={rearrange} is unknown; take one of graph, host")
-    if batch is not None and (isinstance(batch, bool) or batch < 1):
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
     if path.is_dir():
         raise InputError(f"{path} is a folder; name the file, as in {path / 'net.onnx'}")
@@ -331,7 +331,7 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
                 dynamic_shapes=None if batch else _free_batch(network, inputs),
             )
     except Exception as error:  # what the user's forward raises while it is traced varies
-        fixed = "" if batch else ", or give batch=1 if it is tied to one number of images"
+        fixed = "" if batch else ", or give batch=1 if they depend on the number of images"
         raise StrideEliminationError(
             f"{type(subject.network).__name__} cannot be exported ({reason(error)}); write its "
             f"forward without decisions on values{fixed}"

@@ -71,4 +71,5 @@ def space_to_depth(
     )
     phase_axes, block_axes = range(3, split.ndim, 2), range(2, split.ndim, 2)
     phases = split.transpose(0, 1, *phase_axes, *block_axes)
-    return phases.reshape(count, channels * int(np.prod(factor)), *blocks)
+    phases = phases.reshape(count, channels * int(np.prod(factor)), *blocks)
+    return np.ascontiguousarray(phases)  # where it is handed to a device as plain memory
