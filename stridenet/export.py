@@ -235,7 +235,7 @@ def _parameter_names(network: nn.Module, count: int) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Input:
-    """Stands for an entry of plan.inputs."""
+    """Stands for an entry of plan.inputs, until there is one."""
 
     name: str
     size: Size
@@ -244,7 +244,8 @@ class _Input:
 
 
 def _inputs(plan: EliminationPlan) -> tuple[_Input, ...]:
-    return (_Input("images", plan.input_size, plan.input_padding, plan.input),)
+    only = (_Input("images", plan.input_size, plan.input_padding, plan.input),)
+    return getattr(plan, "inputs", only)
 
 
 # The host's rearrangement ---------------------------------------------------------------------------
