@@ -16,7 +16,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench calibrate zoo publish test check clean
+.PHONY: help reproduce report bench calibrate zoo publish test fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -50,6 +50,9 @@ publish: .venv/ready ## the report as outputs/reference, which later reports sho
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest
+
+fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)
+	$(PYTHON) -m pytest tests/test_graphs.py --hypothesis-profile=fuzz
 
 check: .venv/ready ## lint, formatting, types
 	$(PYTHON) -m ruff check

@@ -17,6 +17,7 @@ from stridenet.config import Config, Conversion, Data, Report, Zoo, resolve
 from stridenet.data import Dataset
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
+hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz
 hypothesis.settings.load_profile("stridenet")
 torch.set_num_threads(1)  # tests run in several processes at once, which would wait for each other
 
