@@ -122,10 +122,6 @@ def windows(kind: str, axes: int, length: int, stride: int, target: int | None, 
     return found
 
 
-def windows_of_convolution(length: int, stride: int, target: int) -> list:
-    return windows("conv", 0, length, stride, target, False)
-
-
 @functools.cache
 def transposed_windows(length: int, stride: int, targets: range) -> list:
     """(kernel, stride, padding, output_padding, dilation) of transposed convolutions."""
@@ -153,12 +149,8 @@ ACTIVATIONS = [
     "torch.relu(x)", "x.relu()", "x.tanh()", "x.sigmoid()", "x.clamp(-1, 1)",
     "x + 0.5", "1 - x", "2 * x", "x / 3", "-x", "x * torch.sigmoid(x)", "(x.abs() + 0.5).log()",
 ]  # fmt: skip
-IN_PLACE = [
-    "nn.ReLU(inplace=True)",
-    "nn.SiLU(inplace=True)",
-    "F.relu(x, inplace=True)",
-    "x.relu_()",
-]
+IN_PLACE = ["nn.ReLU(inplace=True)", "F.silu(x, inplace=True)", "x.relu_()"]
+FRESH = ("nn.Conv", "nn.BatchNorm", "x + y")  # give a map of their own, never a view
 SUMS = ["x + y", "torch.add(x, y)", "x.add(y)", "x - y", "torch.maximum(x, y)"]
 LIMITS = {1: (24, 8), 2: (11, 6), 3: (5, 3)}  # axes: the largest size and factor
 
@@ -218,8 +210,8 @@ class Builder:
         return Map(name, value.shape[1], tuple(value.shape[2:]), rate)
 
     def overwritable(self, x: Map) -> bool:
-        """Whether a step shall work in place: on the convolution just before, read nowhere else."""
-        fresh = x.name == len(self.steps) - 1 and str(self.steps[-1][0]).startswith("nn.Conv")
+        """Whether a step shall work in place: on the result just before, read nowhere else."""
+        fresh = x.name == len(self.steps) - 1 and str(self.steps[-1][0]).startswith(FRESH)
         if not fresh or x.name in self.shared or not self.chance():
             return False
         self.maps = [m for m in self.maps if m.name != x.name]
@@ -273,29 +265,21 @@ class Builder:
             elif padding == 0 and self.chance(4):
                 padding = "valid"
             return self.convolution(x, (kernel, plain(stride), padding, dilation), rate)
-        options = f"{kernel}, {plain(stride)}, {padding}"
-        options += (
-            f", {dilation}, ceil_mode={ceil}" if kind == "max" else f", {ceil}, {self.chance()}"
-        )
+        options = f"{kernel}, {plain(stride)}, {padding}, "
+        options += f"{dilation}, ceil_mode={ceil}" if kind == "max" else f"{ceil}, {self.chance()}"
         if kind == "avg" and self.axes > 1 and self.chance(3):
             options += f", divisor_override={self.draw(st.integers(1, 5))}"
-        function = f"F.{kind}_pool{self.d}(x, {options})"
-        return self.add(
-            self.pick(function, f"nn.{kind.title()}Pool{self.d}({options})"), x, rate=rate
-        )
+        codes = f"F.{kind}_pool{self.d}(x, {options})", f"nn.{kind.title()}Pool{self.d}({options})"
+        return self.add(self.pick(*codes), x, rate=rate)
 
     def convolution(self, x: Map, geometry: tuple, rate: Rate | None = None) -> Map:
         """Transposed with five numbers: output_padding too."""
         out = self.draw(st.integers(1, 4))
         groups = self.pick(*[g for g in (1, 2, 3, 4) if x.channels % g == out % g == 0])
         *first, dilation = geometry
-        options = [x.channels, out, *first]
-        if len(first) == 3:
-            options += [dilation, groups, not self.chance(3)]
-        else:
-            options += [groups, not self.chance(3), dilation]
-        name = "Conv" if len(first) == 3 else "ConvTranspose"
-        return self.add(f"nn.{name}{self.d}({', '.join(map(repr, options))})", x, rate=rate)
+        name, options = ("Conv" if len(first) == 3 else "ConvTranspose"), [x.channels, out, *first]
+        code = f"nn.{name}{self.d}({', '.join(map(repr, options))}, dilation={dilation}, "
+        return self.add(f"{code}groups={groups}, bias={not self.chance(3)})", x, rate=rate)
 
     def upsample(self, x: Map, stride: Size, size: Size | None = None) -> Map:
         """Nearest upsampling or a transposed convolution (to the given size, if given)."""
@@ -351,11 +335,9 @@ class Builder:
 
     def misfits(self, x: Map, stride: Size, size: Size) -> list[Size]:
         """Other strides that lead to the same size by chance."""
-        return [
-            other
-            for other in self.strides(x, operator.mul)
-            if other != stride and all(map(windows_of_convolution, x.size, other, size))
-        ]
+        convolutions = functools.partial(windows, "conv", self.axes, ceil=False)
+        others = self.strides(x, operator.mul)
+        return [s for s in others if s != stride and all(map(convolutions, x.size, s, size))]
 
     # Steps that keep it
 
@@ -418,9 +400,8 @@ class Builder:
         """Maps of one size as one: side by side, or added."""
         if sum(m.channels for m in maps) <= 8 and self.chance():
             names = ", ".join("xyzw"[: len(maps)])
-            return self.add(
-                self.pick(f"torch.cat([{names}], 1)", f"torch.cat(({names}), dim=1)"), *maps
-            )
+            code = self.pick(f"torch.cat([{names}], 1)", f"torch.cat(({names}), dim=1)")
+            return self.add(code, *maps)
         total, *others = maps
         for other in others:
             if other.channels not in (1, total.channels):  # one channel is added to all
@@ -445,9 +426,8 @@ class Builder:
         if x.channels % 2 == 0:
             options += ["x.chunk(2, 1)", "torch.chunk(x, 2, dim=1)"]
         if self.chance(3):
-            first, second = (
-                self.add(f"x[:, {part}]", x) for part in (f":{parts[0]}", f"{parts[0]}:")
-            )
+            first = self.add(f"x[:, :{parts[0]}]", x)
+            second = self.add(f"x[:, {parts[0]}:]", x)
         else:
             both = self.add(self.pick(*options), x)
             first, second = (self.add(f"x[{part}]", both) for part in (0, 1))
@@ -487,9 +467,7 @@ class Builder:
         """What the network returns of its last map: itself, or a vector."""
         kind = self.pick("map", "flat map", "flat pooled map", "pooled map", "mean")
         if kind == "mean":
-            x = self.add(
-                self.pick("x.mean((-2, -1))" if self.axes == 2 else "x.flatten(2).mean(2)"), x
-            )
+            x = self.add("x.mean((-2, -1))" if self.axes == 2 else "x.flatten(2).mean(2)", x)
         elif "pooled" in kind:
             x = self.pooled(x)
         if "flat" in kind:
