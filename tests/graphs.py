@@ -37,12 +37,13 @@ class Network(nn.Module):
     def __init__(self, *steps: tuple, result: Any = None) -> None:
         super().__init__()
         self.steps, self.result = steps, len(steps) - 1 if result is None else result
-        self.functions: list[Callable | int] = []  # a number stands for that step's module
+        # A number stands for that step's module, None for this step's Parameter.
+        self.functions: list[Callable | int | None] = []
         for number, (code, *_) in enumerate(steps):
             made = code if isinstance(code, int) else evaluate(code)
             if isinstance(made, nn.Module | nn.Parameter):
                 setattr(self, f"step{number}", made)
-                made = number
+                made = None if isinstance(made, nn.Parameter) else number
             self.functions.append(made)
 
     def __repr__(self) -> str:
@@ -52,9 +53,11 @@ class Network(nn.Module):
     def run(self, **inputs: Any) -> Any:
         known: dict[Any, Any] = inputs
         for number, function in enumerate(self.functions):
+            if function is None:
+                known[number] = getattr(self, f"step{number}")
+                continue
             made = getattr(self, f"step{function}") if isinstance(function, int) else function
-            operands = [known[name] for name in self.steps[number][1:]]
-            known[number] = made if isinstance(made, nn.Parameter) else made(*operands)
+            known[number] = made(*[known[name] for name in self.steps[number][1:]])
         return pytree.tree_map(known.__getitem__, self.result)
 
     def forward(self, x: Tensor) -> Any:
@@ -467,7 +470,7 @@ class Builder:
         """What the network returns of its last map: itself, or a vector."""
         kind = self.pick("map", "flat map", "flat pooled map", "pooled map", "mean")
         if kind == "mean":
-            x = self.add("x.mean((-2, -1))" if self.axes == 2 else "x.flatten(2).mean(2)", x)
+            x = self.add(f"x.mean({tuple(range(-self.axes, 0))})", x)
         elif "pooled" in kind:
             x = self.pooled(x)
         if "flat" in kind:
