@@ -153,11 +153,12 @@ class TapMap:
     padding: tuple[int, int]  # zeros before and after
     size: int  # N, of the strided input
     output_factor: int  # S
+    single: int | None = None  # F where there is one output only, so that no stride is ever taken
 
     @property
     def input_factor(self) -> int:
         """F = stride·S."""
-        return self.stride * self.output_factor
+        return self.single or self.stride * self.output_factor
 
     @property
     def output_size(self) -> int:

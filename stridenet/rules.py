@@ -175,17 +175,13 @@ class Call:
     def options(self, *names: str) -> dict[str, Any]:
         """A module's attributes, or a function's arguments after the first, by their names."""
         if self.module is not None:
-            return {
-                name: getattr(self.module, name) for name in names if hasattr(self.module, name)
-            }
+            return {name: getattr(self.module, name) for name in names if hasattr(self.module, name)}
         return dict(zip(names, self.node.args[1:], strict=False)) | dict(self.node.kwargs)
 
     def slots(self) -> tuple[tuple, dict]:
         """Its arguments, with slots where nodes stand."""
         position = {node: index for index, node in enumerate(self.operands)}
-        return fx.node.map_arg(
-            (self.node.args, dict(self.node.kwargs)), lambda n: Slot(position[n])
-        )
+        return fx.node.map_arg((self.node.args, dict(self.node.kwargs)), lambda n: Slot(position[n]))
 
     def as_module(self) -> nn.Module:
         """The operation by itself: a copy of the module, or the function with its arguments."""
@@ -207,11 +203,7 @@ def channel(node: fx.Node) -> int:
 
 def spatial(node: fx.Node) -> list[int]:
     """Which dimensions are spatial: all but batch and channels."""
-    return (
-        [d for d in range(1, len(shape(node))) if d != channel(node)]
-        if len(shape(node)) > 2
-        else []
-    )
+    return [d for d in range(1, len(shape(node))) if d != channel(node)] if len(shape(node)) > 2 else []
 
 
 def axes(node: fx.Node) -> list[Axis]:
@@ -284,9 +276,7 @@ class Elementwise(Rule):
     """Combines numbers at the same position of one or more maps, with broadcasting."""
 
     def __init__(self, fill: float | None = None) -> None:
-        self.fill = (
-            fill  # what phantoms must be for a finite result; None: any finite number will do
-        )
+        self.fill = fill  # what phantoms must be for a finite result; None: any finite number will do
 
     def applies(self, call: Call) -> bool:
         rank = len(shape(call.node))
@@ -361,15 +351,11 @@ class Split(Rule):
 
     def applies(self, call: Call) -> bool:
         named = call.options("size", "dim")
-        return len(call.maps) == 1 and named.get("dim", 0) % len(shape(call.maps[0])) == channel(
-            call.maps[0]
-        )
+        return len(call.maps) == 1 and named.get("dim", 0) % len(shape(call.maps[0])) == channel(call.maps[0])
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         where = channel(call.node)
-        sizes = [
-            part.shape[where] * layer.input.phases for part in tensors(call.node.meta["value"])
-        ]
+        sizes = [part.shape[where] * layer.input.phases for part in tensors(call.node.meta["value"])]
         return Operation(torch.split, (Slot(0), sizes, where), {})
 
 
@@ -379,9 +365,7 @@ class Permutation(Rule):
     def _order(self, call: Call) -> list[int]:
         rank = len(shape(call.node))
         if call.operation in (torch.permute, "permute"):
-            given = (
-                call.options("dims")["dims"] if "dims" in call.node.kwargs else call.node.args[1:]
-            )
+            given = call.options("dims")["dims"] if "dims" in call.node.kwargs else call.node.args[1:]
             given = given[0] if isinstance(given[0], (tuple, list)) else given
             return [d % rank for d in given]
         order = list(range(rank))
@@ -484,16 +468,12 @@ class BatchNormalisation(Rule):
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         own, phases = layer.parameters[0], layer.output.phases
-        return replace(
-            layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases)
-        )
+        return replace(layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases))
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         module, phases = call.module, layer.output.phases
         shared = call.how.batch_norm == "shared"
-        kind = (
-            SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
-        )
+        kind = SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
         features = module.num_features * (1 if shared else phases)
         with torch.device("meta"):
             twin = kind(
@@ -538,26 +518,40 @@ class Windowed(Rule):
         return super().applies(call) and channel(call.maps[0]) == 1
 
     def _effective(self, call: Call) -> list[Window]:
-        """A stride that is never taken counts as one."""
-        return [
-            window._replace(stride=1) if length == 1 else window
-            for window, length in zip(self.windows(call), extents(call.node), strict=True)
-        ]
+        """A stride that is never taken counts as one, and there is no room for it."""
+        effective = []
+        for window, size, length in zip(
+            self.windows(call), extents(call.maps[0]), extents(call.node), strict=True
+        ):
+            if length == 1:
+                before = window.padding[0]
+                reach = window.dilation * (window.kernel - 1) + 1
+                window = window._replace(stride=1, padding=(before, reach - size - before))
+            effective.append(window)
+        return effective
 
     def tie(self, call: Call, factors: Factors) -> None:
-        for a, b, window in zip(
-            axes(call.maps[0]), axes(call.node), self._effective(call), strict=True
+        lengths = extents(call.node)
+        for a, b, window, length in zip(
+            axes(call.maps[0]), axes(call.node), self.windows(call), lengths, strict=True
         ):
-            factors.tie(a, b, window.stride, call.named)
+            if length > 1:  # a single output is where it is in any form
+                factors.tie(a, b, window.stride, call.named)
 
     def is_strided(self, call: Call) -> bool:
         return any(window.stride > 1 for window in self.windows(call))
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        sizes, factors = extents(call.maps[0]), layer.output.factor
         maps = tuple(
-            TapMap(*window, size, factor)
-            for window, size, factor in zip(self._effective(call), sizes, factors, strict=True)
+            TapMap(*window, size, output, source if length == 1 else None)
+            for window, size, length, source, output in zip(
+                self._effective(call),
+                extents(call.maps[0]),
+                extents(call.node),
+                layer.input.factor,
+                layer.output.factor,
+                strict=True,
+            )
         )
         return replace(layer, maps=maps, masked=any(tap_map.reads_phantoms for tap_map in maps))
 
@@ -674,9 +668,7 @@ class TransposedConvolution(Convolution):
     """ConvTranspose1d, 2d, 3d: f(out) = s·f(in), and a plain convolution between phase forms."""
 
     def tie(self, call: Call, factors: Factors) -> None:
-        for a, b, stride in zip(
-            axes(call.maps[0]), axes(call.node), call.module.stride, strict=True
-        ):
+        for a, b, stride in zip(axes(call.maps[0]), axes(call.node), call.module.stride, strict=True):
             factors.tie(b, a, stride, call.named)
 
     def _maps(self, call: Call, factors: Sequence[int]) -> tuple[Taps, ...]:
@@ -741,9 +733,7 @@ class Pooling(Windowed):
             return value * (len(sizes) // len(value))
 
         kernel = each("kernel_size", 1)
-        numbers = zip(
-            kernel, each("stride", kernel), each("dilation", 1), each("padding", 0), strict=True
-        )
+        numbers = zip(kernel, each("stride", kernel), each("dilation", 1), each("padding", 0), strict=True)
         return [
             Window(k, s, d, (p, s * (length - 1) + d * (k - 1) + 1 - size - p))
             for (k, s, d, p), size, length in zip(numbers, sizes, lengths, strict=True)
@@ -775,18 +765,12 @@ class Pooling(Windowed):
     def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
         """Averages are convolutions in the twin."""
         kernel = (window.kernel for window in self.windows(call))
-        return (
-            replace(layer, weight_size=(layer.output.channels, 1, *kernel))
-            if self.average
-            else layer
-        )
+        return replace(layer, weight_size=(layer.output.channels, 1, *kernel)) if self.average else layer
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         if not self.is_global(call):
             return super().build(call, layer)
-        whole = getattr(
-            nn, f"Adaptive{'Avg' if self.average else 'Max'}Pool{len(layer.output.factor)}d"
-        )(1)
+        whole = getattr(nn, f"Adaptive{'Avg' if self.average else 'Max'}Pool{len(layer.output.factor)}d")(1)
         if layer.input.phases == 1:
             return whole
         return OverPixels(whole, layer.input, False, _device(call))
@@ -816,11 +800,7 @@ class ConstantPadding(Windowed):
 
     def _pairs(self, call: Call) -> list[tuple[int, int]] | None:
         """Before and after each dimension but the batch; None if it is not constant."""
-        given = (
-            call.options("padding", "value")
-            if call.module
-            else call.options("pad", "mode", "value")
-        )
+        given = call.options("padding", "value") if call.module else call.options("pad", "mode", "value")
         if given.get("mode", "constant") != "constant":
             return None
         flat = list(given["padding" if call.module else "pad"])
@@ -833,11 +813,7 @@ class ConstantPadding(Windowed):
 
     def applies(self, call: Call) -> bool:
         pairs = self._pairs(call) if super().applies(call) else None
-        return (
-            pairs is not None
-            and len(pairs) > 1
-            and not (any(pairs[0]) and any(map(any, pairs[1:])))
-        )
+        return pairs is not None and len(pairs) > 1 and not (any(pairs[0]) and any(map(any, pairs[1:])))
 
     def windows(self, call: Call) -> list[Window]:
         pairs = self._pairs(call) or []
@@ -870,8 +846,7 @@ class Indexing(Windowed):
             index[at : at + 1] = [slice(None)] * (rank - len(index) + 1)
         index += [slice(None)] * (rank - len(index))
         plain = all(
-            isinstance(i, slice)
-            and all(e is None or isinstance(e, int) for e in (i.start, i.stop, i.step))
+            isinstance(i, slice) and all(e is None or isinstance(e, int) for e in (i.start, i.stop, i.step))
             for i in index
         )
         return index[1:] if plain and len(index) == rank and index[0] == slice(None) else None
