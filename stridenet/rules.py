@@ -748,14 +748,9 @@ class Pooling(Windowed):
             for window, size in zip(self.windows(call), extents(call.maps[0]), strict=True)
         ) and set(extents(call.node)) == {1}
 
-    def tie(self, call: Call, factors: Factors) -> None:
-        if self.is_global(call):
-            _pin_result(call, factors)
-        else:
-            super().tie(call, factors)
-
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return layer if self.is_global(call) else super().plan(call, layer)
+        simple = self.is_global(call) and layer.output.phases == 1
+        return layer if simple else super().plan(call, layer)
 
     def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
         if self.is_global(call):
@@ -768,7 +763,7 @@ class Pooling(Windowed):
         return replace(layer, weight_size=(layer.output.channels, 1, *kernel)) if self.average else layer
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if not self.is_global(call):
+        if layer.maps:
             return super().build(call, layer)
         whole = getattr(nn, f"Adaptive{'Avg' if self.average else 'Max'}Pool{len(layer.output.factor)}d")(1)
         if layer.input.phases == 1:
