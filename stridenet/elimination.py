@@ -315,8 +315,7 @@ class Conversion:
                 layer = rule.plan(call, layer)
             layers.append(layer)
         inputs = self._plan_inputs(sizes, layers)
-        state = [t for t in self.traced.state_dict().values() if t.is_floating_point()]
-        each = state[0].element_size() if state else 4
+        each = next((p.element_size() for p in self.traced.parameters()), 4)
         return EliminationPlan(inputs, tuple(layers), self.options, self._count(layers), each)
 
     def _plan_inputs(
@@ -437,10 +436,17 @@ class UnitStrideNetwork(nn.Module):
         self.rearrange: nn.Module = each[0] if len(each) == 1 else EachInput(each)
         self.network = network
 
-    def forward(self, *images: Tensor) -> Any:
+    def forward(self, images: Tensor) -> Any:
         """Ordinary images to what the strided network returns."""
-        rearranged = self.rearrange(*images)
-        return self.network(rearranged) if len(self.plan.inputs) == 1 else self.network(*rearranged)
+        return self.network(self.rearrange(images))
+
+
+class UnitStrideNetworkOfSeveral(UnitStrideNetwork):
+    """The twin of a network with several inputs."""
+
+    def forward(self, *images: Tensor) -> Any:  # type: ignore[override]
+        """A batch for each input to what the strided network returns."""
+        return self.network(*self.rearrange(*images))
 
 
 def eliminate_stride(
@@ -492,7 +498,8 @@ def eliminate_stride(
             f"more than max_parameters={max_parameters:,}; scope='layer' needs far fewer, as only "
             "structural zeros are added"
         )
-    twin = UnitStrideNetwork(build(conversion), plan)
+    kind = UnitStrideNetwork if len(plan.inputs) == 1 else UnitStrideNetworkOfSeveral
+    twin = kind(build(conversion), plan)
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in twin.network.named_modules():
         if name in modes and type(module) is nn.Module:

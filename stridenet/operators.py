@@ -24,12 +24,14 @@ ELEMENTWISE: frozenset[Any] = frozenset({
     F.relu, F.relu6, F.leaky_relu, F.elu, F.celu, F.selu, F.gelu, F.silu, F.mish, F.sigmoid, F.tanh,
     F.logsigmoid, F.hardsigmoid, F.hardtanh, F.hardswish, F.softplus, F.softsign, F.tanhshrink,
     F.softshrink, F.hardshrink, F.threshold, F.relu_, F.leaky_relu_, F.elu_, F.celu_, F.selu_,
-    F.dropout, F.alpha_dropout,
     torch.relu, torch.relu_, torch.selu, torch.celu, torch.sigmoid, torch.tanh, torch.clamp,
     torch.abs, torch.neg, torch.square, torch.erf, torch.sin, torch.cos, operator.neg, operator.abs,
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "clamp_min",
-    "clamp_max", "abs", "neg", "square", "erf", "contiguous", "clone", "detach", "float", "double",
-    "half", "type_as", "clip", torch.clip,
+    "clamp_max", "abs", "neg", "square", "erf", "clip", torch.clip,
+})  # fmt: skip
+# The same numbers, in another place or type; or fewer of them in training, as the mode was when traced.
+COPIES: frozenset[Any] = frozenset({
+    "contiguous", "clone", "detach", "float", "double", "half", F.dropout, F.alpha_dropout,
 })  # fmt: skip
 # Of two maps or numbers, at each position.
 ARITHMETIC: frozenset[Any] = frozenset({
@@ -95,7 +97,7 @@ _POOLS = {
 }  # fmt: skip
 PINNED = rules.Pinned()
 _TABLE: list[tuple[Rule, Any]] = [
-    (rules.Elementwise(), ELEMENTWISE | ARITHMETIC),
+    (rules.Elementwise(), ELEMENTWISE | ARITHMETIC | COPIES),
     (rules.Elementwise(fill=1), PARTIAL),
     (rules.Convolution(), CONVOLUTIONS),
     (rules.TransposedConvolution(), TRANSPOSED),

@@ -175,13 +175,17 @@ class Call:
     def options(self, *names: str) -> dict[str, Any]:
         """A module's attributes, or a function's arguments after the first, by their names."""
         if self.module is not None:
-            return {name: getattr(self.module, name) for name in names if hasattr(self.module, name)}
+            return {
+                name: getattr(self.module, name) for name in names if hasattr(self.module, name)
+            }
         return dict(zip(names, self.node.args[1:], strict=False)) | dict(self.node.kwargs)
 
     def slots(self) -> tuple[tuple, dict]:
         """Its arguments, with slots where nodes stand."""
         position = {node: index for index, node in enumerate(self.operands)}
-        return fx.node.map_arg((self.node.args, dict(self.node.kwargs)), lambda n: Slot(position[n]))
+        return fx.node.map_arg(
+            (self.node.args, dict(self.node.kwargs)), lambda n: Slot(position[n])
+        )
 
     def as_module(self) -> nn.Module:
         """The operation by itself: a copy of the module, or the function with its arguments."""
@@ -203,7 +207,11 @@ def channel(node: fx.Node) -> int:
 
 def spatial(node: fx.Node) -> list[int]:
     """Which dimensions are spatial: all but batch and channels."""
-    return [d for d in range(1, len(shape(node))) if d != channel(node)] if len(shape(node)) > 2 else []
+    return (
+        [d for d in range(1, len(shape(node))) if d != channel(node)]
+        if len(shape(node)) > 2
+        else []
+    )
 
 
 def axes(node: fx.Node) -> list[Axis]:
@@ -276,7 +284,9 @@ class Elementwise(Rule):
     """Combines numbers at the same position of one or more maps, with broadcasting."""
 
     def __init__(self, fill: float | None = None) -> None:
-        self.fill = fill  # what phantoms must be for a finite result; None: any finite number will do
+        self.fill = (
+            fill  # what phantoms must be for a finite result; None: any finite number will do
+        )
 
     def applies(self, call: Call) -> bool:
         rank = len(shape(call.node))
@@ -351,11 +361,15 @@ class Split(Rule):
 
     def applies(self, call: Call) -> bool:
         named = call.options("size", "dim")
-        return len(call.maps) == 1 and named.get("dim", 0) % len(shape(call.maps[0])) == channel(call.maps[0])
+        return len(call.maps) == 1 and named.get("dim", 0) % len(shape(call.maps[0])) == channel(
+            call.maps[0]
+        )
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         where = channel(call.node)
-        sizes = [part.shape[where] * layer.input.phases for part in tensors(call.node.meta["value"])]
+        sizes = [
+            part.shape[where] * layer.input.phases for part in tensors(call.node.meta["value"])
+        ]
         return Operation(torch.split, (Slot(0), sizes, where), {})
 
 
@@ -365,7 +379,9 @@ class Permutation(Rule):
     def _order(self, call: Call) -> list[int]:
         rank = len(shape(call.node))
         if call.operation in (torch.permute, "permute"):
-            given = call.options("dims")["dims"] if "dims" in call.node.kwargs else call.node.args[1:]
+            given = (
+                call.options("dims")["dims"] if "dims" in call.node.kwargs else call.node.args[1:]
+            )
             given = given[0] if isinstance(given[0], (tuple, list)) else given
             return [d % rank for d in given]
         order = list(range(rank))
@@ -468,12 +484,16 @@ class BatchNormalisation(Rule):
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         own, phases = layer.parameters[0], layer.output.phases
-        return replace(layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases))
+        return replace(
+            layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases)
+        )
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         module, phases = call.module, layer.output.phases
         shared = call.how.batch_norm == "shared"
-        kind = SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
+        kind = (
+            SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
+        )
         features = module.num_features * (1 if shared else phases)
         with torch.device("meta"):
             twin = kind(
@@ -668,7 +688,9 @@ class TransposedConvolution(Convolution):
     """ConvTranspose1d, 2d, 3d: f(out) = s·f(in), and a plain convolution between phase forms."""
 
     def tie(self, call: Call, factors: Factors) -> None:
-        for a, b, stride in zip(axes(call.maps[0]), axes(call.node), call.module.stride, strict=True):
+        for a, b, stride in zip(
+            axes(call.maps[0]), axes(call.node), call.module.stride, strict=True
+        ):
             factors.tie(b, a, stride, call.named)
 
     def _maps(self, call: Call, factors: Sequence[int]) -> tuple[Taps, ...]:
@@ -733,7 +755,9 @@ class Pooling(Windowed):
             return value * (len(sizes) // len(value))
 
         kernel = each("kernel_size", 1)
-        numbers = zip(kernel, each("stride", kernel), each("dilation", 1), each("padding", 0), strict=True)
+        numbers = zip(
+            kernel, each("stride", kernel), each("dilation", 1), each("padding", 0), strict=True
+        )
         return [
             Window(k, s, d, (p, s * (length - 1) + d * (k - 1) + 1 - size - p))
             for (k, s, d, p), size, length in zip(numbers, sizes, lengths, strict=True)
@@ -760,12 +784,18 @@ class Pooling(Windowed):
     def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
         """Averages are convolutions in the twin."""
         kernel = (window.kernel for window in self.windows(call))
-        return replace(layer, weight_size=(layer.output.channels, 1, *kernel)) if self.average else layer
+        return (
+            replace(layer, weight_size=(layer.output.channels, 1, *kernel))
+            if self.average
+            else layer
+        )
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         if layer.maps:
             return super().build(call, layer)
-        whole = getattr(nn, f"Adaptive{'Avg' if self.average else 'Max'}Pool{len(layer.output.factor)}d")(1)
+        whole = getattr(
+            nn, f"Adaptive{'Avg' if self.average else 'Max'}Pool{len(layer.output.factor)}d"
+        )(1)
         if layer.input.phases == 1:
             return whole
         return OverPixels(whole, layer.input, False, _device(call))
@@ -795,7 +825,11 @@ class ConstantPadding(Windowed):
 
     def _pairs(self, call: Call) -> list[tuple[int, int]] | None:
         """Before and after each dimension but the batch; None if it is not constant."""
-        given = call.options("padding", "value") if call.module else call.options("pad", "mode", "value")
+        given = (
+            call.options("padding", "value")
+            if call.module
+            else call.options("pad", "mode", "value")
+        )
         if given.get("mode", "constant") != "constant":
             return None
         flat = list(given["padding" if call.module else "pad"])
@@ -808,7 +842,11 @@ class ConstantPadding(Windowed):
 
     def applies(self, call: Call) -> bool:
         pairs = self._pairs(call) if super().applies(call) else None
-        return pairs is not None and len(pairs) > 1 and not (any(pairs[0]) and any(map(any, pairs[1:])))
+        return (
+            pairs is not None
+            and len(pairs) > 1
+            and not (any(pairs[0]) and any(map(any, pairs[1:])))
+        )
 
     def windows(self, call: Call) -> list[Window]:
         pairs = self._pairs(call) or []
@@ -841,7 +879,8 @@ class Indexing(Windowed):
             index[at : at + 1] = [slice(None)] * (rank - len(index) + 1)
         index += [slice(None)] * (rank - len(index))
         plain = all(
-            isinstance(i, slice) and all(e is None or isinstance(e, int) for e in (i.start, i.stop, i.step))
+            isinstance(i, slice)
+            and all(e is None or isinstance(e, int) for e in (i.start, i.stop, i.step))
             for i in index
         )
         return index[1:] if plain and len(index) == rank and index[0] == slice(None) else None
