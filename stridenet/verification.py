@@ -209,14 +209,21 @@ class _Comparison(fx.Interpreter):
         placeholders = (node for node in nodes if node.op == "placeholder")
         self.images = dict(zip(placeholders, inputs, strict=True))
         self.reports: list[LayerReport] = []
-        self.outputs: list[Tensor] = []
+        self.returned = self.nodes["output"].all_input_nodes
+        self.reals: dict[fx.Node, Any] = {}  # of those that are returned
+
+    @property
+    def outputs(self) -> list[Tensor]:
+        """What the twin has to return."""
+        return tree_leaves(fx.node.map_arg(self.nodes["output"].args[0], self.reals.get))
 
     def run_node(self, n: fx.Node) -> Any:
-        if n.op == "output":
-            (sources,) = self.nodes["output"].args
-            fx.node.map_arg(sources, lambda node: self.outputs.append(self._received(node)))
-        if n.name not in self.steps:
-            return super().run_node(n)
+        result = super().run_node(n) if n.name not in self.steps else self._run_both(n)
+        if self.nodes.get(n.name) in self.returned:
+            self.reals[self.nodes[n.name]] = self._real(self.nodes[n.name], result)
+        return result
+
+    def _run_both(self, n: fx.Node) -> Any:
         call, rule, layer = self.steps[n.name]
         self.strided.env = {node: self._received(node) for node in call.operands}
         given = [v.clone() for node in call.maps for v in tensors(self.strided.env[node])]
