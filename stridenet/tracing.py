@@ -171,7 +171,12 @@ class _Tracer(fx.Tracer):
             return torch.empty_like(operator.attrgetter(str(node.target))(self.root), device="meta")
         module = self.root.get_submodule(str(node.target))  # type: ignore[union-attr]
         state = chain(module.named_parameters(), module.named_buffers())
-        meta = {name: torch.empty_like(tensor, device="meta") for name, tensor in state}
+        meta = {  # but counters, which a module in training mode may want as numbers
+            name: torch.empty_like(tensor, device="meta")
+            if tensor.is_floating_point()
+            else torch.zeros_like(tensor, device="cpu")
+            for name, tensor in state
+        }
         return torch.func.functional_call(module, meta, args, kwargs)
 
 
