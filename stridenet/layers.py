@@ -316,23 +316,25 @@ class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
         axes = [axis for axis in range(input.ndim) if axis != 1]
         shape = [1, -1, *[1] * (input.ndim - 2)]
         real = self.mask.real.expand_as(input)
-        count = real.sum(axes)
+        count = real.sum(axes).clamp(min=1)  # on a small map, phases may have no position at all
         mean = self.mask(input).sum(axes) / count
         centred = self.mask(input - mean.view(shape))
         variance = centred.square().sum(axes) / count
         if self.training and self.running_mean is not None:
-            self._follow(mean.detach(), (variance * count / (count - 1)).detach())
+            self._follow(mean.detach(), variance.detach(), count)
         scale = (variance + self.eps).rsqrt()
         result = centred * (scale if self.weight is None else scale * self.weight).view(shape)
         return result if self.bias is None else result + self.bias.view(shape)
 
     @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor) -> None:
+    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
+        """Phases of less than two numbers, whose variance is none, keep the statistics they had."""
         cast(Tensor, self.num_batches_tracked).add_(1)
         batches = float(cast(Tensor, self.num_batches_tracked))
         step = 1 / batches if self.momentum is None else self.momentum
-        cast(Tensor, self.running_mean).lerp_(mean, step)
-        cast(Tensor, self.running_var).lerp_(variance, step)
+        steps = (count > 1).to(mean) * step
+        cast(Tensor, self.running_mean).lerp_(mean, steps)
+        cast(Tensor, self.running_var).lerp_(variance * count / (count - 1).clamp(min=1), steps)
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
