@@ -168,7 +168,8 @@ class Map(NamedTuple):
 class Builder:
     """Draws steps; keeps what they make of zeros, which tells the sizes."""
 
-    def __init__(self, draw: st.DrawFn) -> None:
+    def __init__(self, draw: st.DrawFn, training: bool) -> None:
+        self.training = training  # without what draws numbers, or cancels to nothing but rounding
         self.draw, self.axes = draw, draw(st.sampled_from([2, 1, 3]))
         self.d = f"{self.axes}d"
         self.largest, self.largest_factor = LIMITS[self.axes]
@@ -356,11 +357,19 @@ class Builder:
         used = [i for i, (code, *_) in enumerate(self.steps) if code in ACTIVATIONS[:11]]
         if used and self.chance(4):
             return self.add(self.pick(*used), x)  # the same module again
-        return self.add(self.pick(*ACTIVATIONS, f"nn.PReLU({x.channels})", "nn.PReLU()"), x)
+        options = [*ACTIVATIONS, f"nn.PReLU({x.channels})", "nn.PReLU()"]
+        if self.training:
+            options.remove("nn.Dropout()")
+        return self.add(self.pick(*options), x)
 
     def norm(self, x: Map) -> Map:
         c, d = x.channels, self.d
         options = [f"nn.BatchNorm{d}({c})", f"nn.BatchNorm{d}({c}, affine=False)"]
+        if self.training:
+            options += [f"nn.BatchNorm{d}({c}, momentum=None)"]
+            if math.prod(x.size) > 1:
+                options += [f"nn.BatchNorm{d}({c}, track_running_stats=False)"]
+            return self.add(self.pick(*options), x)
         options += [f"nn.InstanceNorm{d}({c}, track_running_stats=True)", f"nn.Dropout{d}()"]
         if math.prod(x.size) > 1:
             options += [f"nn.InstanceNorm{d}({c}, affine={self.chance()})"]
@@ -481,10 +490,15 @@ class Builder:
 
 
 @st.composite
-def networks(draw: st.DrawFn) -> tuple[Network, tuple]:
-    """A network with random weights, and its input size (or the sizes of both inputs)."""
-    builder = Builder(draw)
+def networks(draw: st.DrawFn, training: bool = False) -> tuple[Network, tuple]:
+    """A network with random weights, and its input size (or the sizes of both inputs).
+
+    For training, with BatchNorm as its second step.
+    """
+    builder = Builder(draw, training)
     x = builder.window(builder.maps[0], ("conv",))
+    if training:
+        x = builder.add(f"nn.BatchNorm{builder.d}({x.channels})", x)
     for _ in range(draw(st.integers(0, 5))):
         builder.maps.append(x)
         x = builder.change(x) if builder.chance() else builder.keep(x)

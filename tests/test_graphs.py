@@ -4,13 +4,14 @@ The oracle is PyTorch's own forward pass of the model. Where a random network fa
 below in NAMED, shrunk, as it was printed.
 """
 
+import itertools
 from collections import Counter
 from typing import Any
 
 import pytest
 import torch
 from graphs import Network, TwoInputs, images, networks, randomise
-from hypothesis import HealthCheck, event, given, settings
+from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -305,14 +306,16 @@ def test_the_twin_of_this_network_equals_it(name: str, options: dict) -> None:
 
 
 @many
-@given(networks(), st.sampled_from(["shared", "per_phase"]))
-def test_the_twin_of_a_random_network_equals_it(example: tuple, batch_norm: str) -> None:
+@given(networks(), st.sampled_from(["shared", "per_phase"]), st.sampled_from([1, 1, 2]))
+def test_the_twin_of_a_random_network_equals_it(
+    example: tuple, batch_norm: str, output_factor: int
+) -> None:
     network, input_size = example
     try:
-        check(network, input_size, batch_norm=batch_norm)
+        check(network, input_size, batch_norm=batch_norm, output_factor=output_factor)
     except StrideEliminationError as error:
         event(f"refused: {error}")
-        if network.consistent:
+        if network.consistent and "no larger factor is possible" not in str(error):
             raise
     event(f"consistent: {network.consistent}")
 
@@ -321,6 +324,103 @@ def test_the_twin_of_a_random_network_equals_it(example: tuple, batch_norm: str)
 @given(networks(), st.sampled_from(["shared", "per_phase"]))
 def test_layer_by_layer_no_random_network_is_refused(example: tuple, batch_norm: str) -> None:
     check(*example, scope="layer", pooling=True, batch_norm=batch_norm)
+
+
+def converted(example: tuple, **options: Any) -> tuple:
+    """A network, its twin, both in training mode, and the inputs of each, which want gradients."""
+    network, input_size = example
+    if not network.consistent:
+        reject()
+    twin = eliminate_stride(network.train(), input_size, **options)
+    inputs = images(input_size)
+    return network, twin, *[[x.clone().requires_grad_() for x in inputs] for _ in range(2)]
+
+
+def backward(results: Any) -> None:
+    sum(
+        (y * torch.arange(1.0, y.numel() + 1).view(y.shape).cos()).sum() for y in results
+    ).backward()
+
+
+def check_training(example: tuple) -> None:
+    """Equal results, gradients and statistics."""
+    network, twin, inputs, twin_inputs = converted(example)
+    expected, obtained = (
+        pytree.tree_leaves(made(*given)) for made, given in [(network, inputs), (twin, twin_inputs)]
+    )
+    backward(expected)
+    backward(obtained)
+    pairs = list(zip(expected, obtained, strict=True))
+    pairs += [(x.grad, z.grad) for x, z in zip(inputs, twin_inputs, strict=True)]
+    pairs += [(b, twin.network.get_buffer(name)) for name, b in network.named_buffers()]
+    for y, z in pairs:
+        largest = max(float(y.detach().abs().max()), 1)
+        torch.testing.assert_close(z, y, rtol=0, atol=1e-8 * largest)
+
+
+@many
+@given(networks(training=True))
+def test_a_random_network_and_its_twin_train_alike(example: tuple) -> None:
+    check_training(example)
+
+
+NAMED_TRAINING: dict[str, tuple[Network, tuple]] = {
+    "statistics that are the mean of all batches'": (
+        Network(
+            ("nn.Conv1d(1, 2, 3)", "x"),
+            ("nn.BatchNorm1d(2, momentum=None)", 0),
+            ("nn.Conv1d(2, 2, 3, 2)", 1),
+        ),
+        (1, 9),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", NAMED_TRAINING)
+def test_this_network_and_its_twin_train_alike(name: str) -> None:
+    network, input_size = NAMED_TRAINING[name]
+    check_training((randomise(network), input_size))
+
+
+def test_phases_of_fewer_than_two_numbers_keep_their_statistics() -> None:
+    """A map of five positions, in six phases."""
+    network = randomise(
+        Network(
+            ("nn.Conv1d(1, 1, 1)", "x"),
+            ("nn.BatchNorm1d(1)", 0),
+            ("nn.Conv1d(1, 1, 2, 3, 2)", 1),
+            ("nn.Conv1d(1, 1, 2, 2, 1)", 2),
+        )
+    )
+    twin = eliminate_stride(network.train(), (1, 5), batch_norm="per_phase")
+    old = {name: buffer.clone() for name, buffer in twin.network.step1.named_buffers()}
+    images = torch.arange(10.0, dtype=torch.float64).view(2, 1, 5)
+    for x, followed in (images[:1], 0), (images, 5):
+        assert twin(x).isfinite().all()
+        for name in ("running_mean", "running_var"):
+            changed = twin.network.step1.get_buffer(name) != old[name]
+            assert changed.tolist() == [True] * followed + [False] * (6 - followed)
+
+
+@many
+@given(networks(training=True))
+def test_statistics_per_phase_are_those_of_real_positions(example: tuple) -> None:
+    network, twin, inputs, twin_inputs = converted(example, batch_norm="per_phase")
+    maps = network.step0(inputs[0])
+    factor = twin.plan.layers[0].output.factor
+    old = {name: buffer.clone() for name, buffer in network.step1.named_buffers()}
+    results = pytree.tree_leaves(twin(*twin_inputs))
+    new = dict(twin.network.step1.named_buffers())
+    for number, phase in enumerate(itertools.product(*map(range, factor))):
+        part = maps[(..., *[slice(p, None, f) for p, f in zip(phase, factor, strict=True)])]
+        part = part.transpose(0, 1).flatten(1)
+        if part.numel():
+            for name, value in ("running_mean", part.mean(1)), ("running_var", part.var(1)):
+                obtained = new[name].unflatten(0, (len(maps[0]), -1))[:, number]
+                torch.testing.assert_close(obtained, 0.9 * old[name] + 0.1 * value)
+    backward(results)
+    for value in (*results, *new.values(), *[x.grad for x in twin_inputs]):
+        assert value.isfinite().all()
 
 
 def test_the_random_networks_are_what_these_tests_need() -> None:
