@@ -339,7 +339,8 @@ class Conversion:
                 ):
                     layers[index], padding = _pad_first(layers[index], padding)
                     feature_map = layers[index].input
-            inputs.append(InputPlan(node.name, size, padding, feature_map))
+            name = str(node.target).lstrip("*")  # node.name avoids those of Python's own functions
+            inputs.append(InputPlan(name, size, padding, feature_map))
         return tuple(inputs)
 
     def _count(self, layers: list[LayerPlan]) -> tuple[int, int]:

@@ -26,7 +26,7 @@ from torch import Tensor, nn
 
 from stridenet import host
 from stridenet.config import InputError
-from stridenet.elimination import EliminationPlan, FeatureMap, UnitStrideNetwork
+from stridenet.elimination import EliminationPlan, UnitStrideNetwork
 from stridenet.onnx_check import (
     Comparison,
     Images,
@@ -36,7 +36,7 @@ from stridenet.onnx_check import (
     outputs_of,
     reason,
 )
-from stridenet.tracing import Size, StrideEliminationError, checked_size, written
+from stridenet.tracing import Size, StrideEliminationError, checked_sizes, written
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SINGLE_FILE_LIMIT = (
@@ -178,12 +178,12 @@ class _Subject:
 
 def _subject(network: nn.Module, input_size: Sequence[Any] | None, rearrange: str) -> _Subject:
     _require_float32(network)
-    sizes = None if input_size is None else _checked_sizes(input_size)
+    sizes = None if input_size is None else checked_sizes(input_size)
     plan = layout = None
     if isinstance(network, UnitStrideNetwork):
         plan = network.plan
-        inputs = _inputs(plan)
-        made_for, names = tuple(i.size for i in inputs), tuple(i.name for i in inputs)
+        made_for = tuple(each.size for each in plan.inputs)
+        names = tuple(each.name for each in plan.inputs)
         if sizes not in (None, made_for):
             raise InputError(
                 f"input_size={input_size}, but this twin was made for "
@@ -216,12 +216,6 @@ def _require_float32(network: nn.Module) -> None:
             )
 
 
-def _checked_sizes(input_size: Sequence[Any]) -> tuple[Size, ...]:
-    """One size (c, h, w), or one for each of several inputs."""
-    several = isinstance(input_size, Sequence) and any(isinstance(n, Sequence) for n in input_size)
-    return tuple(map(checked_size, input_size)) if several else (checked_size(input_size),)
-
-
 def _parameter_names(network: nn.Module, count: int) -> tuple[str, ...]:
     """What the network's forward calls its first `count` inputs."""
     names: list[str] = []
@@ -231,21 +225,6 @@ def _parameter_names(network: nn.Module, count: int) -> tuple[str, ...]:
         else:
             names.append(parameter.name)
     return tuple(names[:count])
-
-
-@dataclass(frozen=True)
-class _Input:
-    """Stands for an entry of plan.inputs, until there is one."""
-
-    name: str
-    size: Size
-    padding: tuple[tuple[int, int], ...]
-    map: FeatureMap
-
-
-def _inputs(plan: EliminationPlan) -> tuple[_Input, ...]:
-    only = (_Input("images", plan.input_size, plan.input_padding, plan.input),)
-    return getattr(plan, "inputs", only)
 
 
 # The host's rearrangement ---------------------------------------------------------------------------
@@ -265,7 +244,7 @@ def describe_layout(plan: EliminationPlan) -> dict[str, Any]:
                 "phase_form_size": list(each.map.unit_stride_size),
                 **_axis_order(len(each.map.factor)),
             }
-            for each in _inputs(plan)
+            for each in plan.inputs
         ],
     }
 

@@ -3,7 +3,7 @@
 A file of its own, so that it can be copied next to the .onnx file and its .layout.json. On the device:
 
     layout = read_layout("lenet-unit_stride.layout.json")
-    session.run(None, {"images": rearrange(layout, images)})
+    session.run(None, {"input": rearrange(layout, images)})
 
 What it does to an image is also in the layout in words, for a host that runs no Python.
 """

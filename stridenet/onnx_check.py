@@ -112,11 +112,11 @@ def _module_of(node: Any) -> str:
 
 def _is_kept(node: StridedNode, plan: EliminationPlan) -> bool:
     """Whether the twin was made with this stride left in on purpose."""
-    if getattr(plan, "scope", "network") != "layer":
+    if plan.options.scope == "network":
         return False
-    if node.operator in POOLING_OPERATORS:
-        return not getattr(plan, "pooling", False)
-    return getattr(plan, "only", None) is not None
+    if plan.options.only is not None:
+        return True
+    return node.operator in POOLING_OPERATORS and not plan.options.pooling
 
 
 def compare(

@@ -763,6 +763,10 @@ class Pooling(Windowed):
             for (k, s, d, p), size, length in zip(numbers, sizes, lengths, strict=True)
         ]
 
+    def is_strided(self, call: Call) -> bool:
+        """Adaptive pooling of a whole map has no stride."""
+        return super().is_strided(call) and not (self.adaptive and self.is_global(call))
+
     def is_global(self, call: Call) -> bool:
         """Whether its one window is the whole map."""
         if self._numbers(call).get("divisor_override"):
