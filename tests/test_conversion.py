@@ -231,7 +231,7 @@ def test_verify_takes_a_model_of_the_current_folder(folder: Path) -> None:
     assert "equal up to rounding" in done.stdout
 
 
-@pytest.mark.parametrize("command", ["verify", "zoo"])
+@pytest.mark.parametrize("command", ["verify", "zoo", "export"])
 def test_help_does_not_wait_for_torch(command: str) -> None:
     program = (
         "import atexit, runpy, sys\n"

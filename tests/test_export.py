@@ -21,7 +21,7 @@ import torch.nn.functional as F
 from einops import rearrange
 from hypothesis import given
 from hypothesis import strategies as st
-from torch import Tensor, nn
+from torch import Tensor, fx, nn
 
 from stridenet import (
     StrideEliminationError,
@@ -32,6 +32,7 @@ from stridenet import (
     host,
 )
 from stridenet.config import Export, InputError, resolve
+from stridenet.elimination import PhantomMask
 from stridenet.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
 from stridenet.onnx_check import Comparison, check_graph
 from stridenet.phases import space_to_depth
@@ -70,6 +71,35 @@ def one_axis() -> nn.Sequential:
 
 def three_axes() -> nn.Sequential:
     return nn.Sequential(nn.Conv3d(1, 2, 2, 2, 1), nn.Softplus(), nn.Conv3d(2, 1, 2, 2, 1))
+
+
+class Residual(nn.Module):
+    """A shortcut, maps side by side, pooling, and an operation that phantoms must not reach."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(nn.Conv2d(2, 4, 3, 2, bias=False), nn.BatchNorm2d(4), nn.ReLU())
+        self.conv1, self.bn1 = nn.Conv2d(4, 6, 3, stride=2, padding=1), nn.BatchNorm2d(6)
+        self.conv2 = nn.Conv2d(6, 6, 3, padding=1)
+        self.shortcut = nn.Conv2d(4, 6, 1, stride=2)
+        self.largest, self.mean = nn.MaxPool2d(3, 2, 1), nn.AvgPool2d(2, 1)
+        self.last = nn.Conv2d(10, 3, 2, bias=False)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.stem(images)
+        both = self.conv2(F.relu(self.bn1(self.conv1(maps)))) + self.shortcut(maps)
+        both = both / (1 + both.abs())
+        return self.last(self.mean(torch.cat([both, self.largest(maps)], 1)))
+
+
+def residual() -> nn.Module:
+    """With statistics that tell channels apart."""
+    network = Residual()
+    for module in network.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            module.running_mean = torch.randn(module.num_features)
+            module.running_var = 0.5 + torch.rand(module.num_features)
+    return network
 
 
 def drawn(make: Callable[[], nn.Module], seed: int = 0) -> nn.Module:
@@ -161,6 +191,69 @@ def test_a_twins_file_computes_what_the_strided_network_computes(
     # Not SpaceToDepth, whose channels lie in another order.
     assert {"SpaceToDepth", "DepthToSpace"}.isdisjoint(report.operators)
     assert ("Transpose" in report.operators) == (rearranged_by == "graph")
+
+
+def assert_computes_the_same(file: Path, model: nn.Module, size: tuple[int, ...]) -> None:
+    """That the file of a whole twin gives what the model gives, and that it has no stride."""
+    session, images = session_of(file), images_of(size, 4)
+    (obtained,) = session.run(None, {session.get_inputs()[0].name: images.numpy()})
+    np.testing.assert_allclose(obtained, model(images).detach().numpy(), rtol=1e-4, atol=1e-5)
+    found = [a.ints for n in onnx.load(file).graph.node for a in n.attribute if a.name == "strides"]
+    assert {stride for each in found for stride in each} == {1}
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"batch_norm": "shared"},
+        {"batch_norm": "per_phase", "output_factor": 2},
+        {"scope": "layer", "pooling": True},
+    ],
+    ids=["shared", "per_phase", "layer"],
+)
+def test_branches_and_ragged_maps_are_exported(settings: dict[str, Any], file: Path) -> None:
+    model = drawn(residual).eval()
+    size = (2, 23, 18)
+    twin = eliminate_stride(model, size, **settings)
+    assert twin.plan.strided_layers == 4
+    masks = sum(isinstance(module, PhantomMask) for module in twin.modules())
+    assert (masks > 1) == ("scope" not in settings)
+    report = export_onnx(twin, file)
+    assert report.strided == ()
+    assert_computes_the_same(file, model, size)
+
+
+def test_a_stride_that_the_twin_was_to_keep_is_told(file: Path) -> None:
+    model = drawn(residual).eval()
+    for settings, kept in (
+        ({}, ["largest"]),
+        ({"only": ["conv1", "shortcut", "largest"]}, ["stem.0"]),
+    ):
+        report = export_onnx(eliminate_stride(model, SIZE, scope="layer", **settings), file)
+        assert [node.name.removeprefix("network.") for node in report.strided] == kept
+
+
+def test_several_inputs_have_their_names_and_each_its_phase_form(file: Path) -> None:
+    class Two(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.wide, self.narrow = nn.Conv2d(2, 3, 3, (2, 4)), nn.Conv2d(1, 3, 3, (2, 1))
+
+        def forward(self, left: Tensor, input: Tensor) -> tuple[Tensor, Tensor]:
+            maps = self.wide(left) + self.narrow(input)
+            return maps, maps.mean((2, 3))
+
+    model, sizes = drawn(Two).eval(), [(2, 9, 19), (1, 9, 7)]
+    twin = eliminate_stride(model, sizes)
+    inputs = [images_of(size, 2) for size in sizes]
+    for rearranged_by in ("graph", "host"):
+        report = export_onnx(twin, file, sizes, rearrange=rearranged_by)
+        fed = [x.numpy() for x in inputs]
+        if report.layout:
+            fed = host.rearrange(host.read_layout(report.layout), *fed)
+        outputs = session_of(file).run(None, dict(zip(["left", "input"], fed, strict=True)))
+        for obtained, expected in zip(outputs, model(*inputs), strict=True):
+            np.testing.assert_allclose(obtained, expected.detach().numpy(), rtol=1e-4, atol=1e-5)
 
 
 def test_a_strided_networks_file_keeps_its_strides_and_says_so(file: Path) -> None:
@@ -384,6 +477,21 @@ def test_a_twin_with_a_stride_is_refused(earlier: Path) -> None:
         StrideEliminationError, match=r"a stride in network\.1 \(Conv, strides 1x2\)"
     ):
         export_onnx(twin, earlier, batch=1)
+
+
+def test_a_network_that_only_claims_to_be_a_twin_is_refused(earlier: Path) -> None:
+    class Calls(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.weight = nn.Parameter(torch.randn(2, 4, 2, 2))
+
+        def forward(self, phases: Tensor) -> Tensor:
+            return F.conv2d(phases, self.weight, stride=2)
+
+    plan = twin_of(lambda: nn.Conv2d(1, 2, 2, 2), (1, 9, 9)).plan
+    claimed = UnitStrideNetwork(fx.symbolic_trace(Calls()), plan)
+    with pytest.raises(StrideEliminationError, match=r"has a stride in .* \(Conv, strides 2x2\)"):
+        export_onnx(claimed, earlier)
 
 
 def test_a_damaged_file_is_refused(earlier: Path, monkeypatch: pytest.MonkeyPatch) -> None:
