@@ -247,7 +247,9 @@ class Conversion:
                 inside = [what for what in inside if what.startswith("convolution")]
             if inside and (rule is PINNED or (self.options.scope == "layer" and not alone)):
                 cure = CURES.get(call.operation, self._cure(call))
-                raise StrideEliminationError(f"{call.named} has a {inside[0]} and no rule; {cure}")
+                raise StrideEliminationError(
+                    f"{call.named} has inside it a {inside[0]}, for which there is no rule; {cure}"
+                )
 
     @staticmethod
     def _cure(call: Call) -> str:
@@ -344,7 +346,7 @@ class Conversion:
         return tuple(inputs)
 
     def _count(self, layers: list[LayerPlan]) -> tuple[int, int]:
-        """Parameters of both networks: those of a module that is called twice once, unless it becomes two."""
+        """Parameters of both networks; a module that is called twice counts once, unless it becomes two."""
         state = dict(self.traced.named_parameters())
         constants = {n.target for n in self.traced.graph.nodes if n.op == "get_attr"}
         strided = unit_stride = sum(state[name].numel() for name in constants if name in state)
@@ -370,7 +372,7 @@ def _changes(layer: LayerPlan) -> bool:
 def _pad_first(layer: LayerPlan, none: Padding) -> tuple[LayerPlan, Padding]:
     maps, padding = list(layer.maps), list(none)
     for axis, tap_map in enumerate(maps):
-        padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))  # type: ignore[arg-type, call-arg]
+        padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))
         if padded.twin_kernel < tap_map.twin_kernel:
             maps[axis], padding[axis] = padded, tap_map.padding  # type: ignore[assignment]
     if not maps:
@@ -414,7 +416,7 @@ def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     if name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[-2:] != "__"):
         return True
     try:
-        given = signature(node.target).bind(*node.args, **node.kwargs)  # type: ignore[arg-type]
+        given = signature(node.target).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):
         return False
     return given.arguments.get("inplace") is True

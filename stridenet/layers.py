@@ -351,7 +351,7 @@ class Broadcast(nn.Module):
 
     def __init__(
         self,
-        operation: Operation,
+        operation: nn.Module,
         maps: Sequence[FeatureMap | None],
         output: FeatureMap,
         masks: Sequence[nn.Module],

@@ -121,8 +121,9 @@ _TABLE: list[tuple[Rule, Any]] = [
     (rules.ByPixel(_over_channels), (nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax,
                                      torch.softmax, torch.log_softmax, "softmax", "log_softmax")),
     (rules.ByPixel(_of_channels), (nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)),
-    (rules.ByPixel(_over_all_positions), (torch.mean, torch.sum, torch.amax, torch.amin, torch.logsumexp,
-                                          "mean", "sum", "amax", "amin", "logsumexp")),
+    (rules.ByPixel(_over_all_positions), (
+        torch.mean, torch.sum, torch.amax, torch.amin, torch.logsumexp,
+        "mean", "sum", "amax", "amin", "logsumexp")),
 ]  # fmt: skip
 _RULES = {operation: rule for rule, operations in _TABLE for operation in operations}
 _BY_NAME = {

@@ -247,7 +247,7 @@ class TransposedTapMap:
 
     @cached_property
     def taps(self) -> np.ndarray:
-        """Integers (S, F, K̃) as in TapMap: the tap by which output phase q reads input phase p, or −1."""
+        """Integers (S, F, K̃) as in TapMap: the tap from input phase p to output phase q, or −1."""
         q, p, k, block = self._meetings
         taps = np.full((self.output_factor, self.input_factor, np.ptp(block) + 1), -1)
         taps[q, p, block - block.min()] = k

@@ -5,14 +5,13 @@ An operation without a rule keeps its place and its maps their ordinary form.
 """
 
 import copy
-import operator
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import chain
 from math import prod
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -47,7 +46,6 @@ from stridenet.phases import (
 from stridenet.tracing import (
     BATCH,
     CONVOLUTIONS,
-    TRANSPOSED,
     Size,
     StrideEliminationError,
     operation_of,
@@ -183,9 +181,9 @@ class Call:
     def slots(self) -> tuple[tuple, dict]:
         """Its arguments, with slots where nodes stand."""
         position = {node: index for index, node in enumerate(self.operands)}
-        return fx.node.map_arg(
-            (self.node.args, dict(self.node.kwargs)), lambda n: Slot(position[n])
-        )
+        given: Any = (self.node.args, dict(self.node.kwargs))
+        filled: Any = fx.node.map_arg(given, cast(Any, lambda node: Slot(position[node])))
+        return filled
 
     def as_module(self) -> nn.Module:
         """The operation by itself: a copy of the module, or the function with its arguments."""
@@ -304,29 +302,27 @@ class Elementwise(Rule):
                     factors.pin(a, f"{call.named} broadcasts an axis of size one")
         for constant in call.constants:
             for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
-                size = (1,) * len(shape(call.node)) + shape(constant)
-                if size[dimension - len(shape(call.node))] > 1:
+                sizes = (1,) * len(shape(call.node)) + shape(constant)
+                if sizes[dimension - len(shape(call.node))] > 1:
                     factors.pin(axis, f"{call.named} has a number for each position")
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        device = _device(call)
-        fills = self.fill is not None and any(m.ragged for m in layer.inputs)
         alike = len(set(layer.inputs)) == 1 and not call.constants
-        if alike and not fills:
+        if alike and not (self.fill is not None and layer.input.ragged):
             return None
-        maps, masks = [], []
-        found = iter(layer.inputs)
-        for node in call.operands:
-            known = next(found) if node in call.maps else self._constant(call, node, layer.output)
-            ragged = fills and node in call.maps and known.ragged
-            maps.append(known)
-            masks.append(PhantomMask(known, device, self.fill) if ragged else nn.Identity())
-        if call.module is not None:
-            return nn.Sequential(OrderedDict(mask=masks[0], operation=call.as_module()))
+        known = dict(zip(call.maps, layer.inputs, strict=True))
+        maps = [known.get(n, self._constant(n, layer.output)) for n in call.operands]
+        masks = [self._mask(call, known.get(n)) for n in call.operands]
         return Broadcast(call.as_module(), maps, layer.output, masks)
 
+    def _mask(self, call: Call, operand: FeatureMap | None) -> nn.Module:
+        if self.fill is None or operand is None or not operand.ragged:
+            return nn.Identity()
+        return PhantomMask(operand, _device(call), self.fill)
+
     @staticmethod
-    def _constant(call: Call, node: fx.Node, output: FeatureMap) -> FeatureMap | None:
+    def _constant(node: fx.Node, output: FeatureMap) -> FeatureMap | None:
+        """A tensor of the model as a map of one position; None if it is a number or has no channels."""
         if not tensors(node.meta["value"]):
             return None
         from_right = output.channel - len(output.size)
@@ -379,9 +375,7 @@ class Permutation(Rule):
     def _order(self, call: Call) -> list[int]:
         rank = len(shape(call.node))
         if call.operation in (torch.permute, "permute"):
-            given = (
-                call.options("dims")["dims"] if "dims" in call.node.kwargs else call.node.args[1:]
-            )
+            given: Any = (call.node.kwargs.get("dims"),) if call.node.kwargs else call.node.args[1:]
             given = given[0] if isinstance(given[0], (tuple, list)) else given
             return [d % rank for d in given]
         order = list(range(rank))
@@ -666,7 +660,7 @@ class Convolution(Windowed):
     def _convolution(self, call: Call, layer: LayerPlan, padding: list[int]) -> nn.Module:
         module = call.module
         out_channels, in_channels, *kernel = layer.unit_stride_weight_size
-        kind = CONVOLUTIONS[len(kernel) - 1]
+        kind: Any = CONVOLUTIONS[len(kernel) - 1]
         with torch.device("meta"):  # no memory, and no draw from the global random generator
             twin = kind(
                 in_channels * module.groups,
@@ -681,7 +675,7 @@ class Convolution(Windowed):
         if module.bias is not None:
             bias = expand_bias(module.bias.detach(), layer.maps).clone()
             twin.bias = nn.Parameter(bias, _requires_grad(module, "bias"))
-        return twin.train(module.training)
+        return cast(nn.Module, twin.train(module.training))
 
 
 class TransposedConvolution(Convolution):
@@ -876,7 +870,7 @@ class Indexing(Windowed):
     def _slices(self, call: Call) -> list[slice] | None:
         """Of each dimension but the batch; None if the index is more than slices."""
         given = call.node.args[1]
-        index = list(given) if isinstance(given, (tuple, list)) else [given]
+        index: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
         rank = len(shape(call.maps[0]))
         if any(i is Ellipsis for i in index):
             at = next(n for n, i in enumerate(index) if i is Ellipsis)

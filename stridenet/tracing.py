@@ -8,7 +8,7 @@ plain numbers that it may compute with and branch on; only the number of images 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
@@ -66,7 +66,7 @@ class _Proxy(fx.Proxy):
         return len(self.node.meta["value"])
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        return (self[index] for index in range(len(self)))
+        return (operator.getitem(self, index) for index in range(len(self)))  # type: ignore[index]
 
 
 def _in_place(function: Any) -> Any:

@@ -25,7 +25,7 @@ from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
 from stridenet.elimination import Conversion, InputPlan, UnitStrideNetwork, build
-from stridenet.rules import Call, LayerPlan, Pooling, Rule
+from stridenet.rules import Call, Pooling, Rule
 from stridenet.tracing import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -371,8 +371,9 @@ def _report(
     expected = expected.to(bound.dtype)
     error = (obtained.to(bound.dtype) - expected).abs()
     share = torch.where(error == 0, 0, error / bound)
-    largest = (float(t.max()) if t.numel() else 0.0 for t in (expected.abs(), error, share))
-    return LayerReport(layer, operation, *largest, bool((error <= bound).all()))
+    value, difference, worst = (float(t.max()) for t in (expected.abs(), error, share))
+    passed = bool((error <= bound).all())
+    return LayerReport(layer, operation, value, difference, worst, passed)
 
 
 def _worst(reports: Iterator[LayerReport] | Any) -> LayerReport:
