@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from inspect import signature
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -21,7 +21,7 @@ from torch import Tensor, fx, nn
 from stridenet.factors import FactorConflict, Factors
 from stridenet.layers import DepthToSpace, EachInput, Padding, PhantomMask, SpaceToDepth
 from stridenet.operators import CURES, PINNED, rule_of
-from stridenet.phases import FeatureMap
+from stridenet.phases import FeatureMap, TapMap
 from stridenet.rules import (
     Call,
     Convolution,
@@ -346,7 +346,7 @@ class Conversion:
         return tuple(inputs)
 
     def _count(self, layers: list[LayerPlan]) -> tuple[int, int]:
-        """Parameters of both networks; a module that is called twice counts once, unless it becomes two."""
+        """Parameters of both networks; a module called twice counts once unless it becomes two."""
         state = dict(self.traced.named_parameters())
         constants = {n.target for n in self.traced.graph.nodes if n.op == "get_attr"}
         strided = unit_stride = sum(state[name].numel() for name in constants if name in state)
@@ -372,9 +372,10 @@ def _changes(layer: LayerPlan) -> bool:
 def _pad_first(layer: LayerPlan, none: Padding) -> tuple[LayerPlan, Padding]:
     maps, padding = list(layer.maps), list(none)
     for axis, tap_map in enumerate(maps):
+        assert isinstance(tap_map, TapMap)
         padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))
         if padded.twin_kernel < tap_map.twin_kernel:
-            maps[axis], padding[axis] = padded, tap_map.padding  # type: ignore[assignment]
+            maps[axis], padding[axis] = padded, tap_map.padding
     if not maps:
         return layer, none
     source = replace(layer.input, size=(layer.input.size[0], *(tap_map.size for tap_map in maps)))
@@ -416,7 +417,7 @@ def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     if name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[-2:] != "__"):
         return True
     try:
-        given = signature(node.target).bind(*node.args, **node.kwargs)
+        given = signature(cast(Any, node.target)).bind(*node.args, **node.kwargs)
     except (TypeError, ValueError):
         return False
     return given.arguments.get("inplace") is True
@@ -447,7 +448,7 @@ class UnitStrideNetwork(nn.Module):
 class UnitStrideNetworkOfSeveral(UnitStrideNetwork):
     """The twin of a network with several inputs."""
 
-    def forward(self, *images: Tensor) -> Any:  # type: ignore[override]
+    def forward(self, *images: Tensor) -> Any:
         """A batch for each input to what the strided network returns."""
         return self.network(*self.rearrange(*images))
 

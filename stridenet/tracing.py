@@ -8,7 +8,7 @@ plain numbers that it may compute with and branch on; only the number of images 
 import operator
 from collections.abc import Iterable, Iterator, Sequence
 from itertools import chain
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
@@ -66,7 +66,7 @@ class _Proxy(fx.Proxy):
         return len(self.node.meta["value"])
 
     def __iter__(self) -> Iterator[fx.Proxy]:
-        return (operator.getitem(self, index) for index in range(len(self)))  # type: ignore[index]
+        return (operator.getitem(self, index) for index in range(len(self)))
 
 
 def _in_place(function: Any) -> Any:
@@ -164,12 +164,12 @@ class _Tracer(fx.Tracer):
 
     def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "call_function":
-            return node.target(*args, **kwargs)  # type: ignore[operator]
+            return cast(Any, node.target)(*args, **kwargs)
         if node.op == "call_method":
             return getattr(args[0], str(node.target))(*args[1:], **kwargs)
         if node.op == "get_attr":
             return torch.empty_like(operator.attrgetter(str(node.target))(self.root), device="meta")
-        module = self.root.get_submodule(str(node.target))  # type: ignore[union-attr]
+        module = self.root.get_submodule(str(node.target))
         state = chain(module.named_parameters(), module.named_buffers())
         meta = {  # but counters, which a module in training mode may want as numbers
             name: torch.empty_like(tensor, device="meta")
@@ -272,8 +272,8 @@ def _checked_size(size: Any, given: Any) -> Size:
         checked = ()
     if not checked or min(checked) < 1 or not isinstance(size, Sequence):
         raise StrideEliminationError(
-            f"input_size={given!r}: give the positive sizes of one image, as in (1, 28, 28), or of each "
-            "input, as in ((1, 28, 28), (3, 14, 14))"
+            f"input_size={given!r}: give the positive sizes of one image, as in (1, 28, 28), or of "
+            "each input, as in ((1, 28, 28), (3, 14, 14))"
         )
     return checked
 
