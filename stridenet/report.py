@@ -144,8 +144,8 @@ def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
     caption = (
         "Each network beside its unit-stride twin: multiply-adds and milliseconds of the forward "
         f"pass of one input, median (quartiles) of {config.rounds} rounds in turn, in float32. Error: "
-        "the largest of any layer's map in float64, and the largest share of the rounding bound at "
-        "its position; up to 1 the layer is equal up to rounding."
+        "the largest of any layer in float64, as a share of the largest value of its map, and as a "
+        "share of the rounding bound at its position: up to 1, the layer is equal up to rounding."
     )
     name = "own_model" if config.of_user else "zoo"  # which keeps the zoo's table
     write_json(folder / f"{name}.json", rows)

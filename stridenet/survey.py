@@ -22,7 +22,7 @@ from stridenet.execution import circumstances, prepare
 from stridenet.runs import write_json
 from stridenet.tables import NETWORKS
 from stridenet.tracing import StrideEliminationError, written
-from stridenet.verification import VerificationReport, verify
+from stridenet.verification import LayerReport, VerificationReport, verify
 from stridenet.zoo import ZOO, calibrate
 
 BATCH = 2  # images on which a twin is verified
@@ -115,7 +115,7 @@ def _planned(plan: EliminationPlan) -> dict[str, int]:
 def _verified(report: VerificationReport) -> dict[str, Any]:
     """How far the twin is from the model; None stands for a number that is not finite."""
     numbers = {
-        "largest_error": max(layer.largest_error for layer in report.layers),
+        "relative_error": max(map(_relative_error, report.layers)),
         "share_of_bound": max(layer.share_of_bound for layer in report.layers),
         "output_difference": report.output_difference,
     }
@@ -125,6 +125,13 @@ def _verified(report: VerificationReport) -> dict[str, Any]:
         "layers_compared": len(report.layers),
         **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
     }
+
+
+def _relative_error(layer: LayerReport) -> float:
+    """The layer's largest error as a share of the largest value of its map."""
+    if not layer.largest_error:
+        return 0.0
+    return layer.largest_error / layer.largest_value if layer.largest_value else math.inf
 
 
 def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:

@@ -211,7 +211,7 @@ ZOO_COLUMNS = (
         for network in NETWORKS
     ),
     "layers_compared",
-    "largest_error",
+    "relative_error",
     "share_of_bound",
     "output_difference",
     "passed",
@@ -256,7 +256,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Parameters (M)": pair("parameters"),
             "Multiply-adds (M)": pair("multiply_adds"),
             "Twin is": verdict,
-            "Error": table.largest_error.map(_blank_or("{:.1e}")),
+            "Error": table.relative_error.map(_blank_or("{:.1e}")),
             "of bound": table.share_of_bound.map(_blank_or("{:.2f}")),
             **{
                 title: table.apply(_median_and_quartiles, axis=1, name=name)
