@@ -6,6 +6,7 @@ positions in whatever order. What does not depend on that order runs on it as in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -51,7 +52,8 @@ def _to_phases(
             f"images are {written(images.shape[1:])}, but this twin was made for {written(size)}; "
             "call eliminate_stride with that input_size"
         )
-    return space_to_depth(_pad(images, padding, fill), factor) if factor else images
+    images = _pad(images, padding, fill)
+    return space_to_depth(images, factor) if prod(factor) > 1 else images
 
 
 class EachInput(nn.Module):
