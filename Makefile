@@ -32,8 +32,9 @@ reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 an
 report: .venv/ready ## tables and plots of what has been run
 	$(PYTHON) -m experiments.report $(SETTINGS)
 
-bench: .venv/ready ## time the training step: both networks, our loop and a plain one
+bench: .venv/ready ## time training steps, a conversion, and first layers beside their twins
 	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.conversion_benchmark outputs=$(OUTPUTS) $(RUN_ARGS)
 
 calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
 	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
@@ -47,6 +48,7 @@ publish: .venv/ready ## the report as outputs/reference, which later reports sho
 	mkdir -p outputs/reference
 	find $(OUTPUTS)/report -type f ! -name 'own_model.*' -exec cp {} outputs/reference/ \;
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
+	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest

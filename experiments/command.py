@@ -17,7 +17,16 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from stridenet.config import Bench, Config, Conversion, Export, InputError, Report, Zoo
+from stridenet.config import (
+    Bench,
+    Config,
+    Conversion,
+    ConversionBench,
+    Export,
+    InputError,
+    Report,
+    Zoo,
+)
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
@@ -29,6 +38,7 @@ tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 ConfigStore.instance().store("bench_schema", Bench)
+ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
 for name, conversion in {"conversion": Conversion, "export": Export, "zoo": Zoo}.items():
     schema = OmegaConf.structured(conversion)
     OmegaConf.set_struct(schema.model, False)  # takes any argument: model.num_classes=10

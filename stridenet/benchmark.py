@@ -53,8 +53,8 @@ def benchmark(config: Bench) -> dict[str, Any]:
     matrix = torch.rand(MATRIX, MATRIX, device=device)
     timed: dict[str, Chunk] = {
         **{f"ours_{name}": ours[name] for name in NETWORKS},
-        "matrix_product": lambda: _seconds(lambda: matrix @ matrix, PRODUCTS, device),
-        "rearrangement": lambda: _seconds(lambda: rearrange(images), 1, device),
+        "matrix_product": lambda: seconds(lambda: matrix @ matrix, PRODUCTS, device),
+        "rearrangement": lambda: seconds(lambda: rearrange(images), 1, device),
     }
     # A process of its own, which is not set up as ours is.
     with ProcessPoolExecutor(
@@ -160,7 +160,8 @@ def _result(plain: ProcessPoolExecutor, name: str) -> float:
     return plain.submit(_plain_chunk, name).result()
 
 
-def _seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Of one time of the work, when it is done so many times."""
     synchronise(device)
     began = time.perf_counter()
     for _ in range(times):

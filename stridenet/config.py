@@ -123,6 +123,18 @@ class Bench(Experiment):
 
 
 @dataclass
+class ConversionBench:
+    """What is timed: two conversions of one network, and the stems of several beside their twins."""
+
+    rounds: int = 20
+    steps: int = 3  # forward passes of each stem and of its twin in a round
+    batch_size: int = 8
+    device: str = "auto"  # of the stems: auto | cpu | cuda | mps
+    threads: int = 1
+    outputs: str = "outputs"
+
+
+@dataclass
 class Conversion:
     """Any network, and how its strides are to be eliminated."""
 
@@ -173,7 +185,7 @@ class Export(Conversion):
         return Path(self.file or Path(self.outputs) / "onnx" / f"{model}-{self.network}.onnx")
 
 
-Settings = TypeVar("Settings", bound=Experiment | Conversion)
+Settings = TypeVar("Settings", bound=Experiment | Conversion | ConversionBench)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
@@ -188,6 +200,10 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _check_conversion(config)
     if isinstance(config, Export):
         _check_export(config)
+    if isinstance(config, ConversionBench):
+        for key in ("rounds", "steps", "batch_size"):
+            _at_least(key, getattr(config, key), 1)
+        _check_machine(config)
     return config
 
 
@@ -364,7 +380,7 @@ def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
 
 
-def _check_machine(config: Config | Bench) -> None:
+def _check_machine(config: Config | Bench | ConversionBench) -> None:
     _check_threads(config.threads)
     _one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
 

@@ -24,6 +24,7 @@ from stridenet.config import (
     STARTING_WEIGHTS,
     Bench,
     Config,
+    ConversionBench,
     InputError,
     Zoo,
     experiment_identity,
@@ -221,7 +222,7 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench | Zoo, device: torch.device, jobs_at_once: int = 1
+    config: Config | Bench | ConversionBench | Zoo, device: torch.device, jobs_at_once: int = 1
 ) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {

@@ -15,6 +15,7 @@ from stridenet.config import InputError, Report, Zoo, experiment_identity, model
 from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.networks import build_strided
 from stridenet.runs import finished_runs, tidy, write, write_json
+from stridenet.tracing import written
 
 OPERATORS = 4  # of torch, of which the share of the time is told
 WIDTH = 80  # of a terminal
@@ -131,6 +132,49 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
     )
     readable = tables.benchmark_for_readers(table)
     return Section("benchmark", "Benchmark", caption, about, table, readable)
+
+
+def conversion_sections(measured: dict[str, Any]) -> list[Section]:
+    """What experiments.conversion_benchmark measured."""
+    config, size = measured["config"], written(measured["size"])
+    rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
+    model, where = measured["conversion"]["model"], "on the processor"
+    about = (
+        f"On {measured['device_name']}, {measured['threads']} thread(s), "
+        f"torch {measured['versions']['torch']}."
+    )
+    if measured["device"] != "cpu":
+        about += f" The conversions ran {where}."
+    conversions = (
+        f"Milliseconds of a conversion of {model} for images {size}, {rounds}: each strided "
+        "convolution by itself (scope=layer), and torch.fx's fusion of convolutions with BatchNorm. "
+        "Ratio: of both in a round."
+    )
+    stems = (
+        f"Milliseconds of a forward pass of first layers and of their unit-stride twins, {rounds} of "
+        f"{config['steps']} passes each, batches of {config['batch_size']} images {size}, float32. "
+        "Ratios: twin over strided; below 1, elimination pays."
+    )
+    timed, passes = tables.conversions(measured), tables.stems(measured)
+    return [
+        Section(
+            "conversion",
+            "Conversion",
+            conversions,
+            about,
+            timed,
+            tables.conversions_for_readers(timed),
+        ),
+        Section(
+            "stems",
+            "Stems",
+            stems,
+            about,
+            passes,
+            tables.stems_for_readers(passes),
+            ("Layer", "Multiply-adds"),
+        ),
+    ]
 
 
 def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:

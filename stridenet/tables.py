@@ -173,6 +173,10 @@ def benchmark(measured: dict[str, Any]) -> pd.DataFrame:
 def _of_rounds(strided: "pd.Series[float]", unit_stride: "pd.Series[float]") -> dict[str, float]:
     """Median and quartiles over the rounds: strided_median, strided_low, …, ratio_high."""
     columns = {"strided": strided, "unit_stride": unit_stride, "ratio": unit_stride / strided}
+    return _spread(columns)
+
+
+def _spread(columns: "dict[str, pd.Series[float]]") -> dict[str, float]:
     return {
         f"{name}_{part}": column.quantile(quantile)
         for name, column in columns.items()
@@ -189,15 +193,70 @@ def _median_and_quartiles(row: "pd.Series[float]", name: str) -> str:
     return f"{median:{digits}}{spread}"
 
 
+TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a forward pass
+
+
+def _spreads(table: pd.DataFrame, titles: dict[str, str]) -> "dict[str, pd.Series[str]]":
+    """Medians with their quartiles in one entry, a column for each of these."""
+    return {
+        title: table.apply(_median_and_quartiles, axis=1, name=name)
+        for name, title in titles.items()
+    }
+
+
 def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Medians with their quartiles in one entry."""
-    columns = {**PRINTED, "ratio": "ratio"}
-    entries = {
-        printed: table.apply(_median_and_quartiles, axis=1, name=name)
-        for name, printed in columns.items()
-    }
+    entries = _spreads(table, {**PRINTED, "ratio": "ratio"})
     entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
     return pd.DataFrame({"": table.quantity, **entries})
+
+
+def conversions(measured: dict[str, Any]) -> pd.DataFrame:
+    """Milliseconds of both conversions of one network: median and quartiles over the rounds, and how
+    many times as long as torch.fx's fuse the elimination takes in a round."""
+    milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
+    columns = {
+        "eliminate_stride": milliseconds.eliminate_stride,
+        "fuse": milliseconds.fuse,
+        "ratio": milliseconds.eliminate_stride / milliseconds.fuse,
+    }
+    return pd.DataFrame([{"model": measured["conversion"]["model"], **_spread(columns)}])
+
+
+def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry."""
+    titles = {"eliminate_stride": "eliminate_stride", "fuse": "torch.fx's fuse", "ratio": "ratio"}
+    return pd.DataFrame({"Network": table.model, **_spreads(table, titles)})
+
+
+def stems(measured: dict[str, Any]) -> pd.DataFrame:
+    """Milliseconds of a forward pass of each stem and of its twin, and the ratio of each round."""
+    rows = []
+    for stem in measured["stems"]:
+        milliseconds = 1000 * pd.DataFrame(stem["seconds"])
+        adds = {f"{name}_multiply_adds": stem["multiply_adds"][name] for name in NETWORKS}
+        rows.append(
+            {
+                **{key: stem[key] for key in ("stem", "layer", "layout")},
+                **adds,
+                **_of_rounds(milliseconds.strided, milliseconds.unit_stride),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry; multiply-adds as a ratio."""
+    adds = table.unit_stride_multiply_adds / table.strided_multiply_adds
+    return pd.DataFrame(
+        {
+            "Stem": table.stem,
+            "Layer": table.layer,
+            "Layout": table.layout,
+            "Multiply-adds": adds.map("{:.2f}".format),
+            **_spreads(table, TIMES),
+        }
+    )
 
 
 ZOO_COLUMNS = (
@@ -258,10 +317,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Twin is": verdict,
             "Error": table.relative_error.map(_blank_or("{:.1e}")),
             "of bound": table.share_of_bound.map(_blank_or("{:.2f}")),
-            **{
-                title: table.apply(_median_and_quartiles, axis=1, name=name)
-                for title, name in (("ms", "strided"), ("twin's ms", "unit_stride"), ("ratio",) * 2)
-            },
+            **_spreads(table, TIMES),
             **reasons,
         }
     )

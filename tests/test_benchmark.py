@@ -283,5 +283,5 @@ def test_seconds_are_of_one_time(monkeypatch: pytest.MonkeyPatch) -> None:
     def work() -> None:
         clock[0] += 2.0
 
-    assert bench._seconds(work, 5, torch.device("cpu")) == 2.0
+    assert bench.seconds(work, 5, torch.device("cpu")) == 2.0
     assert clock[0] == 10.0
