@@ -18,22 +18,11 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, fx, nn
 
+from stridenet.calls import Call, LayerPlan, Options, Rule, axes, channel, shape
 from stridenet.factors import FactorConflict, Factors
 from stridenet.layers import DepthToSpace, EachInput, Padding, PhantomMask, SpaceToDepth
 from stridenet.operators import CURES, PINNED, rule_of
 from stridenet.phases import FeatureMap, TapMap
-from stridenet.rules import (
-    Call,
-    Convolution,
-    LayerPlan,
-    Options,
-    Pooling,
-    Rule,
-    Windowed,
-    axes,
-    channel,
-    shape,
-)
 from stridenet.tracing import (
     Size,
     StrideEliminationError,
@@ -44,6 +33,7 @@ from stridenet.tracing import (
     trace,
     written,
 )
+from stridenet.windows import Convolution, Pooling, Windowed
 
 if TYPE_CHECKING:
     import pandas as pd

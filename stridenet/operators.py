@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stridenet import rules
-from stridenet.rules import Call, Rule, channel, shape, spatial
+from stridenet import rules, windows
+from stridenet.calls import Call, Pinned, Rule, channel, shape, spatial
 from stridenet.tracing import CONVOLUTIONS, TRANSPOSED
 
 # Applied to each number by itself, finite where their input is: they take any arrangement of a map.
@@ -95,22 +95,22 @@ _POOLS = {
     (False, True): (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
                     F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
 }  # fmt: skip
-PINNED = rules.Pinned()
+PINNED = Pinned()
 _TABLE: list[tuple[Rule, Any]] = [
     (rules.Elementwise(), ELEMENTWISE | ARITHMETIC | COPIES),
     (rules.Elementwise(fill=1), PARTIAL),
-    (rules.Convolution(), CONVOLUTIONS),
-    (rules.TransposedConvolution(), TRANSPOSED),
-    *[(rules.Pooling(*kind), operations) for kind, operations in _POOLS.items()],
+    (windows.Convolution(), CONVOLUTIONS),
+    (windows.TransposedConvolution(), TRANSPOSED),
+    *[(windows.Pooling(*kind), operations) for kind, operations in _POOLS.items()],
     (rules.BatchNormalisation(), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
     (rules.PerChannel(), (nn.PReLU,)),
     (rules.Concatenation(), (torch.cat, torch.concat, torch.concatenate)),
     (rules.Split(), (torch.split, torch.chunk, "split", "chunk")),
     (rules.Permutation(), (torch.permute, torch.transpose, "permute", "transpose")),
     (rules.Flatten(), (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")),
-    (rules.ConstantPadding(), (F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d,
+    (windows.ConstantPadding(), (F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d,
                                nn.ConstantPad2d, nn.ConstantPad3d)),
-    (rules.Indexing(), (operator.getitem,)),
+    (windows.Indexing(), (operator.getitem,)),
     (rules.NearestUpsampling(), (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
     (rules.Dense(), (nn.Linear,)),
     (rules.ByPixel(_channels_first), (

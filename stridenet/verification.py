@@ -24,8 +24,8 @@ from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from stridenet.calls import Call, Rule
 from stridenet.elimination import Conversion, InputPlan, UnitStrideNetwork, build
-from stridenet.rules import Call, Pooling, Rule
 from stridenet.tracing import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -33,6 +33,7 @@ from stridenet.tracing import (
     checked_sizes,
     tensors,
 )
+from stridenet.windows import Pooling
 
 if TYPE_CHECKING:
     import pandas as pd

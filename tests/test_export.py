@@ -31,12 +31,12 @@ from stridenet import (
     export_onnx,
     host,
 )
+from stridenet.calls import Options
 from stridenet.config import Export, InputError, resolve
 from stridenet.elimination import PhantomMask
 from stridenet.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
 from stridenet.onnx_check import Comparison, check_graph
 from stridenet.phases import space_to_depth
-from stridenet.rules import Options
 from stridenet.zoo import lenet
 from tests.conftest import settings_of
 
