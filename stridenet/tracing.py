@@ -146,12 +146,11 @@ class _Tracer(fx.Tracer):
             self.running = True  # torch.fx has replaced the call of every module
             try:
                 node.meta["value"] = self._result(node, args, kwargs)
-            except (
-                Exception
-            ) as error:  # what an operation raises on a map that does not fit it varies
+            except Exception as error:  # what a map that does not fit makes it raise varies
                 sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
                 raise StrideEliminationError(
-                    f"{place(self.root, node)} on a map {sizes}: {_first_line(error)}"
+                    f"{place(self.root, node)} on a map {sizes}: {_first_line(error)}; give the "
+                    "input_size that the network takes"
                 ) from error
             finally:
                 self.running = False

@@ -271,7 +271,10 @@ def test_verify_prints_the_plan_and_the_report_and_fails_where_the_twin_differs(
     ("overrides", "told"),
     [
         (mine("Raises"), "model._target_=my_models.Raises failed: RuntimeError: out of order"),
-        (mine("small", "input_size=[4,9,9]"), "4x9x9"),
+        (
+            mine("small", "input_size=[4,9,9]"),
+            "map 4x9x9: Invalid channel dimensions; give the input_",
+        ),
         (["model.num_clases=3"], "num_clases"),
         (["sede=3"], "sede"),
         (["pooling=perhaps"], "perhaps"),
