@@ -316,7 +316,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Multiply-adds (M)": pair("multiply_adds"),
             "Twin is": verdict,
             "Error": table.relative_error.map(_blank_or("{:.1e}")),
-            "of bound": table.share_of_bound.map(_blank_or("{:.2f}")),
+            "of bound": table.share_of_bound.map(_blank_or("{:.2g}")),
             **_spreads(table, TIMES),
             **reasons,
         }
