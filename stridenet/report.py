@@ -138,42 +138,26 @@ def conversion_sections(measured: dict[str, Any]) -> list[Section]:
     """What experiments.conversion_benchmark measured."""
     config, size = measured["config"], written(measured["size"])
     rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
-    model, where = measured["conversion"]["model"], "on the processor"
     about = (
         f"On {measured['device_name']}, {measured['threads']} thread(s), "
         f"torch {measured['versions']['torch']}."
     )
-    if measured["device"] != "cpu":
-        about += f" The conversions ran {where}."
     conversions = (
-        f"Milliseconds of a conversion of {model} for images {size}, {rounds}: each strided "
-        "convolution by itself (scope=layer), and torch.fx's fusion of convolutions with BatchNorm. "
-        "Ratio: of both in a round."
+        f"Milliseconds of a conversion of {measured['conversion']['model']} for images {size}, on the "
+        f"processor, {rounds}: each strided convolution by itself (scope=layer), beside torch.fx's "
+        "fusion of convolutions with BatchNorm. Ratio: of both in a round."
     )
     stems = (
         f"Milliseconds of a forward pass of first layers and of their unit-stride twins, {rounds} of "
         f"{config['steps']} passes each, batches of {config['batch_size']} images {size}, float32. "
-        "Ratios: twin over strided; below 1, elimination pays."
+        "Ratio: twin over strided; below 1, elimination pays."
     )
     timed, passes = tables.conversions(measured), tables.stems(measured)
+    readable = tables.conversions_for_readers(timed), tables.stems_for_readers(passes)
+    wide = ("Layer", "Multiply-adds")
     return [
-        Section(
-            "conversion",
-            "Conversion",
-            conversions,
-            about,
-            timed,
-            tables.conversions_for_readers(timed),
-        ),
-        Section(
-            "stems",
-            "Stems",
-            stems,
-            about,
-            passes,
-            tables.stems_for_readers(passes),
-            ("Layer", "Multiply-adds"),
-        ),
+        Section("conversion", "Conversion", conversions, about, timed, readable[0]),
+        Section("stems", "Stems", stems, about, passes, readable[1], wide),
     ]
 
 
