@@ -321,7 +321,7 @@ class Conversion:
             padding: Padding = ((0, 0),) * len(axes(node))
             feature_map = self.map_of(node)
             for index, (call, rule) in enumerate(zip(self.calls, self.rules, strict=True)):
-                if call.maps[:1] != [node] or not isinstance(rule, Windowed) or rule.fill:
+                if call.maps[:1] != [node] or not isinstance(rule, Windowed) or rule.outside(call):
                     continue
                 layers[index] = replace(layers[index], masked=False)
                 if (

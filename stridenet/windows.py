@@ -1,6 +1,5 @@
 """Rules of operations that read a window at each position: convolution, pooling, slices, padding."""
 
-import copy
 from collections.abc import Sequence
 from dataclasses import replace
 from itertools import chain
@@ -57,15 +56,13 @@ class Window(NamedTuple):
 class Windowed(Rule):
     """Reads a window around each of its positions, and steps by its stride: f(in) = s·f(out)."""
 
-    fill = 0.0  # what lies outside the map
-
     def windows(self, call: Call) -> list[Window]:
         """One for each spatial axis."""
         raise NotImplementedError
 
-    def body(self, call: Call, layer: LayerPlan) -> nn.Module:
-        """What computes, between unmasked and padded phase forms."""
-        raise NotImplementedError
+    def outside(self, call: Call) -> float:
+        """What a window reads outside the map."""
+        return 0.0
 
     def applies(self, call: Call) -> bool:
         return super().applies(call) and channel(call.maps[0]) == 1
@@ -124,16 +121,17 @@ class Windowed(Rule):
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         parts: dict[str, nn.Module] = {}
+        outside = self.outside(call)
         if layer.padding is not None:
             size = shape(call.maps[0])[1:]
-            parts["rearrange"] = SpaceToDepth(size, layer.padding, layer.input.factor, self.fill)
+            parts["rearrange"] = SpaceToDepth(size, layer.padding, layer.input.factor, outside)
         if layer.masked:
-            parts["mask"] = PhantomMask(layer.input, device_of(call), self.fill)
+            parts["mask"] = PhantomMask(layer.input, device_of(call), outside)
         return sequence(**parts, **self.parts(call, layer))
 
     def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
         """What follows mask and rearrangement, by name."""
-        return {"operation": self.body(call, layer)}
+        return {"maximum": WindowMaximum(layer.maps, self.outside(call))}
 
 
 class Convolution(Windowed):
@@ -258,7 +256,9 @@ class Pooling(Windowed):
 
     def __init__(self, average: bool, adaptive: bool) -> None:
         self.average, self.adaptive = average, adaptive
-        self.fill = 0.0 if average else -torch.inf
+
+    def outside(self, call: Call) -> float:
+        return 0.0 if self.average else -torch.inf
 
     def _numbers(self, call: Call) -> dict[str, Any]:
         if self.adaptive:
@@ -339,7 +339,7 @@ class Pooling(Windowed):
 
     def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
         if not self.average:
-            parts: dict[str, nn.Module] = {"maximum": WindowMaximum(layer.maps, self.fill)}
+            parts: dict[str, nn.Module] = {"maximum": WindowMaximum(layer.maps, self.outside(call))}
             if layer.output.ragged:  # phantoms must stay finite
                 parts["tail"] = PhantomMask(layer.output, device_of(call))
             return parts
@@ -374,7 +374,7 @@ class ConstantPadding(Windowed):
         pairs += [(0, 0)] * (len(shape(call.node)) - len(pairs))
         return None if any(pairs[-1]) else pairs[-2::-1]
 
-    def _value(self, call: Call) -> float:
+    def outside(self, call: Call) -> float:
         return float(call.options("pad", "mode", "value").get("value") or 0)
 
     def applies(self, call: Call) -> bool:
@@ -385,22 +385,29 @@ class ConstantPadding(Windowed):
             and not (any(pairs[0]) and any(map(any, pairs[1:])))
         )
 
+    def _of_channels(self, call: Call) -> bool:
+        return any((self._pairs(call) or [])[0])
+
     def windows(self, call: Call) -> list[Window]:
         pairs = self._pairs(call) or []
         return [Window(1, 1, 1, pair) for pair in pairs[1:]]
 
-    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        filled = copy.copy(self)
-        filled.fill = self._value(call)
-        before, after = (self._pairs(call) or [])[0]
-        if before or after:
-            phases = layer.output.phases
-            pads = [*[0, 0] * len(layer.maps), before * phases, after * phases]
-            return Operation(F.pad, (Slot(0), pads, "constant", filled.fill), {})
-        return super(ConstantPadding, filled).build(call, layer)
+    def tie(self, call: Call, factors: Factors) -> None:
+        if self._of_channels(call):
+            Rule.tie(self, call, factors)
+        else:
+            super().tie(call, factors)
 
-    def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
-        return {"maximum": WindowMaximum(layer.maps, self.fill)}
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        return layer if self._of_channels(call) else super().plan(call, layer)
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        if not self._of_channels(call):
+            return super().build(call, layer)
+        before, after = (self._pairs(call) or [])[0]
+        phases = layer.output.phases
+        pads = [*[0, 0] * len(layer.output.factor), before * phases, after * phases]
+        return Operation(F.pad, (Slot(0), pads, "constant", self.outside(call)), {})
 
 
 class Indexing(Windowed):
@@ -469,9 +476,6 @@ class Indexing(Windowed):
         if self._of_channels(call):
             return OverPixels(call.as_module(), layer.input, True, device_of(call))
         return super().build(call, layer)
-
-    def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
-        return {"maximum": WindowMaximum(layer.maps, 0)}
 
 
 def _requires_grad(module: nn.Module, name: str) -> bool:
