@@ -6,7 +6,6 @@ positions in whatever order. What does not depend on that order runs on it as in
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from math import prod
 from typing import Any, cast
 
 import numpy as np
@@ -53,7 +52,7 @@ def _to_phases(
             "call eliminate_stride with that input_size"
         )
     images = _pad(images, padding, fill)
-    return space_to_depth(images, factor) if prod(factor) > 1 else images
+    return space_to_depth(images, factor) if max(factor, default=1) > 1 else images
 
 
 class EachInput(nn.Module):
@@ -197,7 +196,9 @@ class Pixels(nn.Module):
 
     def __init__(self, feature_map: FeatureMap, device: torch.device) -> None:
         super().__init__()
-        self.feature_map = feature_map
+        self.channel = 1 + feature_map.channel
+        self.axes, self.phases = len(feature_map.factor), feature_map.phases
+        self.blocks = feature_map.blocks
         real = place = None
         if feature_map.ragged:
             ones = torch.ones(1, 1, *feature_map.spatial, dtype=torch.bool, device=device)
@@ -209,23 +210,21 @@ class Pixels(nn.Module):
 
     def gather(self, maps: Tensor) -> Tensor:
         """Phase form to (n, c, pixels)."""
-        maps = maps.movedim(1 + self.feature_map.channel, 1)
-        pixels = maps.unflatten(1, (-1, self.feature_map.phases)).flatten(2)
+        maps = maps.movedim(self.channel, 1)
+        pixels = maps.unflatten(1, (-1, self.phases)).flatten(2)
         return pixels if self.real is None else pixels.index_select(2, self.real)
 
     def scatter(self, pixels: Tensor) -> Tensor:
         """(n, c, pixels), of any number of channels, to phase form; phantoms are zero."""
         if self.place is not None:
             pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
-        maps = pixels.unflatten(2, (self.feature_map.phases, *self.feature_map.blocks)).flatten(
-            1, 2
-        )
-        return maps.movedim(1, 1 + self.feature_map.channel)
+        maps = pixels.unflatten(2, (self.phases, *self.blocks)).flatten(1, 2)
+        return maps.movedim(1, self.channel)
 
 
 @dataclass
 class Slot:
-    """Stands for the so-manieth tensor among an operation's arguments."""
+    """Stands among an operation's arguments for one of the values that it is given."""
 
     index: int
 
@@ -272,14 +271,13 @@ class OverPixels(nn.Module):
         """Phases to phases, or to what is left of a map without positions."""
         if isinstance(self.operation, nn.modules.dropout._DropoutNd) and not self.training:
             return maps
-        seen = self.pixels.feature_map
         pixels = self.pixels.gather(maps)
-        for _ in seen.factor[1:]:
+        for _ in range(self.pixels.axes - 1):
             pixels = pixels.unsqueeze(-1)
-        result = self.operation(pixels.movedim(1, 1 + seen.channel), *others)
+        result = self.operation(pixels.movedim(1, self.pixels.channel), *others)
         if not self.keeps_positions:
             return result
-        return self.pixels.scatter(result.movedim(1 + seen.channel, 1).flatten(2))
+        return self.pixels.scatter(result.movedim(self.pixels.channel, 1).flatten(2))
 
 
 class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -296,7 +294,7 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
         if self.training or self.running_mean is None:
             return self.pixels.scatter(super().forward(self.pixels.gather(input)))
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        phases = self.pixels.feature_map.phases
+        phases = self.pixels.phases
         mean, variance, weight, bias = (
             None if t is None else t.repeat_interleave(phases) for t in tensors
         )
