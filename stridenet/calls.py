@@ -251,7 +251,7 @@ def sequence(**parts: nn.Module) -> nn.Module:
 def _model_tensor(call: Call) -> Tensor:
     """Any of the model's numbers, to be alike in type and place."""
     state = chain(call.traced.parameters(), call.traced.buffers())
-    return next((t for t in state if t.is_floating_point()), torch.empty(0))
+    return next((t for t in state if t.is_floating_point()), torch.empty(0).double())
 
 
 def device_of(call: Call) -> torch.device:

@@ -166,8 +166,9 @@ class WindowAverage(nn.Module):
     def forward(self, maps: Tensor) -> Tensor:
         """Phases to phases."""
         convolve = CONVOLVE[len(self.padding)]
-        sums = convolve(_pad(maps, self.padding), self.weight, groups=self.channels)
-        return sums if self.scale is None else sums * self.scale
+        weight = self.weight.to(maps.dtype)  # which a network without parameters leaves open
+        sums = convolve(_pad(maps, self.padding), weight, groups=self.channels)
+        return sums if self.scale is None else sums * self.scale.to(maps.dtype)
 
 
 class RepeatPhases(nn.Module):

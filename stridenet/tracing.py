@@ -211,22 +211,27 @@ def trace(model: nn.Module, sizes: Sequence[Size]) -> fx.GraphModule:
         graph = tracer.trace(root)
         traced = fx.GraphModule(root, graph)
     except StrideEliminationError:
+        _require_size_of_each_input(tracer, sizes)  # of which other errors may be a consequence
         raise
     except Exception as error:
         raise _untraceable(type(model).__name__, error) from error
     finally:
         for constant in set(vars(root)) - before:
             delattr(root, constant)  # torch.fx keeps tensors that forward makes in the model itself
-    inputs = [node.name for node in traced.graph.nodes if node.op == "placeholder"]
+    _require_size_of_each_input(tracer, sizes)
+    for node in reversed(traced.graph.nodes):
+        if not node.users and node.op == "call_method" and node.target == "size":
+            traced.graph.erase_node(node)
+    return traced
+
+
+def _require_size_of_each_input(tracer: _Tracer, sizes: Sequence[Size]) -> None:
+    inputs = [node.name for node in tracer.graph.nodes if node.op == "placeholder"]
     if len(inputs) != len(sizes) or tracer.inputs != len(sizes):
         raise StrideEliminationError(
             f"the model has the inputs {inputs}, but input_size gives {len(sizes)} size(s); give one "
             "for each, as in ((3, 32, 32), (1, 8, 8))"
         )
-    for node in reversed(traced.graph.nodes):
-        if not node.users and node.op == "call_method" and node.target == "size":
-            traced.graph.erase_node(node)
-    return traced
 
 
 def _untraceable(where: str, error: Exception) -> StrideEliminationError:

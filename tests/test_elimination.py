@@ -273,6 +273,7 @@ def test_every_operation_called_element_wise_takes_a_rearranged_map(operation: A
             id="one activation between several layers",
         ),
         pytest.param(nn.Sequential(nn.ReLU(), nn.Flatten()), (2, 3, 4), id="no convolution"),
+        pytest.param(nn.AvgPool2d(3, 2, 1), (2, 9, 12), id="no parameter"),
     ],
 )
 def test_the_twin_of_these_networks_equals_them(model: nn.Module, input_size: tuple) -> None:

@@ -41,10 +41,10 @@ from stridenet.phases import (
 from stridenet.rules import LayerPlan
 
 some = settings(
-    max_examples=max(50, settings.default.max_examples // 10),
+    max_examples=max(40, settings.default.max_examples // 10),
     suppress_health_check=[HealthCheck.too_slow],
 )
-many = settings(max_examples=200)
+many = settings(max_examples=100)
 # Added to a rule's input in half of the examples, so that phantoms hold no zeros. Sums stay above zero.
 SHIFT = 20
 LARGEST = {1: 11, 2: 6, 3: 4}
@@ -146,7 +146,14 @@ def check(
     expected = oracle(x + SHIFT if shifted else x)
     assert same(model(tensor(x)), expected)
     twin = twin_of(model, x.shape[1:], factor)
+    received: list[Tensor] = []
+    handle = parts(twin, nn.PReLU)[-1].register_forward_pre_hook(
+        lambda _, args: received.append(args[0])
+    )
     assert same(twin(tensor(x)), expected)
+    handle.remove()
+    # Phantoms too: a structural zero times one that is infinite would be no zero.
+    assert received[0].isfinite().all() or not np.isfinite(expected).all()
     if layer_by_layer:
         alone = eliminate_stride(model, x.shape[1:], scope="layer", pooling=True)
         assert same(alone(tensor(x)), expected)
@@ -622,8 +629,6 @@ def test_arithmetic_with_broadcasting(name: str, case: tuple) -> None:
     )
     if name.startswith(("gate", "one", "quotient")):
         assert parts(twin, Broadcast) or 1 in (math.prod(case[1]), math.prod(case[0].shape[2:]))
-    phases = twin.network(twin.rearrange(tensor(case[0])))
-    assert phases.isfinite().all()
 
 
 class WithParameters(nn.Module):
