@@ -375,6 +375,7 @@ def _pad_first(layer: LayerPlan, none: Padding) -> tuple[LayerPlan, Padding]:
 _VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "split", "chunk", "detach",
+    torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze", "view_as", "expand", "narrow", "unflatten",
 }  # fmt: skip
 
 
