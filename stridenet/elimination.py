@@ -20,7 +20,7 @@ from torch import Tensor, fx, nn
 
 from stridenet.calls import Call, LayerPlan, Options, Rule, axes, channel, shape
 from stridenet.factors import FactorConflict, Factors
-from stridenet.layers import DepthToSpace, EachInput, Padding, PhantomMask, SpaceToDepth
+from stridenet.layers import DepthToSpace, EachInput, Padding, SpaceToDepth
 from stridenet.operators import CURES, PINNED, rule_of
 from stridenet.phases import FeatureMap, TapMap
 from stridenet.tracing import (
@@ -38,16 +38,6 @@ from stridenet.windows import Convolution, Pooling, Windowed
 if TYPE_CHECKING:
     import pandas as pd
 
-__all__ = [
-    "EliminationPlan",
-    "FeatureMap",
-    "LayerPlan",
-    "PhantomMask",
-    "SpaceToDepth",
-    "UnitStrideNetwork",
-    "eliminate_stride",
-    "plan_elimination",
-]
 MOST_PARAMETERS = 300_000_000
 
 

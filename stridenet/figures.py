@@ -13,8 +13,8 @@ from matplotlib.collections import PatchCollection
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
-from stridenet.elimination import EliminationPlan, FeatureMap
-from stridenet.phases import phase_size
+from stridenet.elimination import EliminationPlan
+from stridenet.phases import FeatureMap, phase_size
 from stridenet.runs import write
 from stridenet.tables import PRINTED
 from stridenet.tracing import written

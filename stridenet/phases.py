@@ -189,9 +189,7 @@ class TapMap:
     def twin_padding(self) -> tuple[int, int]:
         """Blocks before and after the twin's input that give ceil(M / S) outputs; negative: crop."""
         before = -(-self.padding[0] // self.input_factor)
-        (blocks_in,) = phase_size([self.size], [self.input_factor])
-        (blocks_out,) = phase_size([self.output_size], [self.output_factor])
-        return before, blocks_out - 1 + self.twin_kernel - blocks_in - before
+        return _blocks_around(self, before)
 
     @property
     def taps_inside(self) -> np.ndarray:
@@ -262,9 +260,7 @@ class TransposedTapMap:
     def twin_padding(self) -> tuple[int, int]:
         """Blocks before and after the twin's input that give ceil(M / S) outputs; negative: crop."""
         before = -int(self._meetings[3].min())
-        (blocks_in,) = phase_size([self.size], [self.input_factor])
-        (blocks_out,) = phase_size([self.output_size], [self.output_factor])
-        return before, blocks_out - 1 + self.twin_kernel - blocks_in - before
+        return _blocks_around(self, before)
 
     @property
     def reads_phantoms(self) -> bool:
@@ -276,6 +272,12 @@ class TransposedTapMap:
 
 
 Taps = TapMap | TransposedTapMap
+
+
+def _blocks_around(axis: Taps, before: int) -> tuple[int, int]:
+    (blocks_in,) = phase_size([axis.size], [axis.input_factor])
+    (blocks_out,) = phase_size([axis.output_size], [axis.output_factor])
+    return before, blocks_out - 1 + axis.twin_kernel - blocks_in - before
 
 
 def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:

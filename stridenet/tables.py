@@ -8,8 +8,9 @@ from typing import Any
 
 import pandas as pd
 
+from stridenet.calls import LayerPlan
 from stridenet.comparison import Comparison
-from stridenet.elimination import EliminationPlan, LayerPlan
+from stridenet.elimination import EliminationPlan
 from stridenet.runs import write
 from stridenet.tracing import written
 

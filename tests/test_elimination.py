@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
-from stridenet.elimination import PhantomMask
+from stridenet.layers import PhantomMask
 from stridenet.operators import ELEMENTWISE
 
 many = settings(max_examples=200)

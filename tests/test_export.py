@@ -33,8 +33,8 @@ from stridenet import (
 )
 from stridenet.calls import Options
 from stridenet.config import Export, InputError, resolve
-from stridenet.elimination import PhantomMask
 from stridenet.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
+from stridenet.layers import PhantomMask
 from stridenet.onnx_check import Comparison, check_graph
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet

@@ -17,7 +17,7 @@ from stridenet import (
     eliminate_stride,
     verify,
 )
-from stridenet.elimination import PhantomMask
+from stridenet.layers import PhantomMask
 from stridenet.verification import compare_scores
 
 SIZE = (2, 21, 18)
