@@ -29,9 +29,7 @@ class Factors:
     """
 
     _above: dict[Axis, tuple[Axis, Fraction]] = field(default_factory=dict)  # f = ratio·f(above)
-    _pins: dict[Axis, tuple[Fraction, str]] = field(
-        default_factory=dict
-    )  # of roots: f, and by whom
+    _pins: dict[Axis, tuple[Fraction, str]] = field(default_factory=dict)  # of roots: f, by whom
     _axes: dict[Axis, None] = field(default_factory=dict)  # all that were named, in order
 
     def mention(self, axis: Axis) -> None:

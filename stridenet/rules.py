@@ -42,9 +42,8 @@ class Elementwise(Rule):
     """Combines numbers at the same position of one or more maps, with broadcasting."""
 
     def __init__(self, fill: float | None = None) -> None:
-        self.fill = (
-            fill  # what phantoms must be for a finite result; None: any finite number will do
-        )
+        # What phantoms must be for a finite result; None: any finite number will do.
+        self.fill = fill
 
     def applies(self, call: Call) -> bool:
         rank = len(shape(call.node))
@@ -200,15 +199,11 @@ class ByPixel(Rule):
         else:
             pin_result(call, factors)
 
-    def operation(self, call: Call) -> nn.Module:
-        """What runs on the pixels."""
-        return call.as_module()
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         if layer.input.phases == 1:
             return None
         keeps = self._keeps_positions(call)
-        return OverPixels(self.operation(call), layer.input, keeps, device_of(call))
+        return OverPixels(call.as_module(), layer.input, keeps, device_of(call))
 
 
 class PerChannel(Rule):
