@@ -303,6 +303,19 @@ def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:
     )
 
 
+def filter_entries(size: Sequence[int], maps: Sequence[Taps]) -> Tensor:
+    """For each entry of the twin's filter, which entry of the strided filter it is.
+
+    size: of the strided filter, (out, in / groups, k_h, k_w). Returns int64 of the twin's size: the
+    place in the flattened strided filter, or −1 for a structural zero.
+
+    >>> filter_entries((1, 1, 3), [TapMap(3, 2, 1, (0, 0), 5, 1)])
+    tensor([[[ 0,  2],
+             [ 1, -1]]])
+    """
+    return expand_filter(torch.arange(1, 1 + prod(size)).reshape(tuple(size)), maps) - 1
+
+
 def expand_bias(bias: Tensor, maps: Sequence[Taps]) -> Tensor:
     """The twin's bias (out·S_h·S_w): each of the strided ones once for each output phase."""
     return repeat(bias, "o -> (o s)", s=prod(tap_map.output_factor for tap_map in maps))
