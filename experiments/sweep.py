@@ -23,7 +23,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments.command import one_line
-from stridenet.config import Config, InputError, experiment_identity, resolve
+from stridenet.config import Config, InputError, experiment_identity, resolve, variant
 from stridenet.runs import read_result, run_folder
 
 POLL = 0.5  # seconds between two looks at the folders
@@ -202,7 +202,12 @@ def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
     known: dict[tuple[str, ...], tuple[float, int]] = {}
     sizes = []
     for job in missing:
-        alike = (experiment_identity(job.config), job.config.model.name, job.config.weights)
+        alike = (
+            experiment_identity(job.config),
+            job.config.model.name,
+            variant(job.config),
+            job.config.weights,
+        )
         if alike not in known:
             try:
                 known[alike] = estimate(job.config)

@@ -86,7 +86,7 @@ def benchmark(config: Bench) -> dict[str, Any]:
 
 
 def _network(config: Bench, name: str) -> nn.Module:
-    model = replace(config.model, eliminate_stride=name == "unit_stride")
+    model = replace(config.model, eliminate_stride=name == "unit_stride", max_pooling=False)
     height, width = config.data.image_size
     network = build_network(model, (1, height, width))
     initialise(network, config.recipe.initialisation, generator(0, "weights"))

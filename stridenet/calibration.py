@@ -26,9 +26,8 @@ def calibration(experiment: Experiment) -> pd.DataFrame:
             f"no calibration run is done in outputs={experiment.outputs}; first run "
             "`python -m experiments.train experiment=calibrate`"
         )
-    settings = [
-        key for key in Recipe.__annotations__ if key not in ("name", "note", "epochs", "steps")
-    ]
+    others = ("name", "note", "epochs", "steps", "fan_in", "rate_by_copies")  # the last of twins
+    settings = [key for key in Recipe.__annotations__ if key not in others]
     epochs = pd.json_normalize(
         results,
         "epochs",

@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh")
 DATA_SETS = ("mnist", "fashion_mnist")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
+SHARING = ("tied", "masked", "free")
 
 
 class InputError(ValueError):
@@ -41,9 +42,11 @@ class Layer:
 
 @dataclass
 class Model:
-    """The strided network, and whether its unit-stride twin is to be derived from it."""
+    """The strided network, and whether one of two others is to be derived from it: its unit-stride
+    twin, or the network with pooling layers that it stands for."""
 
     eliminate_stride: bool = False
+    max_pooling: bool = False  # in place of each strided convolution
     activation: str = "relu"  # after every layer but the last
     # A Layer each, once resolved; fully connected ones follow all convolutions. Typed as Any because
     # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
@@ -51,7 +54,9 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Which of the two networks it is, in folders and tables."""
+        """Which of the three networks it is, in folders and tables."""
+        if self.max_pooling:
+            return "pooling"
         return "unit_stride" if self.eliminate_stride else "strided"
 
 
@@ -81,6 +86,9 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 0.0005
     initialisation: str = "pytorch"  # pytorch | xavier (as Caffe's: by fan-in, biases zero)
+    # Of a twin; like its sharing, part of a run's identity but not of an experiment's.
+    fan_in: str = "nonzero"  # nonzero | filter: entries of a masked filter that count as its inputs
+    rate_by_copies: bool = False  # rates times the copies of each strided weight
     pixels: str = "standardised"  # standardised (mean 0, deviation 1) | scaled (by 1/256)
     note: str = ""  # what a reader of its results should know; part of no identity
 
@@ -104,10 +112,12 @@ class Report(Experiment):
 
 @dataclass
 class Config(Experiment):
-    """One run. Model, data, recipe, seed and weights decide its numbers, and so its identity."""
+    """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
+    identity."""
 
     seed: int = 0
     weights: str = "scratch"  # scratch | copy (evaluate only) | fine_tune | a file of weights
+    sharing: str = "free"  # of a twin's parameters: tied | masked | free
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 1
 
@@ -211,6 +221,8 @@ def _check_experiment(config: Experiment) -> None:
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
+    if config.model.max_pooling and config.model.eliminate_stride:
+        raise InputError("model.max_pooling and model.eliminate_stride: only one of them can be true")
     _one_of("data.name", config.data.name, DATA_SETS)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _at_least("data.validation_size", config.data.validation_size, 0)
@@ -336,16 +348,31 @@ def _check_recipe(recipe: Recipe) -> None:
     if not 0 < recipe.learning_rate < math.inf:
         raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0, and finite")
     _one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
+    _one_of("recipe.fan_in", recipe.fan_in, ("nonzero", "filter"))
     _one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
 
 
 def _check_run(config: Config) -> None:
     _check_seed(config.seed)
-    if config.weights in ("copy", "fine_tune") and not config.model.eliminate_stride:
+    twin = config.model.eliminate_stride
+    if config.weights == "copy" and not twin:
         raise InputError(
-            f"weights={config.weights} copies a strided network's weights into its twin: "
-            "it needs model=unit_stride"
+            "weights=copy copies a strided network's weights into its twin: it needs model=unit_stride"
         )
+    if config.weights == "fine_tune" and config.model.max_pooling:
+        raise InputError(
+            "weights=fine_tune goes on from a strided network's weights, which model=pooling has not"
+        )
+    _one_of("sharing", config.sharing, SHARING)
+    if config.sharing != "free" and not twin:
+        raise InputError(
+            f"sharing={config.sharing} is of a twin's parameters: it needs model=unit_stride"
+        )
+    # Where these change nothing, they are to make no other run.
+    if config.sharing == "tied" or not twin:
+        config.recipe = replace(config.recipe, rate_by_copies=False)
+    if config.sharing != "masked" or config.weights != "scratch":
+        config.recipe = replace(config.recipe, fan_in="nonzero")
     if config.weights not in STARTING_WEIGHTS and not Path(config.weights).is_file():
         raise InputError(
             f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
@@ -407,7 +434,7 @@ def _one_of(key: str, value: str, known: Iterable[str]) -> None:
 def experiment_identity(experiment: Experiment) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
-    del data["download_timeout"], recipe["note"]
+    del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_by_copies"]
     return _hash([*_model(experiment.model), data, recipe])
 
 
@@ -418,12 +445,22 @@ def model_identity(experiment: Experiment) -> str:
 
 def _model(model: Model) -> list[Any]:
     content = asdict(model)
-    del content["eliminate_stride"]
+    del content["eliminate_stride"], content["max_pooling"]
     return [list(content.pop("layers").items()), content]  # the layers' order counts
 
 
+def variant(config: Config) -> str:
+    """How the network is treated otherwise than in the paper, in words; "" if in no way."""
+    parts = {
+        config.sharing: config.sharing != "free",
+        "fan_in=filter": config.recipe.fan_in == "filter",
+        "rate_by_copies": config.recipe.rate_by_copies,
+    }
+    return " ".join(part for part, applies in parts.items() if applies)
+
+
 def run_name(config: Config) -> str:
-    """A run's folder, as in unit_stride-scratch-paper-s3-3f4611ee.
+    """A run's folder, as in unit_stride-scratch-paper-s3-3f4611ee or unit_stride-tied-scratch-….
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
     the way in which settings were written are not in it; of a file of weights, the content is.
@@ -432,15 +469,18 @@ def run_name(config: Config) -> str:
     if weights not in STARTING_WEIGHTS:
         with Path(weights).open("rb") as file:
             weights, content = "file", hashlib.file_digest(file, "sha256").hexdigest()
-    name = config.model.name
-    identity = _hash([experiment_identity(config), name, weights, content, config.seed])
-    return f"{name}-{weights}-{config.recipe.name}-s{config.seed}-{identity}"
+    name, treated = config.model.name, variant(config)
+    decides = [experiment_identity(config), name, weights, content, config.seed]
+    identity = _hash([*decides, *filter(None, [treated])])
+    parts = [name, *re.split("[ =]", treated), weights, config.recipe.name, f"s{config.seed}", identity]
+    return "-".join(filter(None, parts))
 
 
 def strided_source(config: Config) -> Config:
     """The run whose weights `weights=copy` and `fine_tune` start from."""
     model = replace(config.model, eliminate_stride=False)
-    return replace(config, model=model, weights="scratch")
+    recipe = replace(config.recipe, rate_by_copies=False, fan_in="nonzero")
+    return replace(config, model=model, recipe=recipe, weights="scratch", sharing="free")
 
 
 def _hash(content: Any) -> str:

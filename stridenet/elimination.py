@@ -414,12 +414,20 @@ class UnitStrideNetwork(nn.Module):
     network returns, up to rounding. `plan` holds its maps and filters.
     """
 
-    def __init__(self, network: fx.GraphModule, plan: EliminationPlan) -> None:
+    def __init__(
+        self, network: fx.GraphModule, plan: EliminationPlan, strided: fx.GraphModule | None = None
+    ) -> None:
         super().__init__()
         self.plan = plan
+        self._strided = (strided,)  # no module of the twin's: in a tuple, torch does not see it
         each = [SpaceToDepth(i.size, i.padding, i.map.factor) for i in plan.inputs]
         self.rearrange: nn.Module = each[0] if len(each) == 1 else EachInput(each)
         self.network = network
+
+    @property
+    def strided(self) -> fx.GraphModule | None:
+        """The strided network without its weights, on the meta device, if the twin was made here."""
+        return self._strided[0]
 
     def forward(self, images: Tensor) -> Any:
         """Ordinary images to what the strided network returns."""
@@ -484,13 +492,24 @@ def eliminate_stride(
             "structural zeros are added"
         )
     kind = UnitStrideNetwork if len(plan.inputs) == 1 else UnitStrideNetworkOfSeveral
-    twin = kind(build(conversion), plan)
+    twin = kind(build(conversion), plan, _without_weights(conversion.traced))
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in twin.network.named_modules():
         if name in modes and type(module) is nn.Module:
             module.training = modes[name]
     twin.training = twin.rearrange.training = twin.network.training = model.training
     return twin
+
+
+def _without_weights(traced: fx.GraphModule) -> fx.GraphModule:
+    """A copy whose tensors take no memory."""
+    empty: dict[int, Any] = {}
+    for tensor in chain(traced.parameters(), traced.buffers()):
+        meta = tensor.detach().to("meta")
+        parameter = isinstance(tensor, nn.Parameter)
+        empty[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if parameter else meta
+    with_graph = fx.GraphModule(traced, copy.copy(traced.graph))
+    return copy.deepcopy(with_graph, empty)
 
 
 def build(conversion: Conversion) -> fx.GraphModule:

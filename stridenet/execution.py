@@ -9,7 +9,8 @@ import subprocess
 import sys
 import time
 import traceback
-from dataclasses import asdict, replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,7 +18,7 @@ from typing import Any
 
 import torch
 from omegaconf import OmegaConf
-from torch import nn
+from torch import Tensor, nn
 
 from stridenet import runs
 from stridenet.config import (
@@ -26,14 +27,26 @@ from stridenet.config import (
     Config,
     ConversionBench,
     InputError,
+    Recipe,
     Zoo,
     experiment_identity,
     strided_source,
+    variant,
 )
 from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
-from stridenet.networks import build_network, build_strided, initialise
-from stridenet.training import Checkpoint, Examples, History, generator, length, normalise, train
+from stridenet.networks import build_network, build_strided, draw_network
+from stridenet.sharing import copies, distance_from_tied, origins, plain_state, share
+from stridenet.training import (
+    Checkpoint,
+    Examples,
+    History,
+    evaluate,
+    generator,
+    length,
+    normalise,
+    train,
+)
 from stridenet.verification import compare_scores
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of glibc's malloc.h
@@ -74,7 +87,7 @@ def estimate(config: Config) -> tuple[float, int]:
     """About how many seconds a run takes, by timing a few steps, and the bytes of its weights."""
     height, width = config.data.image_size
     batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
-    network = build_network(config.model, (1, height, width))
+    network = build_network(config.model, (1, height, width), config.sharing)
     device = choose_device(config.device)
     prepare(config.threads)
     images, layers = torch.zeros(4 * batch, 1, height, width), network
@@ -95,6 +108,32 @@ def estimate(config: Config) -> tuple[float, int]:
     return START + seconds, sum(p.nbytes for p in network.parameters())
 
 
+@dataclass
+class Observed:
+    """What training is to know of a twin: its parameters' copies, if rates depend on them, and how to
+    measure its distance from the strided networks."""
+
+    copies: dict[str, int] | None = None
+    distance: Callable[[], dict[str, Any]] | None = None
+
+
+def _observed(twin: UnitStrideNetwork, recipe: Recipe) -> Observed:
+    found = origins(twin)
+    return Observed(
+        copies(twin) if recipe.rate_by_copies else None,
+        lambda: {"distance": distance_from_tied(twin, found)},
+    )
+
+
+def _fit(
+    layers: nn.Module, training: tuple[Tensor, Tensor], device: torch.device
+) -> dict[str, float]:
+    """How well the images are learned that were trained on: of as many of them as are tested."""
+    inputs, labels = (part[:TEST_IMAGES] for part in training)
+    correct, loss = evaluate(layers, Examples(inputs, labels, device))
+    return {"fit_accuracy": correct / len(labels), "fit_loss": loss, "fit_images": len(labels)}
+
+
 def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
     """Train or evaluate, save the weights, and return what result.json is to say."""
     device = choose_device(config.device)
@@ -104,36 +143,44 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
     images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
     test_images = images["test"][0]
 
-    layers, rearrangement_seconds = network, None
+    layers, rearrangement_seconds, observed = network, None, Observed()
     if isinstance(network, UnitStrideNetwork):  # once, before training: section 6 of the paper
         began = time.perf_counter()
         images = {name: (network.rearrange(x), labels) for name, (x, labels) in images.items()}
         rearrangement_seconds = time.perf_counter() - began
-        layers = network.network
+        layers, observed = network.network, _observed(network, config.recipe)
     layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = {name: Examples(*pair, device) for name, pair in images.items()}
 
     title = folder.name.rpartition("-")[0] if bar else None
     history, about["git_commit"] = _train(
-        config, folder, layers, splits, about["git_commit"], title
+        config, folder, layers, splits, observed, about["git_commit"], title
     )
+    fit = _fit(layers, images["training"], device) if history.steps else {}
     copied = {}
     if config.weights == "copy" and strided is not None and isinstance(network, UnitStrideNetwork):
         copied = {
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
         }
-    runs.save_tensors(folder / "weights.pt", network.state_dict())
+    shared = isinstance(network, UnitStrideNetwork)
+    runs.save_tensors(
+        folder / "weights.pt", plain_state(network) if shared else network.state_dict()
+    )
     last = history.epochs[-1]
     return {
         "run": folder.name,
         "experiment": experiment_identity(config),
         "network": config.model.name,
         "weights": config.weights if config.weights in STARTING_WEIGHTS else "file",
+        "sharing": config.sharing,
+        "variant": variant(config),
         "seed": config.seed,
         "test_accuracy": last["test_accuracy"],
         "test_correct": last["test_correct"],
         "test_images": len(test_images),
+        "test_loss": last["test_loss"],
+        **fit,
         "training_wall_seconds": history.wall_seconds if history.steps else None,
         "training_cpu_seconds": history.cpu_seconds if history.steps else None,
         "rearrangement_seconds": rearrangement_seconds,
@@ -149,6 +196,7 @@ def _train(
     folder: Path,
     layers: nn.Module,
     splits: dict[str, Examples],
+    observed: Observed,
     commit: str | None,
     title: str | None,
 ) -> tuple[History, str | None]:
@@ -169,7 +217,18 @@ def _train(
         runs.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
 
     device = next(layers.parameters()).device
-    history = train(layers, splits, recipe, config.seed, device, title, resume, save)
+    history = train(
+        layers,
+        splits,
+        recipe,
+        config.seed,
+        device,
+        title,
+        resume,
+        save,
+        observed.copies,
+        observed.distance,
+    )
     return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
 
 
@@ -186,12 +245,16 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
             )
         strided = build_strided(config.model, input_size)
         runs.load_weights(source / "weights.pt", strided)
-        return eliminate_stride(strided, input_size), strided
-    network = build_network(config.model, input_size)
+        if not config.model.eliminate_stride:
+            return strided, None
+        return share(eliminate_stride(strided, input_size), config.sharing), strided
     if config.weights == "scratch":
-        initialise(network, config.recipe.initialisation, generator(config.seed, "weights"))
-    else:
-        runs.load_weights(Path(config.weights), network)
+        draw = generator(config.seed, "weights")
+        return draw_network(config.model, input_size, config.recipe, config.sharing, draw), None
+    network = build_network(config.model, input_size)
+    runs.load_weights(Path(config.weights), network)
+    if isinstance(network, UnitStrideNetwork):
+        network = share(network, config.sharing)
     return network, None
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
@@ -50,7 +50,7 @@ class History:
 
     steps: int = 0
     # before the first epoch, and after each
-    epochs: list[dict[str, float | None]] = field(default_factory=list)
+    epochs: list[dict[str, Any]] = field(default_factory=list)
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
 
@@ -116,19 +116,22 @@ def train(
     title: str | None = "",
     resume: Checkpoint | None = None,
     save: Callable[[Checkpoint], None] | None = None,
+    copies: Mapping[str, int] | None = None,
+    observe: Callable[[], dict[str, Any]] | None = None,
 ) -> History:
     """Train on splits["training"]; before the first and after each epoch, evaluate on the others.
 
     The order of the examples depends on the seed and their number alone. `save` is given a
     checkpoint after each epoch; from one, as `resume`, training goes on to the same numbers. The
-    progress bar has the title; None: no bar. Raises InputError if the loss becomes infinite or not
-    a number.
+    progress bar has the title; None: no bar. copies: of parameters, by name, whose rate is multiplied
+    by that number and their weight decay divided by it. observe: what else is to stand in each row of
+    the history. Raises InputError if the loss becomes infinite or not a number.
     """
     examples = splits["training"]
     steps, per_epoch = length(recipe, len(examples))
     epochs = math.ceil(steps / per_epoch)
     order = generator(seed, "order")
-    optimizer, schedule = _optimizer(network, recipe)
+    optimizer, schedule = _optimizer(network, recipe, copies or {})
     history = History()
     if resume is not None:
         try:
@@ -142,7 +145,7 @@ def train(
                 f"checkpoint.pt is of another kind of training ({error}); delete it to start anew"
             ) from error
     else:
-        history.epochs.append(_measure(network, splits, recipe, 0.0, None))
+        history.epochs.append(_measure(network, splits, recipe, 0.0, None, observe))
 
     disable = True if title is None else None  # None: only where the terminal shows it
     with tqdm(initial=history.steps, total=steps, bar_format=BAR, disable=disable) as progress:
@@ -164,7 +167,7 @@ def train(
             history.steps += len(losses)
             loss = _finite(torch.stack(losses).mean(), recipe)
             epoch = history.steps / per_epoch
-            history.epochs.append(_measure(network, splits, recipe, epoch, loss))
+            history.epochs.append(_measure(network, splits, recipe, epoch, loss, observe))
             if save is not None:
                 save(
                     {
@@ -190,14 +193,24 @@ def _step(
 
 
 def _optimizer(
-    network: nn.Module, recipe: Recipe
+    network: nn.Module, recipe: Recipe, copies: Mapping[str, int]
 ) -> tuple[torch.optim.SGD, torch.optim.lr_scheduler.LambdaLR]:
-    """SGD whose rate at step t is learning_rate·(1 + rate_decay·t)^(−rate_power)."""
-    biases = [p for name, p in network.named_parameters() if name.endswith("bias")]
-    weights = [p for name, p in network.named_parameters() if not name.endswith("bias")]
+    """SGD whose rate at step t is learning_rate·(1 + rate_decay·t)^(−rate_power).
+
+    The gradient on a strided weight is the sum over its copies. So with rates multiplied by their
+    number, and the decay divided by it, the mean of the copies takes the step of the strided weight.
+    """
+    kinds: dict[tuple[int, bool], list[nn.Parameter]] = {(1, False): [], (1, True): []}
+    for name, parameter in network.named_parameters():
+        is_bias = name.removesuffix(".original").endswith("bias")  # as it is called if it is shared
+        kinds.setdefault((copies.get(name, 1), is_bias), []).append(parameter)
     groups: list[dict[str, Any]] = [
-        {"params": weights},
-        {"params": biases, "lr": recipe.learning_rate * recipe.bias_rate_factor},
+        {
+            "params": parameters,
+            "lr": recipe.learning_rate * many * (recipe.bias_rate_factor if is_bias else 1),
+            "weight_decay": recipe.weight_decay / many,
+        }
+        for (many, is_bias), parameters in kinds.items()
     ]
     optimizer = torch.optim.SGD(
         groups,
@@ -217,8 +230,9 @@ def _measure(
     recipe: Recipe,
     epoch: float,
     loss: float | None,
-) -> dict[str, float | None]:
-    row: dict[str, float | None] = {"epoch": epoch, "training_loss": loss}
+    observe: Callable[[], dict[str, Any]] | None,
+) -> dict[str, Any]:
+    row: dict[str, Any] = {"epoch": epoch, "training_loss": loss, **(observe() if observe else {})}
     for name, examples in splits.items():
         if name != "training":
             correct, mean_loss = evaluate(network, examples)

@@ -1,0 +1,387 @@
+"""Striding as parameter sharing (section 6 of the paper): which of a twin's weights are one weight.
+
+Behind each number of a twin stands one number of the strided network, or none: a structural zero. The
+twin may keep all of that (tied), the zeros alone (masked) or nothing (free, as the paper trains it).
+"""
+
+import copy
+import operator
+from collections.abc import Mapping
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from stridenet.calls import LayerPlan
+from stridenet.config import SHARING
+from stridenet.elimination import Conversion, EliminationPlan, UnitStrideNetwork, build
+from stridenet.layers import EachInput, SpaceToDepth
+from stridenet.phases import TapMap
+from stridenet.tracing import StrideEliminationError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+# Origins --------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Origin:
+    """Where the numbers of one tensor of a twin come from."""
+
+    source: str  # name of the strided network's tensor
+    size: torch.Size  # of that tensor
+    entries: Tensor  # int64, of the twin's tensor: the place in the flattened source; −1: a zero
+
+    @property
+    def copied(self) -> bool:
+        """Whether it is the strided tensor itself: nothing to tie or to mask."""
+        places = torch.arange(self.size.numel()).reshape(self.size)
+        return torch.equal(self.entries, places)
+
+    @property
+    def copies(self) -> int:
+        """How often the twin's tensor has each strided number."""
+        return int((self.entries >= 0).sum()) // self.size.numel()
+
+    def expand(self, source: Tensor) -> Tensor:
+        """The twin's tensor from the strided one."""
+        return F.pad(source.flatten(), (0, 1))[self.entries.to(source.device)]
+
+    def mask(self, tensor: Tensor) -> Tensor:
+        """The nearest tensor of the twin with its structural zeros."""
+        return torch.where(self.entries.to(tensor.device) >= 0, tensor, 0)
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        """The strided tensor whose expansion is nearest to a twin's: the mean over all copies.
+
+        Computed as w₀ + mean(wᵢ − w₀), which is w₀ to the last bit where all copies are equal.
+        """
+        return fold([(self, tensor)])
+
+
+def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
+    """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name.
+
+    A network whose numbers are 1, 2, 3, … is converted: its twin's numbers say where they are from,
+    whatever rules made them.
+    """
+    numbered = copy.deepcopy(_strided(twin)).to_empty(device="cpu").double()
+    sources, first = [], 1
+    for name, tensor in _numbers(numbered):
+        numbers = torch.arange(first, first + tensor.numel(), dtype=torch.float64)
+        tensor.data.copy_(numbers.reshape(tensor.shape))
+        sources.append((first, name, tensor.shape))
+        first += tensor.numel()
+    sizes = tuple(given.size for given in twin.plan.inputs)
+    found = {}
+    for name, tensor in _numbers(build(Conversion(numbered, sizes, twin.plan.options))):
+        last = int(tensor.max())
+        start, source, size = next(s for s in reversed(sources) if s[0] <= last)
+        entries = torch.where(tensor > 0, tensor - start, -1).long().detach()
+        found[name] = Origin(source, size, entries)
+    return found
+
+
+def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
+    state = chain(network.named_parameters(), network.named_buffers())
+    return [(name, t) for name, t in state if t.is_floating_point() and t.numel()]
+
+
+def _strided(twin: Any) -> fx.GraphModule:
+    """The strided network behind a twin, its weights empty."""
+    if not isinstance(twin, UnitStrideNetwork):
+        raise StrideEliminationError(
+            f"{type(twin).__name__} is not a twin: expected a UnitStrideNetwork, as eliminate_stride "
+            "returns it (and not its .network alone, which has lost the rearrangement and the plan)"
+        )
+    if not isinstance(twin.rearrange, (SpaceToDepth, EachInput)):
+        raise StrideEliminationError(
+            f"this twin's rearrangement was replaced by a {type(twin.rearrange).__name__}: expected "
+            "the twin as eliminate_stride made it; fold it first, then take it apart"
+        )
+    if twin.strided is None:
+        raise StrideEliminationError(
+            "this twin does not know its strided network: expected one that eliminate_stride made"
+        )
+    return twin.strided
+
+
+# Sharing --------------------------------------------------------------------------------------------
+
+
+class Tied(nn.Module):
+    """A twin's tensor as its strided original, repeated: parametrizes a layer of the twin."""
+
+    entries: Tensor
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__()
+        self.origin = origin
+        last = origin.size.numel()  # behind the source stands a zero
+        self.register_buffer("entries", origin.entries.flatten() % (last + 1), persistent=False)
+
+    def forward(self, source: Tensor) -> Tensor:
+        """The twin's tensor."""
+        numbers = F.pad(source.flatten(), (0, 1)).index_select(0, self.entries)
+        return numbers.view(self.origin.entries.shape)
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        """The strided tensor."""
+        return self.origin.fold(tensor)
+
+
+class Masked(nn.Module):
+    """A twin's tensor with its structural zeros: parametrizes a layer of the twin."""
+
+    free: Tensor
+
+    def __init__(self, origin: Origin) -> None:
+        super().__init__()
+        self.register_buffer("free", origin.entries >= 0, persistent=False)
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """Zeros where none of the strided network's numbers stands; no gradient reaches them."""
+        return torch.where(self.free, tensor, 0)
+
+    def right_inverse(self, tensor: Tensor) -> Tensor:
+        """The same."""
+        return self(tensor)
+
+
+def share(
+    twin: UnitStrideNetwork, sharing: str | Mapping[str, str], project: bool = False
+) -> UnitStrideNetwork:
+    """A copy of the twin whose layers share their parameters in one of three ways.
+
+    tied: the strided weights and biases are the parameters; the twin's are derived from them.
+    masked: the twin's own are, but structural zeros stay zero.
+    free: the twin's own are, all of them.
+
+    sharing: one of these for all layers that have several copies of a parameter or structural zeros;
+        or a mapping from such layers' names, the others being free.
+    project: take the nearest weights that can be shared in this way. Without it, a twin whose weights
+        cannot is refused.
+
+    The layers keep their types, so that whatever trains, evaluates or exports a twin takes this one
+    too. `torch.save` its state_dict, not the module. Raises StrideEliminationError.
+
+    >>> twin = eliminate_stride(model, (1, 28, 28))
+    >>> sum(p.numel() for p in share(twin, "tied").parameters())  # as many as the model has
+    """
+    found = origins(twin)
+    modes = _modes(sharing, found)
+    shared = copy.deepcopy(twin)
+    parameters = dict(_free(shared.network).named_parameters())
+    homes: dict[str, nn.Parameter] = {}  # of a strided parameter that several layers have
+    for name in sorted(parameters, key=lambda name: not found[name].copied):
+        layer, origin = shared.network.get_submodule(_layer(name)), found[name]
+        mode = modes.get(_layer(name), "free")
+        if mode == "free" or (mode == "masked" and origin.copied):
+            continue
+        if not origin.copied:
+            _parametrize(layer, name, origin, mode, project)
+        if mode == "tied":
+            _tie_to_others(layer, name, homes, origin)
+    return shared
+
+
+def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[str, str]:
+    """Of each layer that has something to share."""
+    layers = dict.fromkeys(_layer(name) for name, origin in found.items() if not origin.copied)
+    modes = dict.fromkeys(layers, sharing) if isinstance(sharing, str) else dict(sharing)
+    for name, mode in {**modes, "": sharing if isinstance(sharing, str) else "free"}.items():
+        if mode not in SHARING:
+            raise StrideEliminationError(
+                f"sharing={mode!r}{name and f' of {name}'}: it is one of {SHARING}"
+            )
+    for name in modes:
+        if name not in layers:
+            raise StrideEliminationError(
+                f"{name!r} has nothing to share: expected layers that hold several copies of a strided "
+                f"parameter, which are {list(layers)}"
+            )
+    return modes
+
+
+def _free(network: nn.Module) -> nn.Module:
+    """The network with its present weights as parameters of their own."""
+    for module in list(network.modules()):
+        for name in list(getattr(module, "parametrizations", ())):
+            grown = getattr(module, "parametrizations")[name].original.requires_grad
+            value = getattr(module, name).detach().clone()
+            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
+            setattr(module, name, nn.Parameter(value, grown))
+    return network
+
+
+def _parametrize(layer: nn.Module, name: str, origin: Origin, mode: str, project: bool) -> None:
+    attribute = name.rpartition(".")[2]
+    tensor = getattr(layer, attribute).detach()
+    nearest = origin.mask(tensor) if mode == "masked" else origin.expand(origin.fold(tensor))
+    if not project and not torch.equal(nearest, tensor):
+        raise StrideEliminationError(
+            f"{name} is not {mode}: its nearest such weights differ by up to "
+            f"{float((nearest - tensor).abs().max()):.2g}; project=True takes these"
+        )
+    kind = {"tied": Tied, "masked": Masked}[mode](origin).to(tensor.device)
+    parametrize.register_parametrization(layer, attribute, kind, unsafe=mode == "tied")
+
+
+def _tie_to_others(
+    layer: nn.Module, name: str, homes: dict[str, nn.Parameter], origin: Origin
+) -> None:
+    """A strided layer that is called at several places has several layers in the twin."""
+    attribute = name.rpartition(".")[2]
+    holder: Any = layer
+    if parametrize.is_parametrized(layer, attribute):
+        holder, attribute = layer.parametrizations[attribute], "original"  # type: ignore[index, union-attr]
+    first = homes.setdefault(origin.source, getattr(holder, attribute))
+    setattr(holder, attribute, first)
+
+
+def _layer(name: str) -> str:
+    return name.rpartition(".")[0]
+
+
+def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
+    """Of each changed layer: how many entries of one of its filters are no structural zeros."""
+    return {
+        _layer(name): int((origin.entries[0] >= 0).sum())
+        for name, origin in origins(twin).items()
+        if name.endswith("weight") and not origin.copied and origin.entries.ndim > 1
+    }
+
+
+def copies(twin: UnitStrideNetwork) -> dict[str, int]:
+    """Of each parameter of `twin.network`, however it is shared: how often it has a strided number."""
+    found = origins(twin)
+    named = {name: _plain(name) for name, _ in twin.network.named_parameters()}
+    return {name: found[plain].copies for name, plain in named.items()}
+
+
+def _plain(name: str) -> str:
+    """Of a parameter, without what torch's parametrization puts into it."""
+    return name.replace("parametrizations.", "").removesuffix(".original")
+
+
+def plain_state(twin: UnitStrideNetwork) -> dict[str, Tensor]:
+    """The twin's state_dict as if it were free: the numbers that its layers compute with."""
+    plain = copy.deepcopy(twin)
+    _free(plain.network)
+    return plain.state_dict()
+
+
+# Back to the strided network ------------------------------------------------------------------------
+
+
+def fold(copies: list[tuple[Origin, Tensor]]) -> Tensor:
+    """The strided tensor nearest in least squares to the tensors of a twin that come from it."""
+    size = copies[0][0].size
+    place = torch.cat([origin.entries.flatten() for origin, _ in copies])
+    values = torch.cat([tensor.detach().flatten() for _, tensor in copies])
+    place = place.to(values.device)
+    values, place = values[place >= 0], place[place >= 0]
+    many = size.numel()
+    order = torch.arange(len(place), device=place.device)
+    first = order.new_full((many,), len(place)).scatter_reduce(0, place, order, "amin")
+    start = F.pad(values, (0, 1))[first]  # zero, where the twin has no copy
+    change = torch.zeros_like(start).scatter_add(0, place, values - start[place])
+    count = torch.bincount(place, minlength=many).clamp(min=1)
+    return (start + change / count).reshape(size)
+
+
+def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
+    """The strided network nearest to a twin, in least squares of the weights.
+
+    Each strided number is the mean of its copies in the twin; what stands at structural zeros is
+    lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. The
+    state_dict has the original's names: `model.load_state_dict(fold_back(twin).state_dict())`.
+
+    Raises StrideEliminationError for anything but a whole twin.
+    """
+    strided, found = copy.deepcopy(_strided(twin)), origins(twin)
+    tensors = {name: operator.attrgetter(name)(twin.network) for name in found}
+    copies: dict[str, list[tuple[Origin, Tensor]]] = {}
+    for name, origin in found.items():
+        copies.setdefault(origin.source, []).append((origin, tensors[name]))
+    device = next(iter(tensors.values()), torch.empty(0)).device
+    others = {n: t for n, t in twin.network.state_dict().items() if n not in tensors}
+    strided.to_empty(device=device)
+    state = strided.state_dict()
+    for name, target in state.items():
+        value = fold(copies[name]) if name in copies else others[name]
+        target.copy_(value)
+    for name, kept in _numbers(strided):  # what no state_dict holds
+        if name not in state and name in copies:
+            kept.data.copy_(fold(copies[name]))
+    return strided.train(twin.training)
+
+
+def distance_from_tied(
+    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
+) -> dict[str, dict[str, float]]:
+    """How far each parameter of a twin is from the strided networks, in its two parts.
+
+    zeros: the norm of what stands at structural zeros; copies: of the differences of copies from
+    their mean. Their squares add up to that of the distance from the nearest tied weights, the norm
+    is of the whole tensor; all are Euclidean. Parameters that have neither are left out.
+
+    found: origins(twin), where they are known.
+    """
+    rows = {}
+    found = found or origins(twin)
+    for name, origin in found.items():
+        if origin.copied:
+            continue
+        tensor = operator.attrgetter(name)(twin.network).detach().cpu().double()
+        masked = origin.mask(tensor)
+        rows[name] = {
+            "zeros": float((tensor - masked).norm()),
+            "copies": float((masked - origin.expand(origin.fold(masked))).norm()),
+            "norm": float(tensor.norm()),
+        }
+    return rows
+
+
+# Counting -------------------------------------------------------------------------------------------
+
+
+def degrees_of_freedom(plan: EliminationPlan) -> "pd.DataFrame":
+    """How many weights each convolution's filter has to choose, in each way of sharing.
+
+    tied: the strided filter's; free: the twin's; masked: those of the twin without structural zeros.
+    So striding is `zeros` (free − masked) and `equalities` (masked − tied) among the twin's weights.
+    paper: s²·C_ℓ·C_{ℓ+1}·W·H of section 6, with s the factor of the layer's output; it counts the
+    masked filter, not the free one, and holds for convolutions only.
+    """
+    import pandas as pd  # not needed to train, and slow to import
+
+    rows = [
+        {
+            "layer": layer.name,
+            "tied": prod(layer.weight_size),
+            "masked": prod(layer.unit_stride_weight_size) - layer.structural_zeros,
+            "free": prod(layer.unit_stride_weight_size),
+            "zeros": layer.structural_zeros,
+            "paper": _papers(layer),
+        }
+        for layer in plan.layers
+        if layer.operation.startswith("Conv")
+    ]
+    columns = ["layer", "tied", "masked", "free", "zeros", "paper"]
+    frame = pd.DataFrame(rows, columns=columns).astype({"paper": "Int64"})
+    frame.insert(4, "equalities", frame.masked - frame.tied)
+    return frame
+
+
+def _papers(layer: LayerPlan) -> int | None:
+    if not all(isinstance(tap_map, TapMap) for tap_map in layer.maps):
+        return None
+    return prod(tap_map.output_factor for tap_map in layer.maps) * prod(layer.weight_size)
