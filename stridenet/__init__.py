@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     )
     from stridenet.export import ExportReport, export_onnx
     from stridenet.phases import depth_to_space, space_to_depth
+    from stridenet.sharing import degrees_of_freedom, distance_from_tied, fold_back, share
     from stridenet.tracing import StrideEliminationError
     from stridenet.verification import VerificationReport, verify
 
@@ -23,10 +24,14 @@ __all__ = [
     "StrideEliminationError",
     "UnitStrideNetwork",
     "VerificationReport",
+    "degrees_of_freedom",
     "depth_to_space",
+    "distance_from_tied",
     "eliminate_stride",
     "export_onnx",
+    "fold_back",
     "plan_elimination",
+    "share",
     "space_to_depth",
     "verify",
 ]
@@ -34,6 +39,10 @@ _HOME = {
     "ExportReport": "export",
     "export_onnx": "export",
     "StrideEliminationError": "tracing",
+    "degrees_of_freedom": "sharing",
+    "distance_from_tied": "sharing",
+    "fold_back": "sharing",
+    "share": "sharing",
     "depth_to_space": "phases",
     "space_to_depth": "phases",
     "VerificationReport": "verification",

@@ -22,7 +22,7 @@ from stridenet.config import SHARING
 from stridenet.elimination import Conversion, EliminationPlan, UnitStrideNetwork, build
 from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.phases import TapMap
-from stridenet.tracing import StrideEliminationError
+from stridenet.tracing import StrideEliminationError, written
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -80,13 +80,27 @@ def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
         sources.append((first, name, tensor.shape))
         first += tensor.numel()
     sizes = tuple(given.size for given in twin.plan.inputs)
-    found = {}
+    found: dict[str, Origin] = {}
     for name, tensor in _numbers(build(Conversion(numbered, sizes, twin.plan.options))):
         last = int(tensor.max())
         start, source, size = next(s for s in reversed(sources) if s[0] <= last)
         entries = torch.where(tensor > 0, tensor - start, -1).long().detach()
         found[name] = Origin(source, size, entries)
+        _require_alike(twin, name, entries)
     return found
+
+
+def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
+    try:
+        size = operator.attrgetter(name)(twin.network).shape
+    except AttributeError:
+        size = None
+    if size != entries.shape:
+        has = f"is {written(size)}" if size else "is missing"
+        raise StrideEliminationError(
+            f"{name} {has} in this twin, where eliminate_stride had made {written(entries.shape)}: "
+            "expected a twin with the layers that it was made with"
+        )
 
 
 def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
@@ -110,6 +124,12 @@ def _strided(twin: Any) -> fx.GraphModule:
         raise StrideEliminationError(
             "this twin does not know its strided network: expected one that eliminate_stride made"
         )
+    for name, module in twin.strided.named_modules():
+        if parametrize.is_parametrized(module):
+            raise StrideEliminationError(
+                f"{name} has parametrized weights in the strided network, of which a twin has the "
+                "values alone: torch.nn.utils.parametrize.remove_parametrizations first"
+            )
     return twin.strided
 
 
@@ -158,7 +178,7 @@ class Masked(nn.Module):
 def share(
     twin: UnitStrideNetwork, sharing: str | Mapping[str, str], project: bool = False
 ) -> UnitStrideNetwork:
-    """A copy of the twin whose layers share their parameters in one of three ways.
+    """A copy of the twin whose layers share their parameters in one of three ways (section 6).
 
     tied: the strided weights and biases are the parameters; the twin's are derived from them.
     masked: the twin's own are, but structural zeros stay zero.
@@ -172,8 +192,10 @@ def share(
     The layers keep their types, so that whatever trains, evaluates or exports a twin takes this one
     too. `torch.save` its state_dict, not the module. Raises StrideEliminationError.
 
-    >>> twin = eliminate_stride(model, (1, 28, 28))
-    >>> sum(p.numel() for p in share(twin, "tied").parameters())  # as many as the model has
+    >>> from stridenet import eliminate_stride
+    >>> twin = eliminate_stride(nn.Conv2d(1, 1, 3, stride=2), (1, 9, 9))
+    >>> [p.numel() for p in twin.parameters()], [p.numel() for p in share(twin, "tied").parameters()]
+    ([16, 1], [9, 1])
     """
     found = origins(twin)
     modes = _modes(sharing, found)
