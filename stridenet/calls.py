@@ -35,6 +35,7 @@ class LayerPlan:
     padding: Padding | None = None  # at scope="layer": put around the map, which is rearranged here
     parameters: tuple[int, int] = (0, 0)  # strided, unit-stride
     strided: bool = False  # had a stride above one, and lost it
+    module: str = ""  # its path in the strided network, where several layers may have one
 
     @property
     def input(self) -> FeatureMap:

@@ -222,7 +222,9 @@ def _check_experiment(config: Experiment) -> None:
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
     config.model = _resolve_model(config.model)
     if config.model.max_pooling and config.model.eliminate_stride:
-        raise InputError("model.max_pooling and model.eliminate_stride: only one of them can be true")
+        raise InputError(
+            "model.max_pooling and model.eliminate_stride: only one of them can be true"
+        )
     _one_of("data.name", config.data.name, DATA_SETS)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _at_least("data.validation_size", config.data.validation_size, 0)
@@ -472,7 +474,14 @@ def run_name(config: Config) -> str:
     name, treated = config.model.name, variant(config)
     decides = [experiment_identity(config), name, weights, content, config.seed]
     identity = _hash([*decides, *filter(None, [treated])])
-    parts = [name, *re.split("[ =]", treated), weights, config.recipe.name, f"s{config.seed}", identity]
+    parts = [
+        name,
+        *re.split("[ =]", treated),
+        weights,
+        config.recipe.name,
+        f"s{config.seed}",
+        identity,
+    ]
     return "-".join(filter(None, parts))
 
 

@@ -284,6 +284,7 @@ class Conversion:
             own = sum(p.numel() for p in call.module.parameters()) if call.module else 0
             layer = LayerPlan(
                 name=name,
+                module=self._name(call),
                 operation=getattr(call.operation, "__name__", str(call.operation)),
                 inputs=tuple(map(self.map_of, call.maps)),
                 output=self.map_of(call.node),

@@ -89,7 +89,9 @@ def draw_network(
     nonzero = sharing == "masked" and recipe.fan_in == "nonzero"
     fans = fan_in(network) if nonzero and isinstance(network, UnitStrideNetwork) else {}
     initialise(getattr(network, "network", network), scheme, generator, fans)
-    return share(network, sharing, project=True) if isinstance(network, UnitStrideNetwork) else network
+    return (
+        share(network, sharing, project=True) if isinstance(network, UnitStrideNetwork) else network
+    )
 
 
 def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +23,7 @@ from stridenet.elimination import Conversion, EliminationPlan, UnitStrideNetwork
 from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.phases import TapMap
 from stridenet.tracing import StrideEliminationError, written
+from stridenet.verification import make_plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -104,7 +105,8 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
 
 
 def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
-    state = chain(network.named_parameters(), network.named_buffers())
+    """Parameters and statistics: what a state_dict holds, if it is made of real numbers."""
+    state = network.state_dict(keep_vars=True).items()
     return [(name, t) for name, t in state if t.is_floating_point() and t.numel()]
 
 
@@ -200,72 +202,71 @@ def share(
     found = origins(twin)
     modes = _modes(sharing, found)
     shared = copy.deepcopy(twin)
-    parameters = dict(_free(shared.network).named_parameters())
-    homes: dict[str, nn.Parameter] = {}  # of a strided parameter that several layers have
+    make_plain(shared)
+    parameters = dict(shared.network.named_parameters())
+    chosen = {name: modes.get(_layer(name), "free") for name in parameters}
+    tied: dict[str, list[tuple[Origin, Tensor]]] = {}
+    for name, parameter in parameters.items():
+        if chosen[name] == "tied":
+            tied.setdefault(found[name].source, []).append((found[name], parameter))
+    strided = {source: fold(copies) for source, copies in tied.items()}
+    homes: dict[str, nn.Parameter] = {}
     for name in sorted(parameters, key=lambda name: not found[name].copied):
-        layer, origin = shared.network.get_submodule(_layer(name)), found[name]
-        mode = modes.get(_layer(name), "free")
-        if mode == "free" or (mode == "masked" and origin.copied):
-            continue
-        if not origin.copied:
-            _parametrize(layer, name, origin, mode, project)
-        if mode == "tied":
-            _tie_to_others(layer, name, homes, origin)
+        origin, parameter = found[name], parameters[name]
+        if chosen[name] == "masked":
+            _set(name, parameter, origin.mask(parameter), "masked", project)
+        if chosen[name] == "tied":
+            _set(name, parameter, origin.expand(strided[origin.source]), "tied", project)
+        if chosen[name] != "free":
+            layer = shared.network.get_submodule(_layer(name))
+            _parametrize(layer, name, origin, chosen[name], homes)
     return shared
 
 
 def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[str, str]:
     """Of each layer that has something to share."""
-    layers = dict.fromkeys(_layer(name) for name, origin in found.items() if not origin.copied)
+    sources = {origin.source for origin in found.values() if not origin.copied}
+    layers = dict.fromkeys(_layer(n) for n, origin in found.items() if origin.source in sources)
     modes = dict.fromkeys(layers, sharing) if isinstance(sharing, str) else dict(sharing)
-    for name, mode in {**modes, "": sharing if isinstance(sharing, str) else "free"}.items():
+    for name, mode in modes.items() or {"": sharing}.items():
         if mode not in SHARING:
             raise StrideEliminationError(
-                f"sharing={mode!r}{name and f' of {name}'}: it is one of {SHARING}"
+                f"sharing={mode!r}{'' if isinstance(sharing, str) else f' of {name}'}: it is one of "
+                f"{SHARING}"
             )
-    for name in modes:
-        if name not in layers:
+        if modes and name not in layers:
             raise StrideEliminationError(
                 f"{name!r} has nothing to share: expected layers that hold several copies of a strided "
-                f"parameter, which are {list(layers)}"
+                f"parameter, or structural zeros, which are {list(layers)}"
             )
     return modes
 
 
-def _free(network: nn.Module) -> nn.Module:
-    """The network with its present weights as parameters of their own."""
-    for module in list(network.modules()):
-        for name in list(getattr(module, "parametrizations", ())):
-            grown = getattr(module, "parametrizations")[name].original.requires_grad
-            value = getattr(module, name).detach().clone()
-            parametrize.remove_parametrizations(module, name, leave_parametrized=False)
-            setattr(module, name, nn.Parameter(value, grown))
-    return network
-
-
-def _parametrize(layer: nn.Module, name: str, origin: Origin, mode: str, project: bool) -> None:
-    attribute = name.rpartition(".")[2]
-    tensor = getattr(layer, attribute).detach()
-    nearest = origin.mask(tensor) if mode == "masked" else origin.expand(origin.fold(tensor))
-    if not project and not torch.equal(nearest, tensor):
+def _set(name: str, parameter: nn.Parameter, nearest: Tensor, mode: str, project: bool) -> None:
+    apart = float((nearest - parameter).detach().abs().max())
+    if apart and not project:
         raise StrideEliminationError(
-            f"{name} is not {mode}: its nearest such weights differ by up to "
-            f"{float((nearest - tensor).abs().max()):.2g}; project=True takes these"
+            f"{name} is not {mode}: its nearest such weights differ by up to {apart:.2g}; "
+            "project=True takes these"
         )
-    kind = {"tied": Tied, "masked": Masked}[mode](origin).to(tensor.device)
-    parametrize.register_parametrization(layer, attribute, kind, unsafe=mode == "tied")
+    parameter.data.copy_(nearest)
 
 
-def _tie_to_others(
-    layer: nn.Module, name: str, homes: dict[str, nn.Parameter], origin: Origin
+def _parametrize(
+    layer: nn.Module, name: str, origin: Origin, mode: str, homes: dict[str, nn.Parameter]
 ) -> None:
-    """A strided layer that is called at several places has several layers in the twin."""
-    attribute = name.rpartition(".")[2]
+    """Give the layer's tensor its sharing; `homes` has the strided parameters met so far.
+
+    A strided layer that is called at several places has several in the twin, but its parameters once.
+    """
     holder: Any = layer
-    if parametrize.is_parametrized(layer, attribute):
-        holder, attribute = layer.parametrizations[attribute], "original"  # type: ignore[index, union-attr]
-    first = homes.setdefault(origin.source, getattr(holder, attribute))
-    setattr(holder, attribute, first)
+    attribute = name.rpartition(".")[2]
+    if not origin.copied:
+        kind = {"tied": Tied, "masked": Masked}[mode](origin).to(getattr(layer, attribute).device)
+        parametrize.register_parametrization(layer, attribute, kind, unsafe=mode == "tied")
+        holder, attribute = cast(Any, layer.parametrizations)[attribute], "original"
+    if mode == "tied":
+        setattr(holder, attribute, homes.setdefault(origin.source, getattr(holder, attribute)))
 
 
 def _layer(name: str) -> str:
@@ -296,7 +297,7 @@ def _plain(name: str) -> str:
 def plain_state(twin: UnitStrideNetwork) -> dict[str, Tensor]:
     """The twin's state_dict as if it were free: the numbers that its layers compute with."""
     plain = copy.deepcopy(twin)
-    _free(plain.network)
+    make_plain(plain)
     return plain.state_dict()
 
 
@@ -329,20 +330,15 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
     Raises StrideEliminationError for anything but a whole twin.
     """
     strided, found = copy.deepcopy(_strided(twin)), origins(twin)
-    tensors = {name: operator.attrgetter(name)(twin.network) for name in found}
     copies: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, origin in found.items():
-        copies.setdefault(origin.source, []).append((origin, tensors[name]))
-    device = next(iter(tensors.values()), torch.empty(0)).device
-    others = {n: t for n, t in twin.network.state_dict().items() if n not in tensors}
+        tensor = operator.attrgetter(name)(twin.network)
+        copies.setdefault(origin.source, []).append((origin, tensor))
+    device = next((t.device for t in twin.network.state_dict().values()), torch.device("cpu"))
     strided.to_empty(device=device)
-    state = strided.state_dict()
-    for name, target in state.items():
-        value = fold(copies[name]) if name in copies else others[name]
-        target.copy_(value)
-    for name, kept in _numbers(strided):  # what no state_dict holds
-        if name not in state and name in copies:
-            kept.data.copy_(fold(copies[name]))
+    for name, tensor in chain(strided.named_parameters(), strided.named_buffers()):
+        kept = operator.attrgetter(name)  # whole numbers, and what no state_dict holds
+        tensor.data.copy_(fold(copies[name]) if name in copies else kept(twin.network))
     return strided.train(twin.training)
 
 
@@ -380,30 +376,33 @@ def degrees_of_freedom(plan: EliminationPlan) -> "pd.DataFrame":
 
     tied: the strided filter's; free: the twin's; masked: those of the twin without structural zeros.
     So striding is `zeros` (free − masked) and `equalities` (masked − tied) among the twin's weights.
+    A layer that is called again has no new weights: tied is 0, and all its weights are equalities.
     paper: s²·C_ℓ·C_{ℓ+1}·W·H of section 6, with s the factor of the layer's output; it counts the
     masked filter, not the free one, and holds for convolutions only.
     """
     import pandas as pd  # not needed to train, and slow to import
 
-    rows = [
-        {
-            "layer": layer.name,
-            "tied": prod(layer.weight_size),
-            "masked": prod(layer.unit_stride_weight_size) - layer.structural_zeros,
-            "free": prod(layer.unit_stride_weight_size),
-            "zeros": layer.structural_zeros,
-            "paper": _papers(layer),
-        }
-        for layer in plan.layers
-        if layer.operation.startswith("Conv")
-    ]
-    columns = ["layer", "tied", "masked", "free", "zeros", "paper"]
-    frame = pd.DataFrame(rows, columns=columns).astype({"paper": "Int64"})
-    frame.insert(4, "equalities", frame.masked - frame.tied)
-    return frame
+    rows, counted = [], set()
+    for layer in plan.layers:
+        again = layer.module in counted
+        counted.add(layer.module)
+        if layer.operation.startswith("Conv") and (layer.maps or not again):
+            rows.append(_freedom(layer, again))
+    columns = ["layer", "tied", "masked", "free", "equalities", "zeros", "paper"]
+    return pd.DataFrame(rows, columns=columns).astype({"paper": "Int64"})
 
 
-def _papers(layer: LayerPlan) -> int | None:
-    if not all(isinstance(tap_map, TapMap) for tap_map in layer.maps):
-        return None
-    return prod(tap_map.output_factor for tap_map in layer.maps) * prod(layer.weight_size)
+def _freedom(layer: LayerPlan, again: bool) -> dict[str, Any]:
+    strided, free = prod(layer.weight_size), prod(layer.unit_stride_weight_size)
+    tied, masked = 0 if again else strided, free - layer.structural_zeros
+    convolution = all(isinstance(tap_map, TapMap) for tap_map in layer.maps)
+    factors = prod(tap_map.output_factor for tap_map in layer.maps)
+    return {
+        "layer": layer.name,
+        "tied": tied,
+        "masked": masked,
+        "free": free,
+        "equalities": masked - tied,
+        "zeros": layer.structural_zeros,
+        "paper": factors * strided if convolution else None,
+    }

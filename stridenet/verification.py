@@ -105,7 +105,8 @@ def verify(
     layer differs.
     """
     model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
-    _make_plain(model)
+    make_plain(model)
+    make_plain(twin)
     conversion = Conversion(model, checked_sizes(twin.plan.input_size), twin.plan.options)
     if replace(conversion.plan, bytes_each=twin.plan.bytes_each) != twin.plan:
         raise StrideEliminationError(
@@ -124,12 +125,27 @@ def verify(
     return report
 
 
-def _make_plain(model: nn.Module) -> None:
-    """Parametrized weights as they are now, which is what the twin has."""
-    for module in list(model.modules()):
-        if parametrize.is_parametrized(module):
-            for name in list(cast(nn.ModuleDict, module.parametrizations)):
-                parametrize.remove_parametrizations(module, name)
+def make_plain(network: nn.Module) -> None:
+    """Parametrized weights as they are now, as parameters of their own, in place.
+
+    torch's remove_parametrizations would break the network that this one is a copy of: it changes the
+    layers' class, which both have in common.
+    """
+    for module in list(network.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        lists = cast(Any, module.parametrizations)
+        values = {
+            name: nn.Parameter(
+                getattr(module, name).detach().clone(),
+                any(original.requires_grad for original in lists[name].parameters(recurse=False)),
+            )
+            for name in lists
+        }
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        for name, value in values.items():
+            module.register_parameter(name, value)
 
 
 def _add_noise(model: nn.Module, twin: UnitStrideNetwork, conversion: Conversion) -> None:
