@@ -1,10 +1,10 @@
-"""The paper in plain loops: the oracle of these tests, which shares no code with stridenet.
+"""Whole layers in plain loops: an oracle of these tests, which shares no code with stridenet.
 
-Kong & Lucey, "Take it in your stride: Do we need striding in CNNs?" (2017). The symbols are the
-paper's: a filter H, an image X, and indices m, n, p, q that count from 1. For maps with images and
-channels, further down, indices count from 0. With integers in the arrays all is exact.
+Filters are H and maps X, as in the paper, whose own statements are in stridenet/theory.py. Maps are
+(n, c, *size) with any number of axes, and indices count from 0. With integers in the arrays all is
+exact.
 """
-# ruff: noqa: E743, N802, N803, N806
+# ruff: noqa: N803, N806
 
 import itertools
 import math
@@ -12,64 +12,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-# The theorem: one filter and one image
-
-
-def correlate(H: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """H ∗ X, the paper's convolution: H laid on X wherever it fits (Eq. 2 and 5)."""
-    (a, b), (c, d) = H.shape, X.shape
-    Y = np.zeros((max(c - a + 1, 0), max(d - b + 1, 0)), X.dtype)
-    for i, j in np.ndindex(Y.shape):
-        for row, column in np.ndindex(H.shape):
-            Y[i, j] += H[row, column] * X[i + row, j + column]
-    return Y
-
-
-def T(m: int, n: int, s: int, X: np.ndarray) -> np.ndarray:
-    """T_{m,n}^{(s)}(X), the sampling function (Definition 3): every s-th entry from (m, n) on."""
-    rows, columns = range(m - 1, X.shape[0], s), range(n - 1, X.shape[1], s)
-    Y = np.zeros((len(rows), len(columns)), X.dtype)
-    for i, row in enumerate(rows):
-        for j, column in enumerate(columns):
-            Y[i, j] = X[row, column]
-    return Y
-
-
-def O(m: int, n: int, H: np.ndarray) -> np.ndarray:
-    """O_{m,n}(H), the padding operation (Property 4): m zero rows and n zero columns in front."""
-    Y = np.zeros((m + H.shape[0], n + H.shape[1]), H.dtype)
-    for i, j in np.ndindex(H.shape):
-        Y[m + i, n + j] = H[i, j]
-    return Y
-
-
-def correlate_strided(s: int, H: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """H ∗_s X by its definition: the convolution, then its first sampling (Eq. 11)."""
-    return T(1, 1, s, correlate(H, X))
-
-
-def theorem_1(s: int, H: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """The right-hand side of Theorem 1 (Eq. 10 with Eq. 13): no stride, s·s smaller convolutions.
-
-    A slip of the paper: where s does not divide the sizes, the terms differ in size. What counts is
-    the leading corner that they share with H ∗_s X, and they are cropped to it.
-    """
-    rows, columns = (
-        max(math.ceil((x - h + 1) / s), 0) for h, x in zip(H.shape, X.shape, strict=True)
-    )
-    total = np.zeros((rows, columns), X.dtype)
-    for p in range(1, s + 1):
-        for q in range(1, s + 1):
-            total += correlate(T(p, q, s, H), T(p, q, s, X))[:rows, :columns]
-    return total
-
-
-def lemma_1(m: int, n: int, s: int, H: np.ndarray, X: np.ndarray) -> np.ndarray:
-    """The right-hand side of Lemma 1 (Eq. 14): Theorem 1's, of the filter with zeros in front."""
-    return theorem_1(s, O(m - 1, n - 1, H), X)
-
-
-# Whole layers: maps (n, c, *size) with any number of axes
+# The paper's layers
 
 
 def phase_form(X: np.ndarray, factor: Sequence[int]) -> np.ndarray:
@@ -120,7 +63,7 @@ def convolve(
     return Y
 
 
-# Other layers: maps (n, c, *size), indices from 0; one number for each axis unless said otherwise
+# Other layers; one number for each axis unless said otherwise
 
 
 def inside(position: Sequence[int], size: Sequence[int]) -> bool:

@@ -1,4 +1,4 @@
-"""The theorem: in the paper's own terms, then as stridenet's phase forms, taps and filters say it.
+"""The theorem as stridenet's phase forms, taps and filters say it, beside the paper's own symbols.
 
 Entries are small integers, so that every equality here is exact.
 """
@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stridenet import depth_to_space, space_to_depth
+from stridenet import depth_to_space, space_to_depth, theory
 from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size
 
 many = settings(max_examples=300)
@@ -67,52 +67,6 @@ def unit_stride_geometry(
     return [1] * len(maps), [1] * len(maps), [m.twin_padding for m in maps]
 
 
-# The paper's theorems, by loops alone
-
-
-def test_figure_1_splits_a_strided_convolution_into_two_of_stride_one() -> None:
-    h, x = np.array([[1, 2, 3, 4]]).T, np.array([[1, 2, 3, 4, 5, 6, 7, 8]]).T
-    terms = [
-        reference.correlate(reference.T(p, 1, 2, h), reference.T(p, 1, 2, x)).ravel()
-        for p in (1, 2)
-    ]
-    assert equal(reference.correlate_strided(2, h, x).ravel(), [30, 50, 70])
-    assert equal(terms, [[10, 18, 26], [20, 32, 44]])
-
-
-def test_figure_3_samples_each_entry_exactly_once() -> None:
-    x = np.arange(36).reshape(6, 6)
-    samples = [reference.T(m, n, 2, x) for m, n in itertools.product((1, 2), repeat=2)]
-    assert [sample.shape for sample in samples] == [(3, 3)] * 4
-    assert sorted(np.concatenate(samples).ravel()) == list(range(36))
-    assert equal(samples[1], [[1, 3, 5], [13, 15, 17], [25, 27, 29]])
-
-
-@many
-@given(filters_and_images(), st.integers(1, 4))
-def test_theorem_1(case: tuple[np.ndarray, np.ndarray], s: int) -> None:
-    h, x = case
-    assert equal(reference.correlate_strided(s, h, x), reference.theorem_1(s, h, x))
-
-
-@many
-@given(filters_and_images(), st.integers(1, 4), st.data())
-def test_lemma_1(case: tuple[np.ndarray, np.ndarray], s: int, data: st.DataObject) -> None:
-    h, x = case
-    m, n = data.draw(st.integers(1, s)), data.draw(st.integers(1, s))
-    left = reference.T(m, n, s, reference.correlate(h, x))
-    assert equal(left, reference.lemma_1(m, n, s, h, x))
-
-
-@many
-@given(st.integers(1, 4), st.integers(1, 4), st.data())
-def test_two_samplings_are_one(s: int, stride: int, data: st.DataObject) -> None:
-    m, n = data.draw(st.integers(1, s)), data.draw(st.integers(1, s))
-    x = integers((data.draw(st.integers(1, 20)), 17))
-    once = reference.T((m - 1) * stride + 1, (n - 1) * stride + 1, s * stride, x)  # Eq. 26
-    assert equal(reference.T(m, n, s, reference.T(1, 1, stride, x)), once)
-
-
 def test_the_oracle_convolves_as_torch_does() -> None:
     x, weight, bias = integers((2, 4, 9, 7)), integers((6, 2, 3, 2), 1), integers((6,), 2)
     obtained = reference.convolve(x, weight, bias, (2, 3), (1, 2), ((1, 2), (0, 3)), groups=2)
@@ -138,7 +92,7 @@ def test_channels_of_a_phase_form_are_the_samples_in_order() -> None:
     images = integers((1, 2, 5, 7))
     maps = space_to_depth(tensor(images), (3, 3))[0]
     for channel, (c, p, q) in enumerate(itertools.product((0, 1), (1, 2, 3), (1, 2, 3))):
-        sample = reference.T(p, q, 3, images[0, c])
+        sample = theory.T(p, q, 3, images[0, c])
         assert equal(maps[channel, : sample.shape[0], : sample.shape[1]], sample)
 
 
@@ -303,7 +257,7 @@ def test_before_ordinary_outputs_the_twin_s_filters_are_samples_of_the_filter(
     (filters,) = expand_filter(tensor(h)[None, None], maps).numpy()
     assert filters.shape == (s * s, *(math.ceil(k / s) for k in h.shape))
     for filter_, (p, q) in zip(filters, np.ndindex(s, s), strict=True):
-        expected = reference.T(p + 1, q + 1, s, h)  # Eq. 13 and 21
+        expected = theory.T(p + 1, q + 1, s, h)  # Eq. 13 and 21
         assert equal(filter_, leading_corner(expected, filter_.shape))
 
 
@@ -318,9 +272,9 @@ def test_before_a_stride_the_twin_s_filters_are_those_of_equation_29(
     s_prime = s * stride
     assert filters.shape[:2] == (s**2, s_prime**2)
     for (m, n), of_output in zip(np.ndindex(s, s), filters, strict=True):
-        padded = reference.O(m * stride, n * stride, h)  # m′ − 1 and n′ − 1 of Eq. 26
+        padded = theory.O(m * stride, n * stride, h)  # m′ − 1 and n′ − 1 of Eq. 26
         for (p, q), filter_ in zip(np.ndindex(s_prime, s_prime), of_output, strict=True):
-            expected = reference.T(p + 1, q + 1, s_prime, padded)
+            expected = theory.T(p + 1, q + 1, s_prime, padded)
             assert equal(filter_, leading_corner(expected, filter_.shape))
 
 
