@@ -6,6 +6,8 @@ from dataclasses import dataclass, replace
 import pandas as pd
 from scipy import stats
 
+from stridenet.runs import arms
+
 CONFIDENCE = 0.95
 POWER = 0.80
 MOST = 1_000_000  # seeds that we are ready to ask for
@@ -33,9 +35,7 @@ class Comparison:
     @property
     def verdict(self) -> str:
         """supported, contradicted or undecided: does the interval leave zero, and on which side?"""
-        if self.low is None or self.high is None or self.low <= 0 <= self.high:
-            return "undecided"
-        return "supported" if self.low > 0 else "contradicted"
+        return verdict(self.low, self.high)
 
     def sentence(self, under: str) -> str:
         """What the numbers say of the paper's claim, under a recipe on some data."""
@@ -55,13 +55,20 @@ class Comparison:
         return f"{text}."
 
 
+def verdict(low: float | None, high: float | None) -> str:
+    """On a claim that a difference is above zero, by its interval."""
+    if low is None or high is None or low <= 0 <= high:
+        return "undecided"
+    return "supported" if low > 0 else "contradicted"
+
+
 def compare(runs: pd.DataFrame, paper: float | None = None) -> Comparison:
     """Compare the networks trained from scratch, seed by seed.
 
     runs: as runs.tidy gives them; a seed counts if both networks have it. The interval is Student's
     for the mean of paired differences. paper: the paper's difference, in points, if there is one.
     """
-    scratch = runs[runs.weights == "scratch"]
+    scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
     pairs = wide.reindex(columns=["strided", "unit_stride"]).dropna()
     differences = (pairs.unit_stride - pairs.strided).round(9)  # 1e-14 is no spread

@@ -163,10 +163,9 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
         }
-    shared = isinstance(network, UnitStrideNetwork)
-    runs.save_tensors(
-        folder / "weights.pt", plain_state(network) if shared else network.state_dict()
-    )
+    twin = isinstance(network, UnitStrideNetwork)
+    state = plain_state(network) if twin else network.state_dict()  # type: ignore[arg-type]
+    runs.save_tensors(folder / "weights.pt", state)
     last = history.epochs[-1]
     return {
         "run": folder.name,

@@ -14,30 +14,38 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
 
 from stridenet.elimination import EliminationPlan
+from stridenet.findings import ARMS, STARTS
 from stridenet.phases import FeatureMap, phase_size
-from stridenet.runs import write
-from stridenet.tables import PRINTED
+from stridenet.runs import arms, write
+from stridenet.tables import NETWORKS, PRINTED, printed
 from stridenet.tracing import written
 
-COLOURS = {
+COLOURS = {  # Okabe and Ito's, for all kinds of sight
     "strided": "#0072B2",
     "unit_stride": "#D55E00",
-}  # Okabe and Ito's, for all kinds of sight
-MARKERS = {"strided": "o", "unit_stride": "s"}
+    "unit_stride tied": "#56B4E9",
+    "unit_stride masked": "#009E73",
+    "unit_stride masked rate_by_copies": "#CC79A7",
+    "unit_stride rate_by_copies": "#E69F00",
+    "unit_stride masked fan_in=filter": "#F0E442",
+    "pooling": "#000000",
+}
+MARKERS = dict(zip(COLOURS, "osD^vPX*", strict=True))
 GAP = 0.1  # between channels and between phases, over the size of one
 
 
 def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
     """Test accuracy after each epoch: a thin line a seed, a thick one their mean."""
-    epochs = pd.json_normalize(results, "epochs", ["network", "weights", "seed"])
+    kinds = ["network", "variant", "weights", "seed"]
+    epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
     epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
     figure, axes = _figure()
     for network, rows in epochs.groupby("network"):
-        style: dict[str, Any] = {"color": COLOURS[network], "marker": MARKERS[network]}
+        style: dict[str, Any] = {"color": _colour(network), "marker": MARKERS.get(network, "o")}
         for _, run in rows.groupby("seed"):
             axes.plot(run.epoch, 100 * run.test_accuracy, lw=0.8, alpha=0.4, ms=3, **style)
         mean = rows.groupby("epoch").test_accuracy.mean()
-        label = f"{PRINTED[network]}, mean of {rows.seed.nunique()}"
+        label = f"{printed(network)}, mean of {rows.seed.nunique()}"
         axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
@@ -49,11 +57,11 @@ def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
 def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
     """The last test accuracy of every seed, the two networks of a seed joined by a line."""
     figure, axes = _figure()
-    scratch = runs[runs.weights == "scratch"]
+    scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
     for network in wide:
-        axes.scatter(wide.index, wide[network], c=COLOURS[network], marker=MARKERS[network],
-                     label=PRINTED[network], zorder=2)  # fmt: skip
+        axes.scatter(wide.index, wide[network], c=_colour(network), marker=MARKERS.get(network, "o"),
+                     label=printed(network), zorder=2)  # fmt: skip
     both = wide.dropna()
     axes.vlines(both.index, both.min(axis=1), both.max(axis=1), color="0.7", lw=1, zorder=1)
     for row in table.itertuples():
@@ -71,14 +79,49 @@ def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
 def training_time(runs: pd.DataFrame) -> Figure:
     """Seconds of training steps of every run, the mean as a bar."""
     figure, axes = _figure()
-    scratch = runs[runs.weights == "scratch"]
-    for place, network in enumerate(name for name in COLOURS if name in set(scratch.network)):
+    scratch = runs[runs.weights == "scratch"].assign(network=arms)
+    for place, network in enumerate(sorted({*scratch.network}, key=_order)):
         seconds = scratch[scratch.network == network].training_wall_seconds
-        label = f"{PRINTED[network]}\n{seconds.mean():.1f} s, n = {len(seconds)}"
-        axes.bar(label, seconds.mean(), width=0.5, color=COLOURS[network], alpha=0.45)
-        axes.scatter([place] * len(seconds), seconds, c=COLOURS[network], s=14, zorder=2)
+        name = printed(network).replace("Stride ", "Stride\n").replace(" rate", "\nrate")
+        label = f"{name}\n{seconds.mean():.1f} s, n = {len(seconds)}"
+        axes.bar(label, seconds.mean(), width=0.5, color=_colour(network), alpha=0.45)
+        axes.scatter([place] * len(seconds), seconds, c=_colour(network), s=14, zorder=2)
     axes.set(ylabel="training steps (seconds)", title="Training time of every run")
     axes.set_ylim(bottom=0)
+    return figure
+
+
+def sharing(epochs: pd.DataFrame) -> Figure:
+    """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
+    above and fine-tuned below. epochs: as findings.by_epoch gives them."""
+    panels = {
+        "test_accuracy": ("test accuracy (%)", 100),
+        "training_loss": ("training loss of the epoch", 1),
+        "zeros": ("weight at structural zeros (%)", 100),
+        "copies": ("copies' distance from their mean (%)", 100),
+    }
+    colours = {arm: _colour(name) for name, arm in ARMS.items()}
+    markers = {arm: MARKERS[name] for name, arm in ARMS.items()}
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    grid = figure.subplots(len(STARTS), len(panels), sharex=True, squeeze=False)
+    for row, (weights, start) in zip(grid, STARTS.items(), strict=True):
+        for axes, (column, (label, scale)) in zip(row, panels.items(), strict=True):
+            started = epochs[(epochs.weights == weights) & epochs[column].notna()]
+            if column == "test_accuracy" and weights == "scratch":
+                started = started[started.epoch > 0]  # before, it is that of chance
+            for place, (arm, colour) in enumerate(colours.items()):
+                by_epoch = started[started.arm == arm].groupby("epoch")[column]
+                mean, deviation = scale * by_epoch.mean(), scale * by_epoch.std()
+                aside = mean.index + 0.03 * (place - len(colours) / 2)  # so that none hides another
+                axes.errorbar(aside, mean, deviation, color=colour, marker=markers[arm], ms=5, lw=1.4,
+                              elinewidth=0.8, label=arm)  # fmt: skip
+            axes.set(xlabel="epoch", ylabel=label, title=f"{label.partition(' (')[0]}, {start}")
+            axes.title.set_fontsize(10)
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="0.9")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
     return figure
 
 
@@ -94,7 +137,7 @@ def feature_maps(plan: EliminationPlan) -> Figure:
 
     figure = Figure(figsize=(10, 6), layout="constrained")
     grid = figure.subplots(2, 1, sharex=True, sharey=True)
-    for axes, network in zip(grid, COLOURS, strict=True):
+    for axes, network in zip(grid, NETWORKS, strict=True):
         left = 0.0
         for (name, feature_map), width in zip(maps.items(), widths, strict=True):
             strided = network == "strided"
@@ -121,6 +164,14 @@ def save(figure: Figure, path: Path) -> None:
         with mpl.rc_context({"svg.hashsalt": path.name}):
             figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata)
         write(path.with_suffix(suffix), content.getvalue())
+
+
+def _colour(network: str) -> str:
+    return COLOURS.get(network, "0.5")
+
+
+def _order(network: str) -> tuple[int, str]:
+    return [*COLOURS, network].index(network), network
 
 
 def _figure() -> tuple[Figure, Axes]:

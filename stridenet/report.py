@@ -8,15 +8,17 @@ from typing import Any
 
 import pandas as pd
 
-from stridenet import figures, tables
+from stridenet import figures, findings, tables
 from stridenet.calibration import PAPER_PERCENT, SEEDS, calibration
 from stridenet.comparison import compare
 from stridenet.config import InputError, Report, Zoo, experiment_identity, model_identity
 from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.networks import build_strided
 from stridenet.runs import finished_runs, tidy, write, write_json
+from stridenet.sharing import degrees_of_freedom
 from stridenet.tracing import written
 
+TEST_IMAGES = 10_000
 OPERATORS = 4  # of torch, of which the share of the time is told
 WIDTH = 80  # of a terminal
 OPTIONAL = {
@@ -62,16 +64,21 @@ def write_report(config: Report) -> list[str]:
     height, width = config.data.image_size
     input_size = (1, height, width)
     plan = plan_elimination(build_strided(config.model, input_size), input_size)
+    pooling = None
+    if (runs.network == "pooling").any():
+        pooled = build_strided(config.model, input_size, max_pooling=True)
+        pooling = plan_elimination(pooled, input_size)
     folder.mkdir(parents=True, exist_ok=True)
     write(folder / "runs.csv", runs.to_csv(index=False).encode())
     write_json(folder / "about.json", _circumstances(config, runs))
 
     about = _about(config, runs)
-    table1 = tables.table1(runs, plan, config.data.name)
+    table1 = tables.table1(runs, plan, config.data.name, pooling)
     sections = [
         _table1(config, table1, plan, about),
         _comparison(config, runs, plan, about),
-        _table2(plan),
+        _table2(plan, pooling),
+        _freedom(plan),
         *_copied(runs, about),
         *_benchmark(config),
     ]
@@ -107,6 +114,60 @@ def write_calibration(config: Report) -> list[str]:
     readable = tables.calibration_for_readers(table)
     section = Section("calibration", "Calibration", caption, "", table, readable)
     return [section.save(folder)]
+
+
+def write_findings(config: Report) -> list[str]:
+    """Write tables and figure of experiment=sharing into outputs/report; returns what to print."""
+    results = finished_runs(config)
+    runs, epochs = findings.by_run(results), findings.by_epoch(results)
+    if runs.empty:
+        raise InputError(
+            f"outputs={config.outputs} has no trained run of an arm of experiment=sharing; first run "
+            "`python -m experiments.train experiment=sharing`"
+        )
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    about = _about(config, tidy(results))
+    write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
+    write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
+    summary, claims = findings.summary(runs), findings.claims(runs)
+    of_arms = (
+        "After the last epoch, mean ± standard deviation over n seeds. Difference: of accuracy from "
+        "the strided network of the same seed, in points, with its 95 % interval. Training images: the "
+        f"loss on the first {TEST_IMAGES:,} of them; gap: how much higher the test loss is. Zeros and "
+        "copies: distance from the tied subspace, in percent of the weights' norm: of what stands at "
+        "structural zeros, and of copies from their mean."
+    )
+    of_claims = (
+        "A quantity of the twin minus the strided network's, paired by seed, with the 95 % interval of "
+        "the mean (Student's): a claim that the twin has more is supported where the interval lies "
+        "above zero, contradicted where it lies below."
+    )
+    wide = ("Difference", "Training images", "Gap")
+    readable = tables.claims(claims)
+    of_all = Section("sharing", "Sharing", of_arms, about, summary, tables.sharing(summary), wide)
+    of_each = Section("claims", "Claims", of_claims, about, claims, readable)
+    figures.save(figures.sharing(epochs), folder / "sharing")
+    of_each.save(folder)  # too wide for a terminal, which gets a paragraph a claim
+    return [
+        of_all.save(folder),
+        textwrap.fill(f"Claims: {of_claims}", WIDTH),
+        *_paragraphs(readable),
+        textwrap.fill(about, WIDTH),
+        f"Tables (csv, md, tex) and the figure (png, svg) are in {folder}.",
+    ]
+
+
+def _paragraphs(claims: pd.DataFrame) -> list[str]:
+    """Each claim with the lines that are about it."""
+    of_claim = claims.Claim.replace("", None).ffill()
+    paragraphs = []
+    for claim, rows in claims.groupby(of_claim, sort=False):
+        lines = rows[["Start", "Twin", "Difference", "Verdict"]].to_string(
+            index=False, header=False
+        )
+        paragraphs.append(f"{claim} ({rows.Quantity.iloc[0]}, n = {rows.n.min()}):\n{lines}")
+    return paragraphs
 
 
 def benchmark_section(measured: dict[str, Any]) -> Section:
@@ -215,10 +276,21 @@ def _comparison(config: Report, runs: pd.DataFrame, plan: EliminationPlan, about
     )
 
 
-def _table2(plan: EliminationPlan) -> Section:
-    table = tables.table2(plan)
+def _table2(plan: EliminationPlan, pooling: EliminationPlan | None) -> Section:
+    table = tables.table2(plan, pooling)
     caption = "Feature maps, channels x height x width."
     return Section("table2", "Table 2", caption, "", table, table)
+
+
+def _freedom(plan: EliminationPlan) -> Section:
+    table = degrees_of_freedom(plan)
+    caption = (
+        "Weights of each convolution that training can choose: of the strided filter (tied), of the "
+        "twin's without its structural zeros (masked), and all (free). Striding is these equalities "
+        "and zeros; the paper's formula for the twin's filter counts the masked one."
+    )
+    readable = tables.degrees_of_freedom(table)
+    return Section("degrees_of_freedom", "Degrees of freedom", caption, "", table, readable)
 
 
 def _copied(runs: pd.DataFrame, about: str) -> list[Section]:

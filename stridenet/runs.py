@@ -163,3 +163,9 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
     frame = pd.json_normalize(results).drop(columns=["epochs"])
     frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
     return frame.sort_values(["network", "weights", "seed"], ignore_index=True)
+
+
+def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
+    """The network of each run and how it is treated, as in "unit_stride masked rate_by_copies"."""
+    treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
+    return (runs.network + " " + treated).str.strip()

@@ -11,11 +11,15 @@ import pandas as pd
 from stridenet.calls import LayerPlan
 from stridenet.comparison import Comparison
 from stridenet.elimination import EliminationPlan
-from stridenet.runs import write
+from stridenet.runs import arms, write
 from stridenet.tracing import written
 
 NETWORKS = ("strided", "unit_stride")
-PRINTED = {"strided": "Non-Unity Stride", "unit_stride": "Unity Stride"}  # the paper's names
+PRINTED = {  # the paper's names, and the network before its strided one
+    "strided": "Non-Unity Stride",
+    "unit_stride": "Unity Stride",
+    "pooling": "Pooling",
+}
 # Tables 1 and 2 of the paper, of one run each on MNIST. It does not print the last layer, fc 10.
 PAPER = pd.DataFrame(
     [
@@ -48,14 +52,17 @@ LATEX = str.maketrans(
 )
 
 
-def table1(runs: pd.DataFrame, plan: EliminationPlan, data: str) -> pd.DataFrame:
+def table1(
+    runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
+) -> pd.DataFrame:
     """Accuracy and training time of each network over its n seeds, the paper's beside them.
 
     runs: as runs.tidy gives them. One row for each network trained from scratch, n = 0 included, and
-    one for each fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a
-    file of weights are left out: different files are no repetitions.
+    one for each that is treated otherwise, has pooling (which `pooling` is the plan of) or was
+    fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a file of weights
+    are left out: different files are no repetitions.
     """
-    trained = runs[runs.weights.isin(["scratch", "fine_tune"])]
+    trained = runs[runs.weights.isin(["scratch", "fine_tune"])].assign(network=arms)
     started = trained.groupby(["network", "weights"])
     measured = started.agg(
         n=("seed", "size"),
@@ -65,20 +72,22 @@ def table1(runs: pd.DataFrame, plan: EliminationPlan, data: str) -> pd.DataFrame
         training_seconds_std=("training_wall_seconds", "std"),
     )
     scratch = pd.MultiIndex.from_product([NETWORKS, ["scratch"]], names=["network", "weights"])
-    measured = measured.reindex(scratch.append(measured.index.difference(scratch))).reset_index()
+    others = sorted(measured.index.difference(scratch), key=lambda row: (row[1] != "scratch", row))
+    measured = measured.reindex([*scratch, *others]).reset_index()
     measured["n"] = measured.n.fillna(0).astype(int)
+    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
     architecture = pd.DataFrame(
         [
-            {"network": name, "layers": _layers(plan, name), "maps": " ".join(_maps(plan, name))}
-            for name in NETWORKS
+            {"built": name, "layers": _layers(of, name), "maps": " ".join(_maps(of, name))}
+            for name, of in plans.items()
         ]
     )
     architecture["input"] = architecture.maps.str.partition(" ")[0]
     paper = PAPER if data == "mnist" else PAPER.iloc[:0]
+    measured["built"] = measured.network.str.partition(" ")[0]
     table = measured.merge(architecture, how="left").merge(paper, how="left")
-    table.loc[table.weights != "scratch", ["paper_accuracy_percent", "paper_training_seconds"]] = (
-        None
-    )
+    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
+    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
     table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
     return table[
         [
@@ -101,10 +110,19 @@ def is_the_papers(plan: EliminationPlan, data: str) -> bool:
     return data == "mnist" and [" ".join(_maps(plan, name)) for name in NETWORKS] == [*PAPER.maps]
 
 
-def table2(plan: EliminationPlan) -> pd.DataFrame:
-    """The input and every feature map of both networks, in order, as channels x height x width."""
-    columns = ["network", "input", *(layer.name for layer in _weighted(plan)[:-1])]
-    return pd.DataFrame([[name, *_maps(plan, name)] for name in NETWORKS], columns=columns)
+def table2(plan: EliminationPlan, pooling: EliminationPlan | None = None) -> pd.DataFrame:
+    """The input and every feature map of the networks, in order, as channels x height x width."""
+    columns = ["network", "input", *(layer.name for layer in _layers_of_table(plan)[:-1])]
+    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
+    return pd.DataFrame([[name, *_maps(of, name)] for name, of in plans.items()], columns=columns)
+
+
+def degrees_of_freedom(table: pd.DataFrame) -> pd.DataFrame:
+    """As people read it, with a line of sums."""
+    total = table.sum(numeric_only=True)
+    whole = pd.concat([table, pd.DataFrame([{"layer": "all", **total}])], ignore_index=True)
+    numbers = whole.drop(columns="layer").map(_blank_or("{:,.0f}"))
+    return whole[["layer"]].join(numbers).rename(columns={"paper": "paper's formula"})
 
 
 def copied_weights(runs: pd.DataFrame) -> pd.DataFrame:
@@ -360,13 +378,66 @@ def calibration_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
+def sharing(table: pd.DataFrame) -> pd.DataFrame:
+    """The arms of experiment=sharing, a mean and its deviation in one entry."""
+    difference = table.difference_mean.map(_blank_or("{:+.2f}"))
+    bounds = table.difference_low.map(_blank_or(" [{:+.2f}, ")) + table.difference_high.map(
+        _blank_or("{:+.2f}]")
+    )
+    percent = table.assign(
+        **{f"{part}_{of}": 100 * table[f"{part}_{of}"]
+           for part in ("zeros", "copies") for of in ("mean", "std")}
+    )  # fmt: skip
+    return pd.DataFrame(
+        {
+            "Start": table.start,
+            "Arm": table.arm,
+            "n": table.n,
+            "Accuracy %": _mean_and_deviation(table, "test accuracy", 2),
+            "Difference": difference + bounds,
+            "First epoch": _mean_and_deviation(table, "loss of the first epoch", 3),
+            "Training images": _mean_and_deviation(table, "loss on training images", 4),
+            "Gap": _mean_and_deviation(table, "test loss − loss on training images", 4),
+            "Zeros %": _mean_and_deviation(percent, "zeros", 1),
+            "Copies %": _mean_and_deviation(percent, "copies", 1),
+            "CPU s": _mean_and_deviation(table, "CPU time of training", 0),
+        }
+    )
+
+
+def claims(table: pd.DataFrame) -> pd.DataFrame:
+    """Each claim with its difference and interval in one entry."""
+    digits = table.unit.map({"points": 2, "nats": 4, "%": 1})
+
+    def number(column: str) -> list[str]:
+        pairs = zip(table[column], digits, strict=True)
+        return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
+
+    bounds = zip(number("mean"), number("low"), number("high"), table.unit, strict=True)
+    found = [
+        f"{mean} {unit}{f' [{low}, {high}]' if low else ''}" if mean else ""
+        for mean, low, high, unit in bounds
+    ]
+    return pd.DataFrame(
+        {
+            "Claim": table.claim.where(~table.claim.duplicated(), ""),
+            "Start": table.start,
+            "Twin": table.arm,
+            "Quantity": table.quantity,
+            "n": table.n,
+            "Difference": found,
+            "Verdict": table.verdict,
+        }
+    )
+
+
 def for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Table 1 with a mean and its deviation in one entry, and the paper's names.
 
     With columns reference_…, those of published results stand between ours and the paper's.
     """
     columns = {
-        "Network": _printed(table.network),
+        "Network": table.network.map(printed),
         "Input": table["input"],
         "Layers": table["layers"],
         "n": table.n,
@@ -393,10 +464,10 @@ def save(table: pd.DataFrame, readable: pd.DataFrame, path: Path, caption: str) 
     write(path.with_suffix(".tex"), latex.replace("±", r"$\pm$").encode())
 
 
-def _printed(networks: "pd.Series[str]") -> "pd.Series[str]":
-    for name, printed in reversed(PRINTED.items()):
-        networks = networks.str.replace(f"^{name}(?= |$)", printed, regex=True)
-    return networks
+def printed(network: str) -> str:
+    """A network, and how it is treated, with the paper's name."""
+    name, blank, treated = network.partition(" ")
+    return PRINTED.get(name, name) + blank + treated
 
 
 def _mean_and_deviation(table: pd.DataFrame, quantity: str, digits: int) -> "pd.Series[str]":
@@ -409,24 +480,28 @@ def _blank_or(pattern: str) -> Callable[[float | None], str]:
     return lambda value: "" if pd.isna(value) else pattern.format(value)
 
 
-def _weighted(plan: EliminationPlan) -> list[LayerPlan]:
-    return [layer for layer in plan.layers if layer.weight_size]
+def _layers_of_table(plan: EliminationPlan) -> list[LayerPlan]:
+    return [layer for layer in plan.layers if layer.weight_size or layer.operation == "MaxPool2d"]
 
 
 def _maps(plan: EliminationPlan, network: str) -> list[str]:
     """The input and the result of each layer but the last, whose result is the scores."""
-    strided = network == "strided"
+    strided = network != "unit_stride"
     first = plan.input_size if strided else plan.input.unit_stride_size
-    outputs = [layer.output for layer in _weighted(plan)[:-1]]
+    outputs = [layer.output for layer in _layers_of_table(plan)[:-1]]
     return [written(first), *(written(o.size if strided else o.unit_stride_size) for o in outputs)]
 
 
 def _layers(plan: EliminationPlan, network: str) -> str:
     """As the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc 500"."""
-    return ", ".join(_layer(layer, network == "strided") for layer in _weighted(plan))
+    return ", ".join(_layer(layer, network != "unit_stride") for layer in _layers_of_table(plan))
 
 
 def _layer(layer: LayerPlan, strided: bool) -> str:
+    if not layer.weight_size:
+        kernel, stride = ([getattr(m, key) for m in layer.maps] for key in ("kernel", "stride"))
+        same = len({*stride}) == 1
+        return f"{written(kernel)} max pooling stride {written(stride[:1] if same else stride)}"
     out_channels, _, *kernel = layer.weight_size if strided else layer.unit_stride_weight_size
     if not layer.maps:
         return f"fc {out_channels}"

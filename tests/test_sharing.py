@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import graphs
 import numpy as np
 import pytest
 import torch
@@ -18,7 +19,6 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-import graphs
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
@@ -42,7 +42,7 @@ COPIES = {
     "conv2": 4,
     "conv3": 4,
     "conv4": 1,
-}  # of each weight, DESIGN of the paper's §7
+}  # of each weight of the paper's network
 RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
 
 
@@ -118,7 +118,7 @@ def twin_of(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, U
 
 
 def groups_of(name: str) -> dict[str, np.ndarray]:
-    """Of each parameter of the twin: an array of its shape with equal numbers for copies, 0 for zeros."""
+    """Of each parameter of the twin: an array of its shape, equal numbers for copies, 0 for zeros."""
     make, size, options = MODELS[name]
     twin = eliminate_stride(numbered(make), size, **options)
     return {name: p.detach().numpy() for name, p in twin.network.named_parameters()}
@@ -288,10 +288,10 @@ def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_o
         assert effective(wider).keys() == effective(narrow).keys()
         assert all(torch.equal(t, effective(narrow)[n]) for n, t in effective(wider).items())
     if has_copies:
-        with pytest.raises(StrideEliminationError, match="is not tied: .* project=True takes"):
+        with pytest.raises(StrideEliminationError, match=r"is not tied: .* project=True takes"):
             share(masked, "tied")
     if has_zeros:
-        with pytest.raises(StrideEliminationError, match="is not masked: .* project=True takes"):
+        with pytest.raises(StrideEliminationError, match=r"is not masked: .* project=True takes"):
             share(free, "masked")
 
 
@@ -595,7 +595,7 @@ def test_a_twin_whose_layers_were_exchanged_is_refused() -> None:
     with pytest.raises(StrideEliminationError, match=r"conv1.weight is 320x16x3x3 .* 320x16x2x2"):
         fold_back(twin)
     del twin.network.conv1
-    with pytest.raises(StrideEliminationError, match="conv1.weight is missing"):
+    with pytest.raises(StrideEliminationError, match=r"conv1\.weight is missing"):
         fold_back(twin)
 
 
@@ -617,7 +617,7 @@ def test_a_sharing_that_means_nothing_is_refused(sharing: Any, message: str) -> 
 def test_a_network_of_parametrized_weights_is_refused() -> None:
     model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3, 2)))
     twin = eliminate_stride(model, (1, 9, 9))
-    with pytest.raises(StrideEliminationError, match="0 has parametrized weights.*remove_param"):
+    with pytest.raises(StrideEliminationError, match=r"0 has parametrized weights.*remove_param"):
         fold_back(twin)
 
 

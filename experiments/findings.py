@@ -1,0 +1,20 @@
+"""What experiment=sharing found, as tables and a figure: python -m experiments.findings [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Report, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="findings")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Report)
+    from stridenet.report import write_findings  # slow to import: `--help` should not wait for it
+
+    print(*write_findings(config), sep="\n\n")
+
+
+if __name__ == "__main__":
+    start(main)
