@@ -95,31 +95,36 @@ def sharing(epochs: pd.DataFrame) -> Figure:
     """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
     above and fine-tuned below. epochs: as findings.by_epoch gives them."""
     panels = {
-        "test_accuracy": ("test accuracy (%)", 100),
-        "training_loss": ("training loss of the epoch", 1),
-        "zeros": ("weight at structural zeros (%)", 100),
-        "copies": ("copies' distance from their mean (%)", 100),
+        "test_accuracy": ("Test accuracy (%)", 100),
+        "training_loss": ("Mean training loss of the epoch", 1),
+        "zeros": ("Weight at structural zeros (%)", 100),
+        "copies": ("Copies' distance from their mean (%)", 100),
     }
-    colours = {arm: _colour(name) for name, arm in ARMS.items()}
-    markers = {arm: MARKERS[name] for name, arm in ARMS.items()}
     figure = Figure(figsize=(13, 6.6), layout="constrained")
-    grid = figure.subplots(len(STARTS), len(panels), sharex=True, squeeze=False)
+    grid = figure.subplots(len(STARTS), len(panels), squeeze=False)
     for row, (weights, start) in zip(grid, STARTS.items(), strict=True):
-        for axes, (column, (label, scale)) in zip(row, panels.items(), strict=True):
-            started = epochs[(epochs.weights == weights) & epochs[column].notna()]
+        for axes, (column, (title, scale)) in zip(row, panels.items(), strict=True):
+            rows = epochs[(epochs.weights == weights) & epochs[column].notna()]
             if column == "test_accuracy" and weights == "scratch":
-                started = started[started.epoch > 0]  # before, it is that of chance
-            for place, (arm, colour) in enumerate(colours.items()):
-                by_epoch = started[started.arm == arm].groupby("epoch")[column]
-                mean, deviation = scale * by_epoch.mean(), scale * by_epoch.std()
-                aside = mean.index + 0.03 * (place - len(colours) / 2)  # so that none hides another
-                axes.errorbar(aside, mean, deviation, color=colour, marker=markers[arm], ms=5, lw=1.4,
-                              elinewidth=0.8, label=arm)  # fmt: skip
-            axes.set(xlabel="epoch", ylabel=label, title=f"{label.partition(' (')[0]}, {start}")
-            axes.title.set_fontsize(10)
+                rows = rows[rows.epoch > 0]  # before, it is that of chance
+            for place, (name, arm) in enumerate(ARMS.items()):
+                seeds = rows[rows.arm == arm].groupby("epoch")[column]
+                mean, deviation = scale * seeds.mean(), scale * seeds.std()
+                aside = mean.index + 0.03 * (place - len(ARMS) / 2)  # so that none hides another
+                style: dict[str, Any] = {
+                    "color": _colour(name),
+                    "marker": MARKERS[name],
+                    "label": arm,
+                }
+                axes.errorbar(aside, mean, deviation, ms=5, lw=1.4, elinewidth=0.8, **style)
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel("epoch")
             axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="0.9")
+            if column in ("zeros", "copies"):
+                axes.set_ylim(bottom=0)
+        row[0].set_ylabel(start, fontsize=12, fontweight="bold")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
     return figure

@@ -163,10 +163,9 @@ def _paragraphs(claims: pd.DataFrame) -> list[str]:
     of_claim = claims.Claim.replace("", None).ffill()
     paragraphs = []
     for claim, rows in claims.groupby(of_claim, sort=False):
-        lines = rows[["Start", "Twin", "Difference", "Verdict"]].to_string(
-            index=False, header=False
-        )
-        paragraphs.append(f"{claim} ({rows.Quantity.iloc[0]}, n = {rows.n.min()}):\n{lines}")
+        lines = rows[["Start", "Twin", "n", "Difference", "Verdict"]]
+        text = lines.to_string(index=False, header=False)
+        paragraphs.append(f"{claim} ({rows.Quantity.iloc[0]}):\n{text}")
     return paragraphs
 
 
