@@ -98,7 +98,7 @@ def sharing(epochs: pd.DataFrame) -> Figure:
         "test_accuracy": ("Test accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),
         "zeros": ("Weight at structural zeros (%)", 100),
-        "copies": ("Copies' distance from their mean (%)", 100),
+        "copies": ("Copies from their mean (%)", 100),
     }
     figure = Figure(figsize=(13, 6.6), layout="constrained")
     grid = figure.subplots(len(STARTS), len(panels), squeeze=False)
@@ -119,11 +119,9 @@ def sharing(epochs: pd.DataFrame) -> Figure:
                 axes.errorbar(aside, mean, deviation, ms=5, lw=1.4, elinewidth=0.8, **style)
             axes.set_title(title, fontsize=11)
             axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="0.9")
-            if column in ("zeros", "copies"):
-                axes.set_ylim(bottom=0)
         row[0].set_ylabel(start, fontsize=12, fontweight="bold")
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
