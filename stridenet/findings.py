@@ -81,7 +81,8 @@ def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
-    of_runs = pd.DataFrame(results).set_index("run")
+    measured = ["fit_loss", "training_cpu_seconds"]  # which runs of older versions may lack
+    of_runs = pd.DataFrame(results).set_index("run").reindex(columns=measured)
     table = last[["arm", "weights", "seed", "zeros", "copies"]].copy()
     table["test accuracy"] = 100 * last.test_accuracy
     table["loss of the first epoch"] = first.training_loss

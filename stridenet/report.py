@@ -128,6 +128,7 @@ def write_findings(config: Report) -> list[str]:
     folder = Path(config.outputs) / "report"
     folder.mkdir(parents=True, exist_ok=True)
     about = _about(config, tidy(results))
+    write_json(folder / "sharing_about.json", _circumstances(config, tidy(results)))
     write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
     write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
     summary, claims = findings.summary(runs), findings.claims(runs)

@@ -43,8 +43,8 @@ def composed() -> Composed:
     """Settings from overrides, as experiments.train (or the given command) makes them, resolved."""
 
     def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
-        schemas = {"train": Config, "report": Report, "verify": Conversion, "zoo": Zoo}
-        schema = schemas[command]
+        schemas = {"train": Config, "verify": Conversion, "zoo": Zoo}
+        schema = schemas.get(command, Report)
         return resolve(copy.deepcopy(settings_of(command, overrides)), schema)
 
     return composed
