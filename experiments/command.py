@@ -23,6 +23,7 @@ from stridenet.config import (
     Conversion,
     ConversionBench,
     Export,
+    Figures,
     InputError,
     Report,
     Zoo,
@@ -37,6 +38,7 @@ OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() /
 tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
+ConfigStore.instance().store("figures_schema", Figures)
 ConfigStore.instance().store("bench_schema", Bench)
 ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
 for name, conversion in {"conversion": Conversion, "export": Export, "zoo": Zoo}.items():

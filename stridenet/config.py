@@ -8,7 +8,7 @@ import json
 import math
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import asdict, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -111,6 +111,16 @@ class Report(Experiment):
 
 
 @dataclass
+class Figures:
+    """What is drawn: the paper's figures, and how one layer's weights are shared."""
+
+    model: Model = field(default_factory=Model)
+    data: Data = field(default_factory=Data)
+    layer: str = "conv1"
+    outputs: str = "outputs"
+
+
+@dataclass
 class Config(Experiment):
     """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
@@ -195,7 +205,7 @@ class Export(Conversion):
         return Path(self.file or Path(self.outputs) / "onnx" / f"{model}-{self.network}.onnx")
 
 
-Settings = TypeVar("Settings", bound=Experiment | Conversion | ConversionBench)
+Settings = TypeVar("Settings", bound=Experiment | Figures | Conversion | ConversionBench)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
@@ -204,6 +214,10 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     config = _typed(schema, OmegaConf.to_container(settings), "")
     if isinstance(config, Experiment):
         _check_experiment(config)
+    if isinstance(config, Figures):
+        _check_network(config)
+        convolutions = [name for name, layer in config.model.layers.items() if layer.kind == "conv"]
+        require_convolution(config.layer, convolutions)
     if isinstance(config, Zoo):
         _check_zoo(config)
     elif isinstance(config, Conversion):
@@ -220,16 +234,7 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
 def _check_experiment(config: Experiment) -> None:
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
-    config.model = _resolve_model(config.model)
-    if config.model.max_pooling and config.model.eliminate_stride:
-        raise InputError(
-            "model.max_pooling and model.eliminate_stride: only one of them can be true"
-        )
-    _one_of("data.name", config.data.name, DATA_SETS)
-    config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
-    _at_least("data.validation_size", config.data.validation_size, 0)
-    _at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
-    _at_least("data.download_timeout", config.data.download_timeout, 0)
+    _check_network(config)
     _check_recipe(config.recipe)
     if isinstance(config, Config):
         _check_run(config)
@@ -238,6 +243,17 @@ def _check_experiment(config: Experiment) -> None:
         _at_least("steps", config.steps, 1)
     if isinstance(config, (Config, Bench)):
         _check_machine(config)
+
+
+def _check_network(config: Experiment | Figures) -> None:
+    config.model = _resolve_model(config.model)
+    if config.model.max_pooling and config.model.eliminate_stride:
+        raise InputError("model.max_pooling and model.eliminate_stride: only one of them can be true")
+    _one_of("data.name", config.data.name, DATA_SETS)
+    config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
+    _at_least("data.validation_size", config.data.validation_size, 0)
+    _at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
+    _at_least("data.download_timeout", config.data.download_timeout, 0)
 
 
 def _check_zoo(config: Zoo) -> None:
@@ -431,6 +447,13 @@ def _at_least(key: str, value: float, least: int) -> None:
 def _one_of(key: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
         raise InputError(f"{key}={value} is unknown; take one of {', '.join(known)}")
+
+
+def require_convolution(name: str, convolutions: Collection[str]) -> None:
+    """Raise InputError unless the layer is one of the network's convolutions."""
+    if name not in convolutions:
+        cure = f"take one of {', '.join(convolutions)}" if convolutions else "the network has none"
+        raise InputError(f"layer={name} is no convolution; {cure}")
 
 
 def experiment_identity(experiment: Experiment) -> str:

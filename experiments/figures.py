@@ -1,0 +1,22 @@
+"""The paper's Figures 1 to 4 and a sharing map: python -m experiments.figures [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, guarded, start
+from stridenet.config import Figures, resolve
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="figures")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Figures)
+    from stridenet.paper_figures import (
+        write_figures,
+    )  # imports torch, for which `--help` should not wait
+
+    print(write_figures(config))
+
+
+if __name__ == "__main__":
+    start(main)
