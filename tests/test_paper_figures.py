@@ -377,13 +377,17 @@ def test_a_weight_has_one_colour_of_its_own_and_structural_zeros_are_blank(case:
 
 @mapped
 def test_every_weight_bears_its_number_and_the_caption_counts_them(case: Case) -> None:
-    make, size, name, _ = case
+    make, size, name, (outputs, inputs) = case
     figure = sharing_map(plan_elimination(make(), size), name)
     strided, twin = (picture.get_array() for picture in pictures(figure))
     (axes,) = figure.axes
     numbers = sorted(int(text.get_text()) for text in axes.texts if text.get_text().isdigit())
     assert numbers == sorted([*strided.compressed(), *twin.compressed()])
     caption = " ".join(max(words(figure), key=len).split())
+    out_channels, in_channels, *_ = make().get_submodule(name).weight.shape
+    others = out_channels * in_channels - outputs * inputs
+    assert ("Both are shown whole" in caption) == (others == 0)
+    assert (f"and the other {others:,} look the same" in caption) == (others > 0)
     assert caption.endswith(
         f"{strided.size} weights in {twin.count():,} places, and {np.ma.count_masked(twin):,} zeros."
     )
@@ -395,6 +399,13 @@ def test_phases_are_written_beside_and_above_the_map() -> None:
     above = [f"({p},{q})" for p in range(4) for q in range(4)]
     assert phases == [*above, "(0,0)", "(0,1)", "(1,0)", "(1,1)"]
     assert {"input phase (p, q)", "output\nphase (m, n)"} <= set(words(figure))
+
+
+def test_phases_of_unequal_axes_are_those_of_rows_and_columns() -> None:
+    make, size, name, _ = CASES["oblong"]  # its second layer has stride 3x2
+    written = words(sharing_map(plan_elimination(make(), size), name))
+    above = [word for word in written if re.fullmatch(r"\(\d,\d\)", word)]
+    assert above == [f"({p},{q})" for p in range(3) for q in range(2)]
 
 
 def test_of_several_channels_phases_say_which() -> None:
