@@ -248,7 +248,9 @@ def _check_experiment(config: Experiment) -> None:
 def _check_network(config: Experiment | Figures) -> None:
     config.model = _resolve_model(config.model)
     if config.model.max_pooling and config.model.eliminate_stride:
-        raise InputError("model.max_pooling and model.eliminate_stride: only one of them can be true")
+        raise InputError(
+            "model.max_pooling and model.eliminate_stride: only one of them can be true"
+        )
     _one_of("data.name", config.data.name, DATA_SETS)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     _at_least("data.validation_size", config.data.validation_size, 0)

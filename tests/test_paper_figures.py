@@ -546,7 +546,7 @@ def test_help_and_an_unknown_layer_do_not_wait_for_torch(argument: str) -> None:
     if argument == "--help":
         for told in (
             "layer: conv1",
-            "model: strided, unit_stride",
+            "strided, unit_stride",
             "python -m experiments.figures",
         ):
             assert told in done.stdout
