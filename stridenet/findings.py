@@ -89,6 +89,7 @@ def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
     table["loss on training images"] = of_runs.fit_loss
     table["test loss − loss on training images"] = last.test_loss - of_runs.fit_loss
     table["CPU time of training"] = of_runs.training_cpu_seconds
+    table = table[table["loss of the first epoch"].notna()]  # trained at all
     order = {arm: place for place, arm in enumerate(ARMS.values())}
     starts = {start: place for place, start in enumerate(STARTS)}
     keys = [table.weights.map(starts), table.arm.map(order), table.seed]
@@ -151,8 +152,8 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                 f"{quantity}_mean": group[quantity].mean(),
                 f"{quantity}_std": group[quantity].std(),
             }
-        if arm != "strided":
-            found = interval(differences(runs, "test accuracy", weights, arm))
-            row |= {f"difference_{key}": found[key] for key in ("mean", "low", "high")}
+        paired = differences(runs, "test accuracy", weights, arm)
+        found = interval(paired if arm != "strided" else paired.iloc[:0])
+        row |= {f"difference_{key}": found[key] for key in ("mean", "low", "high")}
         rows.append(row)
     return pd.DataFrame(rows)

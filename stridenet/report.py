@@ -166,7 +166,7 @@ def _paragraphs(claims: pd.DataFrame) -> list[str]:
     for claim, rows in claims.groupby(of_claim, sort=False):
         lines = rows[["Start", "Twin", "n", "Difference", "Verdict"]]
         text = lines.to_string(index=False, header=False)
-        paragraphs.append(f"{claim} ({rows.Quantity.iloc[0]}):\n{text}")
+        paragraphs.append(f"{textwrap.fill(f'{claim}: {rows.Quantity.iloc[0]}', WIDTH)}\n{text}")
     return paragraphs
 
 

@@ -413,19 +413,15 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
         pairs = zip(table[column], digits, strict=True)
         return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
 
-    bounds = zip(number("mean"), number("low"), number("high"), table.unit, strict=True)
-    found = [
-        f"{mean} {unit}{f' [{low}, {high}]' if low else ''}" if mean else ""
-        for mean, low, high, unit in bounds
-    ]
+    bounds = zip(number("mean"), number("low"), number("high"), strict=True)
     return pd.DataFrame(
         {
             "Claim": table.claim.where(~table.claim.duplicated(), ""),
             "Start": table.start,
             "Twin": table.arm,
-            "Quantity": table.quantity,
+            "Quantity": table.quantity + " (" + table.unit + ")",
             "n": table.n,
-            "Difference": found,
+            "Difference": [m + (f" [{low}, {high}]" if low else "") for m, low, high in bounds],
             "Verdict": table.verdict,
         }
     )

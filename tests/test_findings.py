@@ -195,7 +195,8 @@ def test_readers_see_numbers_with_their_units_and_a_claim_once(run: Callable[...
     results += [run("free", s, a) for s, a in enumerate((0.975, 0.988, 0.968))]
     readable = tables.claims(findings.claims(findings.by_run(results)))
     first = readable.iloc[0]
-    assert first.Difference == "+0.70 points [+0.27, +1.13]"
+    assert first.Quantity == "test accuracy (points)"
+    assert first.Difference == "+0.70 [+0.27, +1.13]"
     assert first.Verdict == "supported"
     assert [c for c in readable.Claim if c] == [c.text for c in findings.CLAIMS]
     shown = tables.sharing(findings.summary(findings.by_run(results)))
@@ -222,12 +223,14 @@ def test_the_report_writes_tables_figure_and_all_numbers(
         for seed in range(3)
     ]
     left_in(tmp_path, results)
-    text = "\n".join(write_findings(composed(f"outputs={tmp_path}", command="findings")))
+    *texts, files = write_findings(composed(f"outputs={tmp_path}", command="findings"))
+    assert str(tmp_path) in files
+    text = "\n".join(texts)
     report = tmp_path / "report"
     for name in ("sharing", "claims"):
         assert {p.suffix for p in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
-    assert max(map(len, text.splitlines())) <= 90
-    assert "The twin is more accurate (test accuracy):" in text
+    assert max(map(len, text.splitlines())) <= 80
+    assert "The twin is more accurate: test accuracy (points)" in text
     again = findings.claims(pd.read_csv(report / "sharing_runs.csv"))
     pd.testing.assert_frame_equal(again, pd.read_csv(report / "claims.csv"), check_dtype=False)
     assert len(pd.read_csv(report / "sharing_epochs.csv")) == 3 * len(results)
