@@ -26,6 +26,7 @@ from stridenet.elimination import EliminationPlan, plan_elimination
 from stridenet.figures import COLOURS, save
 from stridenet.networks import build_strided
 from stridenet.phases import FeatureMap, filter_entries
+from stridenet.theory import T, convolutional_tensor
 
 # Okabe and Ito's: blue is what the odd phase takes, orange what the even one does.
 TAPS = {0: "white", 1: "#0072B2", 2: "#D55E00", 3: "#56B4E9", 4: "#E69F00"}
@@ -196,12 +197,13 @@ def figure_2() -> Figure:
     bar = figure.colorbar(scale, axes.inset_axes((1, 15.4, 3, 0.7), transform=axes.transData),
                           orientation="horizontal", ticks=[1, 3, 5, 7, 9])  # fmt: skip
     bar.set_label("weight")
+    tensor = convolutional_tensor(filter_, 5, 5)
     for i, j in product(range(3), repeat=2):
         left, top = 7.2 + 6.7 * j, 3.1 + 6.7 * i
         name = f"H({i + 1},{j + 1},:,:)"
         written = rf"$\mathcal{{H}}({i + 1},{j + 1},:,:)$"
         axes.text(left + 2.5, top - 0.6, written, ha="center", va="center", fontsize=12)
-        _cells(axes, left, top, Cells(name, np.pad(filter_, ((i, 2 - i), (j, 2 - j))), colour))
+        _cells(axes, left, top, Cells(name, tensor[i, j], colour))
         axes.add_patch(Rectangle((left + j, top + i), 3, 3, fill=False, lw=2))
     return figure
 
@@ -230,7 +232,7 @@ def figure_3() -> Figure:
         left, top = 11.5 + 4.4 * (n - 1), 3 + 4.8 * (m - 1)
         written = rf"$\mathcal{{T}}^{{(2)}}_{{{m},{n}}}(X)$"
         axes.text(left + 1.5, top - 0.7, written, ha="center", va="center", fontsize=13)
-        _cells(axes, left, top, Cells(f"T({m},{n})", matrix[m - 1 :: 2, n - 1 :: 2], colour))
+        _cells(axes, left, top, Cells(f"T({m},{n})", T(m, n, 2, matrix), colour))
     return figure
 
 
