@@ -389,7 +389,7 @@ def _check_run(config: Config) -> None:
             f"sharing={config.sharing} is of a twin's parameters: it needs model=unit_stride"
         )
     # Where these change nothing, they are to make no other run.
-    if config.sharing == "tied" or not twin:
+    if config.sharing == "tied" or not twin or config.weights == "copy":
         config.recipe = replace(config.recipe, rate_by_copies=False)
     if config.sharing != "masked" or config.weights != "scratch":
         config.recipe = replace(config.recipe, fan_in="nonzero")
@@ -499,14 +499,8 @@ def run_name(config: Config) -> str:
     name, treated = config.model.name, variant(config)
     decides = [experiment_identity(config), name, weights, content, config.seed]
     identity = _hash([*decides, *filter(None, [treated])])
-    parts = [
-        name,
-        *re.split("[ =]", treated),
-        weights,
-        config.recipe.name,
-        f"s{config.seed}",
-        identity,
-    ]
+    words = re.split("[ =]", treated)
+    parts = [name, *words, weights, config.recipe.name, f"s{config.seed}", identity]
     return "-".join(filter(None, parts))
 
 

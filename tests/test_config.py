@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from experiments.command import CONF
@@ -27,6 +28,7 @@ from stridenet.config import (
     resolve,
     run_name,
     strided_source,
+    variant,
 )
 
 GROUPS = {
@@ -69,7 +71,7 @@ def changed(settings: Any, key: str, value: Any) -> Any:
 
 
 def test_the_groups_hold_what_the_readme_promises() -> None:
-    assert {"strided", "unit_stride"} <= set(GROUPS["model"])
+    assert {"strided", "unit_stride", "pooling"} <= set(GROUPS["model"])
     assert {"mnist", "fashion_mnist"} <= set(GROUPS["data"])
     assert {"sgd", "caffe", "smoke"} <= set(GROUPS["recipe"])
 
@@ -84,20 +86,25 @@ def test_every_combination_composes_for_both_commands_and_they_mean_the_same_exp
     assert type(report) is Report
     assert (run.model.name, run.data.name, run.recipe.name) == (model, data, recipe)
     assert run.model.eliminate_stride == (model == "unit_stride")
+    assert run.model.max_pooling == (model == "pooling")
     assert (run.seed, run.weights, run.outputs) == (0, "scratch", "outputs")
+    assert (run.sharing, run.recipe.fan_in, run.recipe.rate_by_copies) == ("free", "nonzero", False)
     assert experiment_identity(run) == experiment_identity(report)
 
 
-def test_the_network_is_the_papers_and_the_twin_is_the_same_but_for_its_flag(
+def test_the_network_is_the_papers_and_the_other_two_are_the_same_but_for_their_flag(
     composed: Composed,
 ) -> None:
-    strided, twin = composed().model, composed("model=unit_stride").model
+    strided, twin, pooling = (
+        composed(f"model={name}").model for name in ("strided", "unit_stride", "pooling")
+    )
     sizes = [
         (layer.kernel[0], layer.stride[0], layer.channels) for layer in strided.layers.values()
     ]
     assert list(strided.layers) == ["conv1", "conv2", "conv3", "conv4", "fc1", "fc2"]
     assert sizes == [(5, 1, 20), (2, 2, 20), (5, 1, 50), (2, 2, 50), (1, 1, 500), (1, 1, 10)]
     assert twin == replace(strided, eliminate_stride=True)
+    assert pooling == replace(strided, max_pooling=True)
 
 
 def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None:
@@ -161,6 +168,7 @@ def test_every_seed_is_kept_zero_too(composed: Composed, seed: int) -> None:
 # Another value for each field that decides numbers …
 DECIDING: dict[str, Any] = {
     "model.eliminate_stride": True,
+    "model.max_pooling": True,
     "model.activation": "tanh",
     "model.layers.conv3.kind": "fc",
     "model.layers.conv3.channels": 51,
@@ -185,9 +193,12 @@ DECIDING: dict[str, Any] = {
     "recipe.momentum": 0.8,
     "recipe.weight_decay": 0.0,
     "recipe.initialisation": "xavier",
+    "recipe.fan_in": "filter",
+    "recipe.rate_by_copies": True,
     "recipe.pixels": "scaled",
     "seed": 1,
     "weights": "copy",
+    "sharing": "tied",
 }
 # … and for each that does not.
 NOT_DECIDING = {
@@ -198,7 +209,15 @@ NOT_DECIDING = {
     "outputs": "elsewhere",
 }
 # These differ between the runs of one experiment.
-WITHIN_AN_EXPERIMENT = {"model.eliminate_stride", "seed", "weights"}
+WITHIN_AN_EXPERIMENT = {
+    "model.eliminate_stride",
+    "model.max_pooling",
+    "recipe.fan_in",
+    "recipe.rate_by_copies",
+    "seed",
+    "weights",
+    "sharing",
+}
 
 
 def leaves(schema: type, prefix: str = "") -> set[str]:
@@ -284,6 +303,86 @@ def test_a_runs_folder_tells_what_it_is_and_ends_in_the_identity(
     assert re.fullmatch(f"{beginning}-[0-9a-f]{{8}}", run_name(composed(*overrides)))
 
 
+# Folders of results that are published or kept, from before twins could share their parameters.
+KEPT = {
+    (): ("strided-scratch-paper-s0-bd4ac693", "5b91474e"),
+    ("seed=3",): ("strided-scratch-paper-s3-280df6eb", "5b91474e"),
+    ("model=unit_stride",): ("unit_stride-scratch-paper-s0-5174c262", "5b91474e"),
+    ("model=unit_stride", "weights=copy", "recipe=caffe"): (
+        "unit_stride-copy-caffe-s0-2b388003",
+        "086cc346",
+    ),
+    ("model=unit_stride", "weights=fine_tune", "seed=12"): (
+        "unit_stride-fine_tune-paper-s12-764563d2",
+        "5b91474e",
+    ),
+    ("recipe=sgd", "data=fashion_mnist"): ("strided-scratch-sgd-s0-df47e4a9", "90813290"),
+}
+
+
+@pytest.mark.parametrize("overrides", KEPT)
+def test_a_run_that_shares_nothing_keeps_its_folder(
+    composed: Composed, overrides: tuple[str, ...]
+) -> None:
+    config = composed(*overrides)
+    assert (run_name(config), experiment_identity(config)) == KEPT[overrides]
+    assert variant(config) == ""
+
+
+# What is beside the paper in a run of a twin, in words, and how its folder begins.
+TREATED = {
+    (): ("", "unit_stride-scratch"),
+    ("sharing=tied",): ("tied", "unit_stride-tied-scratch"),
+    ("sharing=masked",): ("masked", "unit_stride-masked-scratch"),
+    ("recipe.rate_by_copies=true",): ("rate_by_copies", "unit_stride-rate_by_copies-scratch"),
+    ("sharing=masked", "recipe.rate_by_copies=true"): (
+        "masked rate_by_copies",
+        "unit_stride-masked-rate_by_copies-scratch",
+    ),
+    ("sharing=masked", "recipe.fan_in=filter"): (
+        "masked fan_in=filter",
+        "unit_stride-masked-fan_in-filter-scratch",
+    ),
+    ("sharing=masked", "recipe.fan_in=filter", "recipe.rate_by_copies=true"): (
+        "masked fan_in=filter rate_by_copies",
+        "unit_stride-masked-fan_in-filter-rate_by_copies-scratch",
+    ),
+    ("sharing=tied", "weights=fine_tune"): ("tied", "unit_stride-tied-fine_tune"),
+    ("sharing=masked", "weights=fine_tune"): ("masked", "unit_stride-masked-fine_tune"),
+}
+
+
+def test_each_way_of_sharing_is_a_run_of_its_own_in_one_experiment(composed: Composed) -> None:
+    runs = [composed("model=unit_stride", *overrides) for overrides in TREATED]
+    for run, (words, beginning) in zip(runs, TREATED.values(), strict=True):
+        assert variant(run) == words
+        assert re.fullmatch(f"{beginning}-paper-s0-[0-9a-f]{{8}}", run_name(run))
+    assert len({run_name(run).rpartition("-")[2] for run in runs}) == len(TREATED)
+    others = [composed(), composed("model=pooling")]
+    assert len({run_name(run).rpartition("-")[2] for run in (*runs, *others)}) == len(TREATED) + 2
+    assert len({experiment_identity(run) for run in (*runs, *others)}) == 1
+
+
+@pytest.mark.parametrize(
+    ("overrides", "ineffective"),
+    [
+        (["model=strided"], "recipe.rate_by_copies=true"),
+        (["model=pooling"], "recipe.rate_by_copies=true"),
+        (["model=unit_stride", "sharing=tied"], "recipe.rate_by_copies=true"),
+        (["model=unit_stride", "weights=copy"], "recipe.rate_by_copies=true"),
+        (["model=strided"], "recipe.fan_in=filter"),
+        (["model=unit_stride"], "recipe.fan_in=filter"),
+        (["model=unit_stride", "sharing=tied"], "recipe.fan_in=filter"),
+        (["model=unit_stride", "sharing=masked", "weights=fine_tune"], "recipe.fan_in=filter"),
+        (["model=unit_stride", "sharing=masked", "weights=copy"], "recipe.fan_in=filter"),
+    ],
+)
+def test_a_setting_that_changes_nothing_makes_no_other_run(
+    composed: Composed, overrides: list[str], ineffective: str
+) -> None:
+    assert composed(*overrides, ineffective) == composed(*overrides)
+
+
 def test_a_file_of_weights_is_known_by_its_content_not_its_path(
     composed: Composed, tmp_path: Path
 ) -> None:
@@ -304,6 +403,79 @@ def test_copied_weights_come_from_the_strided_run_of_the_same_settings(composed:
     fine_tuned = composed("model=unit_stride", "weights=fine_tune", *common)
     assert strided_source(fine_tuned) == source
     assert run_name(source).startswith("strided-scratch-caffe-s7-")
+
+
+@pytest.mark.parametrize(
+    "overrides",
+    [
+        ["model=strided"],
+        ["model=unit_stride", "sharing=tied"],
+        ["model=unit_stride", "sharing=masked"],
+        ["model=unit_stride", "sharing=masked", "recipe.rate_by_copies=true"],
+        ["model=unit_stride", "recipe.rate_by_copies=true"],
+    ],
+)
+def test_all_fine_tuning_starts_from_one_strided_run(
+    composed: Composed, overrides: list[str]
+) -> None:
+    fine_tuned = composed(*overrides, "weights=fine_tune", "seed=7")
+    assert strided_source(fine_tuned) == composed("seed=7")
+    filters = replace(fine_tuned, recipe=replace(fine_tuned.recipe, fan_in="filter"))
+    assert strided_source(filters) == composed("seed=7")  # whoever did not resolve the settings
+
+
+# The experiment on sharing
+
+ARMS: dict[str, dict[str, Any]] = {
+    "strided": {"network": "strided", "sharing": "free", "by_copies": False},
+    "tied": {"network": "unit_stride", "sharing": "tied", "by_copies": False},
+    "masked": {"network": "unit_stride", "sharing": "masked", "by_copies": False},
+    "free": {"network": "unit_stride", "sharing": "free", "by_copies": False},
+    "masked_by_copies": {"network": "unit_stride", "sharing": "masked", "by_copies": True},
+    "free_by_copies": {"network": "unit_stride", "sharing": "free", "by_copies": True},
+}
+
+
+def test_the_experiment_on_sharing_sweeps_all_arms_from_both_starts() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        hydra = compose("train", ["experiment=sharing"], return_hydra_config=True).hydra
+    assert hydra.mode.name == "MULTIRUN"
+    parser = OverridesParser.create()
+    parsed = [parser.parse_override(f"{k}={v}") for k, v in hydra.sweeper.params.items()]
+    assert {each.key_or_group: [*each.sweep_string_iterator()] for each in parsed} == {
+        "weights": ["scratch", "fine_tune"],
+        "arm": list(ARMS),
+        "seed": list(map(str, range(10))),
+    }
+    assert {path.stem for path in (Path(CONF) / "arm").glob("*.yaml")} == ARMS.keys()
+    # The strided runs come first of all, for the others' fine-tuning begins where they end.
+    assert [each.key_or_group for each in parsed] == ["weights", "arm", "seed"]
+
+
+@pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
+def test_an_arm_is_its_network_sharing_and_rates_and_nothing_else(
+    composed: Composed, weights: str
+) -> None:
+    strided = composed("recipe=sgd", "recipe.name=sharing", "recipe.epochs=2", "seed=9")
+    names = set()
+    for arm, about in ARMS.items():
+        config = composed("experiment=sharing", f"arm={arm}", f"weights={weights}", "seed=9")
+        model = replace(strided.model, eliminate_stride=about["network"] == "unit_stride")
+        recipe = replace(strided.recipe, rate_by_copies=about["by_copies"])
+        changes = {"model": model, "recipe": recipe, "weights": weights}
+        assert config == replace(strided, **changes, sharing=about["sharing"])
+        assert experiment_identity(config) == experiment_identity(strided)
+        assert strided_source(config) == strided
+        names.add(run_name(config).rpartition("-")[2])
+    assert len(names) == len(ARMS)
+
+
+def test_an_arm_goes_with_any_recipe(composed: Composed) -> None:
+    for recipe in ("smoke", "caffe"):
+        given = (f"recipe={recipe}", "recipe.batch_size=32")
+        config = composed("arm=masked_by_copies", *given)
+        assert config.recipe == replace(composed(*given).recipe, rate_by_copies=True)
+        assert (config.model.name, config.sharing) == ("unit_stride", "masked")
 
 
 # Mistakes
@@ -330,6 +502,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("recipe.epochs", None, "give one"),
     ("recipe.steps", 5, "give one"),
     ("recipe.initialisation", "he", "pytorch, xavier"),
+    ("recipe.fan_in", "all", "nonzero, filter"),
     ("recipe.pixels", "raw", "standardised, scaled"),
     ("recipe.name", "a/b", "letters"),
     ("recipe.name", "", "letters"),
@@ -350,7 +523,10 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("weights", NOT_THERE, "nor a file"),
     ("weights", "", "nor a file"),
     ("weights", "copy", "model=unit_stride"),
-    ("weights", "fine_tune", "model=unit_stride"),
+    ("sharing", "tied", "model=unit_stride"),
+    ("sharing", "masked", "model=unit_stride"),
+    ("sharing", "some", "tied, masked, free"),
+    ("sharing", "", "tied, masked, free"),
 ]  # fmt: skip
 
 
@@ -364,6 +540,28 @@ def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     assert f"{key}={value}" in message or f"{key}={value!r}" in message
     assert hint in message
     assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (["model=pooling", "weights=fine_tune"], "weights=fine_tune .* model=pooling has not"),
+        (["model=pooling", "weights=copy"], "weights=copy .* needs model=unit_stride"),
+        (["model=pooling", "sharing=tied"], "sharing=tied .* needs model=unit_stride"),
+        (["arm=tied", "model=strided"], "sharing=tied .* needs model=unit_stride"),
+        (["model=unit_stride", "sharing=some"], "sharing=some .*tied, masked, free"),
+        (
+            ["model=pooling", "model.eliminate_stride=true"],
+            "model.max_pooling and model.eliminate_stride: only one",
+        ),
+    ],
+)
+def test_settings_that_exclude_each_other_are_an_error_of_one_line(
+    composed: Composed, overrides: list[str], told: str
+) -> None:
+    with pytest.raises(InputError, match=told) as caught:
+        composed(*overrides)
+    assert "\n" not in str(caught.value)
 
 
 def test_a_negative_number_of_steps_is_an_error(plain: dict[str, Any]) -> None:
@@ -433,6 +631,8 @@ WRONG_TYPES = [
     ("recipe.momentum", "high"),
     ("data.train_size", "all"),
     ("model.eliminate_stride", "perhaps"),
+    ("model.max_pooling", "perhaps"),
+    ("recipe.rate_by_copies", "perhaps"),
     ("model.layers.conv1.channels", "many"),
     ("model.layers.conv1.bias", "perhaps"),
 ]
