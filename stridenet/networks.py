@@ -86,12 +86,12 @@ def draw_network(
         initialise(strided, scheme, generator)
         return share(eliminate_stride(strided, input_size), sharing)
     network = build_network(model, input_size)
-    nonzero = sharing == "masked" and recipe.fan_in == "nonzero"
-    fans = fan_in(network) if nonzero and isinstance(network, UnitStrideNetwork) else {}
-    initialise(getattr(network, "network", network), scheme, generator, fans)
-    return (
-        share(network, sharing, project=True) if isinstance(network, UnitStrideNetwork) else network
-    )
+    if not isinstance(network, UnitStrideNetwork):
+        initialise(network, scheme, generator)
+        return network
+    by_nonzero = sharing == "masked" and recipe.fan_in == "nonzero"
+    initialise(network.network, scheme, generator, fan_in(network) if by_nonzero else None)
+    return share(network, sharing, project=True)
 
 
 def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:

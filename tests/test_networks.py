@@ -11,8 +11,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet import StrideEliminationError, eliminate_stride
-from stridenet.config import ACTIVATIONS, InputError, Layer, Model
-from stridenet.networks import build_network, build_strided, initialise
+from stridenet.config import ACTIVATIONS, InputError, Layer, Model, Recipe
+from stridenet.networks import build_network, build_strided, draw_network, initialise
+from stridenet.sharing import fold_back, origins, plain_state
 
 Composed = Callable[..., Any]
 LENET = (1, 28, 28)
@@ -216,6 +217,99 @@ def test_without_the_flag_the_network_stays_strided(composed: Composed) -> None:
     assert strides == {(1, 1), (2, 2)}
 
 
+# Pooling
+
+
+def lenet_with_pooling() -> nn.Sequential:
+    """LeNet before its pooling layers became strided convolutions."""
+    return nn.Sequential(
+        nn.Conv2d(1, 20, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Conv2d(20, 50, 5),
+        nn.ReLU(),
+        nn.MaxPool2d(2, 2),
+        nn.Flatten(),
+        nn.Linear(800, 500),
+        nn.ReLU(),
+        nn.Linear(500, 10),
+    )
+
+
+def test_with_pooling_the_network_is_lenet_as_it_was(composed: Composed) -> None:
+    network = float64(build_network(composed("model=pooling").model, LENET))
+    assert [name for name, _ in network.named_children()] == [
+        "conv1", "conv1_relu", "conv2", "conv3", "conv3_relu", "conv4",
+        "flatten", "fc1", "fc1_relu", "fc2",
+    ]  # fmt: skip
+    expected = lenet_with_pooling().double()
+    assert [type(module) for module in network] == [type(module) for module in expected]
+    weights = network.state_dict().values()
+    expected.load_state_dict(dict(zip(expected.state_dict(), weights, strict=True)))
+    x = images(LENET)
+    assert torch.equal(network(x), expected(x))
+    assert network(x).std() > 1e-3
+    sizes = []
+    for module in network:
+        x = module(x)
+        sizes.append(tuple(x.shape[1:]))
+    assert sizes == [
+        (20, 24, 24), (20, 24, 24), (20, 12, 12), (50, 8, 8), (50, 8, 8), (50, 4, 4),
+        (800,), (500,), (500,), (10,),
+    ]  # fmt: skip
+
+
+def test_pooling_has_the_window_stride_padding_and_dilation_of_its_convolution(
+    composed: Composed,
+) -> None:
+    settings = {"kernel": [3, 4], "stride": [1, 3], "padding": [1, 2], "dilation": [2, 1]}
+    given = [f"model.layers.conv2.{key}={value}" for key, value in settings.items()]
+    network = build_network(composed("model=pooling", *given).model, LENET)
+    x = torch.randn(2, 20, 24, 24, generator=torch.Generator().manual_seed(0))
+    expected = F.max_pool2d(x, (3, 4), (1, 3), (1, 2), (2, 1))
+    assert expected.shape[2:] == (22, 9)
+    assert torch.equal(network.conv2(x), expected)
+
+
+def test_no_activation_follows_pooling_but_one_follows_every_other_layer(
+    composed: Composed,
+) -> None:
+    chosen = ("model=pooling", "model.activation=tanh", "model.layers.conv1.stride=1")
+    added = ("model.layers.conv4.stride=1", "+model.layers.conv5={channels: 50, stride: [2, 1]}")
+    network = build_network(composed(*chosen, *added).model, LENET)
+    order = [type(module).__name__ for module in network]
+    assert order == [
+        "Conv2d", "Tanh", "MaxPool2d", "Conv2d", "Tanh", "Conv2d", "Tanh", "MaxPool2d",
+        "Flatten", "Linear", "Tanh", "Linear",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ["model.layers.conv2.channels=21"],
+            "model.layers.conv2.channels=21: pooling in its place keeps the 20 channels",
+        ),
+        (
+            ["model.layers.conv2.kernel=3", "model.layers.conv2.padding=[1,2]"],
+            "model.layers.conv2.padding=[1, 2]: pooling in its place takes at most half its kernel "
+            "[3, 3]",
+        ),
+        (["model.layers.conv2.kernel=30"], "conv2 (MaxPool2d) on a map 20x24x24"),
+        (["model.layers.conv3.kernel=13"], "conv3"),
+    ],
+)
+def test_pooling_that_does_not_fit_is_an_error_that_names_the_layer(
+    composed: Composed, overrides: list[str], told: str
+) -> None:
+    model = composed("model=pooling", *overrides).model
+    with pytest.raises((InputError, StrideEliminationError)) as caught:
+        build_network(model, LENET)
+    assert told in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
 # Mistakes in layers
 
 
@@ -328,3 +422,113 @@ def test_layers_draw_different_weights(composed: Composed) -> None:
     scaled = [w.flatten()[:20] / w.abs().max() for n, w in weights.items() if "weight" in n]
     for index, one in enumerate(scaled):
         assert not any(torch.allclose(one, other, atol=1e-2) for other in scaled[:index])
+
+
+@pytest.mark.parametrize("name", ["network", "plan"])
+def test_every_layer_is_drawn_whatever_its_name(name: str) -> None:
+    layers = {
+        "conv1": Layer("conv", 3, [3, 3], [1, 1], [1, 1], [0, 0]),
+        name: Layer("conv", 10, [4, 4], [1, 1], [1, 1], [0, 0]),
+    }
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(draw(Model(layers=layers), "free", size=(1, 6, 6)).state_dict())
+    assert {f"{layer}.weight" for layer in layers} <= states[0].keys()
+    assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
+
+
+# Weights of twins that share
+
+SMALL = (1, 13, 14)
+SCHEMES = {"pytorch": 1, "xavier": 3}
+
+
+def small(**changes: Any) -> Model:
+    """Of SMALL images. Its twin: 48 filters of 4x3x3 with 25 inputs, 16 of 48x2x2 with 108."""
+    layers = {
+        "conv1": Layer("conv", 12, [5, 5], [1, 1], [1, 1], [0, 0]),
+        "conv2": Layer("conv", 16, [3, 3], [2, 2], [1, 1], [0, 0]),
+        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+    }
+    return Model(layers=layers, **changes)
+
+
+def draw(
+    model: Model,
+    sharing: str,
+    scheme: str = "pytorch",
+    fan_in: str = "nonzero",
+    size: tuple[int, int, int] = SMALL,
+) -> nn.Module:
+    """With seed 5."""
+    recipe = Recipe(initialisation=scheme, fan_in=fan_in)
+    return draw_network(model, size, recipe, sharing, torch.Generator().manual_seed(5))
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize("model", [small(), small(eliminate_stride=True)])
+def test_a_network_that_shares_nothing_is_drawn_as_ever(model: Model, scheme: str) -> None:
+    before = build_network(model, SMALL)
+    expected = drawn(before, scheme, seed=5)
+    network = draw(model, "free", scheme)
+    assert type(network) is type(before)
+    assert network.state_dict().keys() == expected.keys()
+    assert all(torch.equal(value, expected[name]) for name, value in network.state_dict().items())
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+def test_a_tied_twin_starts_as_the_strided_network_does(scheme: str) -> None:
+    strided = draw(small(), "free", scheme)
+    tied = draw(small(eliminate_stride=True), "tied", scheme)
+    expected = strided.state_dict()
+    folded = fold_back(tied).state_dict()
+    assert folded.keys() == expected.keys()
+    assert all(torch.equal(folded[name], expected[name]) for name in expected)
+    numbers = [sum(p.numel() for p in network.parameters()) for network in (tied, strided)]
+    assert numbers[0] == numbers[1]
+    x = images(SMALL)
+    torch.testing.assert_close(tied.double()(x), strided.double()(x), rtol=1e-11, atol=1e-12)
+
+
+@pytest.mark.parametrize("scheme", SCHEMES)
+@pytest.mark.parametrize(
+    ("fan_in", "inputs"),
+    [("nonzero", {"conv1": 25, "conv2": 108}), ("filter", {"conv1": 36, "conv2": 192})],
+)
+def test_a_masked_twin_is_drawn_by_the_inputs_that_its_filters_have_or_by_all(
+    scheme: str, fan_in: str, inputs: dict[str, int]
+) -> None:
+    model = small(eliminate_stride=True)
+    twin = draw(model, "masked", scheme, fan_in)
+    weights, free = plain_state(twin), draw(model, "free", scheme).state_dict()
+    found = origins(twin)
+    assert weights.keys() == free.keys()
+    for layer, number in inputs.items():
+        bound = math.sqrt(SCHEMES[scheme] / number)
+        values, kept = weights[f"network.{layer}.weight"], found[f"{layer}.weight"].entries >= 0
+        assert (values[~kept] == 0).all()
+        assert (~kept).sum() > 500
+        assert 0.99 * bound < values.max() <= bound
+        assert -0.99 * bound > values.min() >= -bound
+        assert values[kept].unique().numel() > 0.9 * kept.sum()
+        biases = weights[f"network.{layer}.bias"]
+        if scheme == "xavier":
+            assert (biases == 0).all()
+        else:
+            assert 0.7 * bound < biases.abs().max() <= bound
+    for name, value in weights.items():  # the free twin's draw, but for zeros and bounds
+        layer = name.split(".")[1]
+        all_inputs = free[f"network.{layer}.weight"][0].numel()
+        scale = math.sqrt(all_inputs / inputs.get(layer, all_inputs))
+        expected = found[name.removeprefix("network.")].mask(scale * free[name])
+        torch.testing.assert_close(value, expected, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize("sharing", ["tied", "masked"])
+def test_shared_weights_depend_on_their_generator_alone(sharing: str) -> None:
+    states = []
+    for seed in (1, 2):
+        torch.manual_seed(seed)
+        states.append(plain_state(draw(small(eliminate_stride=True), sharing)))
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
