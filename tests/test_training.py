@@ -5,6 +5,7 @@ import math
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from torch import Tensor, nn
 from stridenet import eliminate_stride, training
 from stridenet.config import InputError, Recipe
 from stridenet.data import Dataset
+from stridenet.elimination import UnitStrideNetwork
 from stridenet.networks import initialise
+from stridenet.sharing import copies, distance_from_tied, fold_back, share
 from stridenet.training import Checkpoint, Examples, History, evaluate, generator, normalise, train
 
 CPU = torch.device("cpu")
@@ -242,6 +245,104 @@ def test_training_is_step_for_step_plain_stochastic_gradient_descent(tiny_data: 
     assert history.epochs[2]["training_loss"] == pytest.approx(sum(losses[3:]) / 3)
 
 
+# Twins that share
+
+FULL = Recipe(
+    "full", epochs=4, batch_size=150, learning_rate=0.03, rate_decay=0.2, rate_power=0.75,
+    bias_rate_factor=2, momentum=0.9, weight_decay=0.01,
+)  # fmt: skip
+# Whether each parameter of the twin is a bias, and how often it has each strided number.
+PARAMETERS = {
+    "free": {
+        "0.weight": (False, 4), "0.bias": (True, 4), "2.weight": (False, 1), "2.bias": (True, 1),
+        "5.weight": (False, 1), "5.bias": (True, 1),
+    },
+    "masked": {
+        "0.parametrizations.weight.original": (False, 4),
+        "0.parametrizations.bias.original": (True, 4),
+        "2.parametrizations.weight.original": (False, 1), "2.bias": (True, 1),
+        "5.weight": (False, 1), "5.bias": (True, 1),
+    },
+}  # fmt: skip
+
+
+def twin_and_its_data(
+    sharing: str, data: Dataset, dtype: torch.dtype = torch.float64
+) -> tuple[UnitStrideNetwork, dict[str, Examples]]:
+    """The twin of `strided`, and the images rearranged for its network."""
+    twin = share(eliminate_stride(strided().to(dtype), (1, 10, 10)), sharing)
+    splits = {
+        name: Examples(twin.rearrange(x.to(dtype)), labels, CPU)
+        for name, (x, labels) in normalise(data, "standardised").items()
+    }
+    return twin, splits
+
+
+@pytest.mark.parametrize("sharing", PARAMETERS)
+def test_copies_multiply_the_rate_and_divide_the_decay_of_weights_and_biases(
+    tiny_data: Dataset, sharing: str
+) -> None:
+    twin, splits = twin_and_its_data(sharing, tiny_data)
+    expected = copy.deepcopy(twin.network)
+    train(twin.network, splits, FULL, 0, CPU, copies=copies(twin))
+
+    images, labels = next(splits["training"].batches(150))
+    velocity = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
+    assert velocity.keys() == PARAMETERS[sharing].keys()
+    for t in range(4):
+        expected.zero_grad()
+        F.cross_entropy(expected(images), labels).backward()
+        with torch.no_grad():
+            for name, parameter in expected.named_parameters():
+                is_bias, many = PARAMETERS[sharing][name]
+                assert parameter.grad is not None
+                velocity[name] *= 0.9
+                velocity[name] += parameter.grad + 0.01 / many * parameter
+                rate = 0.03 * (1 + 0.2 * t) ** -0.75 * many * (2 if is_bias else 1)
+                parameter -= rate * velocity[name]
+    trained = twin.network.state_dict()
+    torch.testing.assert_close(trained, expected.state_dict(), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("sharing", PARAMETERS)
+def test_with_rates_by_copies_the_twins_step_is_the_strided_networks(
+    tiny_data: Dataset, sharing: str
+) -> None:
+    one = replace(FULL, epochs=1)
+    original, start = strided().double(), strided().double().state_dict()
+    train(original, examples(tiny_data, torch.float64), one, 0, CPU)
+    for by_copies in (True, False):
+        twin, splits = twin_and_its_data(sharing, tiny_data)
+        train(twin.network, splits, one, 0, CPU, copies=copies(twin) if by_copies else None)
+        folded = fold_back(twin).state_dict()
+        for name, value in original.state_dict().items():
+            equal = torch.allclose(folded[name], value, rtol=0, atol=1e-13)
+            assert equal == (by_copies or not name.startswith("0.")), name
+            assert not torch.allclose(value, start[name], rtol=0, atol=1e-5)
+
+
+def test_a_tied_twin_trains_as_the_strided_network_does(tiny_data: Dataset) -> None:
+    original = strided().double()
+    history = train(original, examples(tiny_data, torch.float64), FULL, 0, CPU)
+    twin, splits = twin_and_its_data("tied", tiny_data)
+    tied = train(twin.network, splits, FULL, 0, CPU)
+    folded = fold_back(twin).state_dict()
+    torch.testing.assert_close(folded, original.state_dict(), rtol=0, atol=1e-12)
+    assert not torch.allclose(folded["0.weight"], strided().double()[0].weight, atol=1e-3)
+    assert tied.epochs[-1] == pytest.approx(history.epochs[-1], rel=1e-10)
+
+
+def test_a_masked_twin_keeps_its_zeros_and_a_free_one_does_not(tiny_data: Dataset) -> None:
+    for sharing in ("masked", "free"):
+        twin, splits = twin_and_its_data(sharing, tiny_data)
+        first = twin.network.get_submodule("0")
+        zeros = first.weight == 0
+        assert zeros.sum() == 16 * (16 - 9)
+        train(twin.network, splits, FULL, 0, CPU)
+        assert bool((first.weight[zeros] == 0).all()) == (sharing == "masked")
+        assert bool((first.weight[~zeros] != 0).all())
+
+
 def test_training_learns(tiny_data: Dataset) -> None:
     history = run(strided(), tiny_data, epochs=20, batch_size=10, learning_rate=0.05)
     assert history.epochs[0]["test_accuracy"] < 0.4
@@ -319,6 +420,25 @@ def test_a_row_holds_what_evaluation_finds_before_and_after_training(tiny_data: 
     assert rows[0]["test_loss"] > rows[1]["test_loss"]
 
 
+def test_what_is_observed_stands_in_each_row_with_what_it_is_then(tiny_data: Dataset) -> None:
+    network = strided()
+    norms = [float(network[0].weight.detach().norm())]
+
+    def observe() -> dict[str, object]:
+        return {"norm": float(network[0].weight.detach().norm()), "layers": {"0": [1, 2]}}
+
+    history = train(network, examples(tiny_data), RECIPE, 0, CPU, observe=observe,
+                    save=lambda _: norms.append(float(network[0].weight.detach().norm())))  # fmt: skip
+    assert len(set(norms)) == 3
+    assert [row["norm"] for row in history.epochs] == norms
+    assert all(row["layers"] == {"0": [1, 2]} for row in history.epochs)
+    without = run(strided(), tiny_data)
+    assert without.epochs == [
+        {key: value for key, value in row.items() if key not in ("norm", "layers")}
+        for row in history.epochs
+    ]
+
+
 # Evaluation
 
 
@@ -376,6 +496,36 @@ def test_training_goes_on_from_any_epoch_bit_for_bit(tiny_data: Dataset) -> None
         assert resumed.steps == history.steps
         for name, value in whole.state_dict().items():
             assert torch.equal(value, network.state_dict()[name])
+
+
+@pytest.mark.parametrize("sharing", ["tied", "masked"])
+@pytest.mark.parametrize("by_copies", [False, True])
+def test_training_of_a_twin_that_shares_goes_on_from_any_epoch_bit_for_bit(
+    tiny_data: Dataset, sharing: str, by_copies: bool
+) -> None:
+    recipe = replace(RECIPE, epochs=3, rate_decay=0.1, bias_rate_factor=2)
+    twin, splits = twin_and_its_data(sharing, tiny_data, torch.float32)
+    given = copies(twin) if by_copies else None
+
+    def train_on(twin: UnitStrideNetwork, **options: Any) -> History:
+        return train(
+            twin.network, splits, recipe, 0, CPU, copies=given,
+            observe=lambda: {"distance": distance_from_tied(twin)}, **options,
+        )  # fmt: skip
+
+    checkpoints: list[Checkpoint] = []
+    history = train_on(twin, save=lambda state: checkpoints.append(copy.deepcopy(state)))
+    for state in checkpoints[:2]:
+        again, _ = twin_and_its_data(sharing, tiny_data, torch.float32)
+        for parameter in again.parameters():
+            nn.init.zeros_(parameter)  # all comes from the checkpoint
+        resumed = train_on(again, resume=state)
+        assert resumed.epochs == history.epochs
+        for name, value in twin.state_dict().items():
+            assert torch.equal(value, again.state_dict()[name])
+    moved = history.epochs[-1]["distance"]["0.weight"]
+    assert moved["zeros"] == 0
+    assert (moved["copies"] > 0) == (sharing == "masked")
 
 
 def test_a_checkpoint_is_what_weights_only_loading_takes(
