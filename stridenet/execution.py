@@ -37,6 +37,7 @@ from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
 from stridenet.networks import build_network, build_strided, draw_network
 from stridenet.sharing import copies, distance_from_tied, origins, plain_state, share
+from stridenet.tracing import StrideEliminationError
 from stridenet.training import (
     Checkpoint,
     Examples,
@@ -105,7 +106,7 @@ def estimate(config: Config) -> tuple[float, int]:
         steps, evaluations = 0, 10  # both networks, in float32 and float64
     # An evaluation has only the forward pass, a third of a step.
     seconds = steps * step + evaluations * TEST_IMAGES / batch * step / 3
-    return START + seconds, sum(p.nbytes for p in network.parameters())
+    return START + seconds, sum(tensor.nbytes for tensor in _plain(network).values())
 
 
 @dataclass
@@ -123,6 +124,13 @@ def _observed(twin: UnitStrideNetwork, recipe: Recipe) -> Observed:
         copies(twin) if recipe.rate_by_copies else None,
         lambda: {"distance": distance_from_tied(twin, found)},
     )
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    """What weights.pt holds: the same names for a twin, however it is shared."""
+    if isinstance(network, UnitStrideNetwork):
+        return plain_state(network)
+    return network.state_dict()
 
 
 def _fit(
@@ -163,9 +171,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
         }
-    twin = isinstance(network, UnitStrideNetwork)
-    state = plain_state(network) if twin else network.state_dict()  # type: ignore[arg-type]
-    runs.save_tensors(folder / "weights.pt", state)
+    runs.save_tensors(folder / "weights.pt", _plain(network))
     last = history.epochs[-1]
     return {
         "run": folder.name,
@@ -253,7 +259,13 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
     network = build_network(config.model, input_size)
     runs.load_weights(Path(config.weights), network)
     if isinstance(network, UnitStrideNetwork):
-        network = share(network, config.sharing)
+        try:
+            network = share(network, config.sharing)
+        except StrideEliminationError as error:
+            raise InputError(
+                f"sharing={config.sharing} starts from weights that are {config.sharing} already, as "
+                f"such a run saves them, and those in {config.weights} are not; take sharing=free"
+            ) from error
     return network, None
 
 

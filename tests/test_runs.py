@@ -27,11 +27,13 @@ from stridenet.config import (
     experiment_identity,
     run_name,
     strided_source,
+    variant,
 )
 from stridenet.data import Dataset
 from stridenet.execution import run_once
 from stridenet.networks import build_strided
 from stridenet.report import write_report
+from stridenet.sharing import distance_from_tied
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -65,6 +67,12 @@ def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) 
 
 def twin_of(config: Config, **changes: Any) -> Config:
     return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
+
+
+def pooling_of(config: Config) -> Config:
+    """As the tiny network keeps its channels where it pools."""
+    layers = {**config.model.layers, "conv2": replace(config.model.layers["conv2"], channels=4)}
+    return replace(config, model=replace(config.model, layers=layers, max_pooling=True))
 
 
 def file_names(folder: Path) -> set[str]:
@@ -411,6 +419,32 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
     assert file_names(resumed_folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
+@pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
+@pytest.mark.parametrize(("sharing", "by_copies"), [("tied", False), ("masked", True)])
+def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(
+    config: Config, monkeypatch: pytest.MonkeyPatch, sharing: str, by_copies: bool, weights: str
+) -> None:
+    recipe = replace(config.recipe, steps=None, epochs=3, rate_by_copies=by_copies)
+    config = replace(config, recipe=recipe)
+    settings = twin_of(config, sharing=sharing, weights=weights)
+    elsewhere = replace(settings, outputs=f"{config.outputs}-whole")
+    if weights == "fine_tune":
+        run_once(strided_source(settings))
+        run_once(strided_source(elsewhere))
+    folder, whole, _ = run_once(elsewhere)
+    with monkeypatch.context() as killed:
+        kill_after(killed, 3)  # config.yaml and two checkpoints
+        with pytest.raises(Killed):
+            run_once(settings)
+    steps: list[None] = []
+    one_step = training._step
+    monkeypatch.setattr(training, "_step", lambda *a: steps.append(None) or one_step(*a))
+    resumed_folder, resumed, _ = run_once(settings)
+    assert len(steps) == 3
+    assert without_times(resumed) == without_times(whole)
+    assert (resumed_folder / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
+
+
 def test_seconds_are_those_of_all_attempts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
     now = 0.0
@@ -561,6 +595,14 @@ def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(conf
     assert longer > 100 > seconds > 0
 
 
+@pytest.mark.parametrize("sharing", ["free", "tied", "masked"])
+def test_the_estimate_has_the_bytes_of_the_file_however_a_twin_is_shared(
+    config: Config, sharing: str
+) -> None:
+    _, size = execution.estimate(twin_of(config, sharing=sharing))
+    assert size == 4 * ((16 * 4 * 2 * 2 + 16) + (6 * 16 + 6) + (10 * 6 * 16 + 10))
+
+
 # Failures
 
 
@@ -631,6 +673,180 @@ def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> No
     assert result["training_wall_seconds"] > 0
     copied_folder = runs.run_folder(twin_of(config, weights="copy"))
     assert (folder / "weights.pt").read_bytes() != (copied_folder / "weights.pt").read_bytes()
+
+
+def test_fine_tuning_the_strided_network_goes_on_from_its_own_run(config: Config) -> None:
+    source, trained, _ = run_once(config)
+    before = snapshot(source)
+    folder, result, new = run_once(replace(config, weights="fine_tune"))
+    assert new
+    assert folder.name.startswith("strided-fine_tune-tiny-s0-")
+    assert result["weights"] == "fine_tune"
+    assert result["epochs"][0]["test_loss"] == trained["epochs"][-1]["test_loss"]
+    assert result["epochs"][-1]["test_loss"] < trained["epochs"][-1]["test_loss"]
+    assert snapshot(source) == before
+    with pytest.raises(InputError, match=r"weights=fine_tune needs .*-s1-.*weights\.pt"):
+        run_once(replace(config, weights="fine_tune", seed=1))
+
+
+def test_all_fine_tuning_starts_from_the_same_function(config: Config) -> None:
+    _, trained, _ = run_once(config)
+    last, ends = trained["epochs"][-1], set()
+    for sharing in ("tied", "masked", "free"):
+        _, result, _ = run_once(twin_of(config, weights="fine_tune", sharing=sharing))
+        first = result["epochs"][0]
+        assert first["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+        assert all(parts["zeros"] == parts["copies"] == 0 for parts in first["distance"].values())
+        ends.add(result["test_loss"])
+    assert len(ends) == 3
+
+
+# Twins that share
+
+
+@pytest.mark.parametrize("sharing", ["free", "tied", "masked"])
+def test_the_result_of_a_twin_says_how_it_shares_and_how_far_it_is_from_tied(
+    config: Config, tiny_data: Dataset, sharing: str
+) -> None:
+    settings = twin_of(config, sharing=sharing)
+    folder, result, _ = run_once(settings)
+    assert (result["sharing"], result["variant"]) == (sharing, variant(settings))
+    assert result["run"].startswith(
+        f"unit_stride-{'' if sharing == 'free' else sharing + '-'}scratch-"
+    )
+    assert result["test_loss"] == result["epochs"][-1]["test_loss"]
+
+    twin = execution.build_network(settings.model, (1, 10, 10))
+    runs.load_weights(folder / "weights.pt", twin)
+    images, labels = execution.normalise(tiny_data, "standardised")["training"]
+    scores = twin(images).detach()
+    assert result["fit_images"] == len(labels) == 150
+    assert result["fit_accuracy"] == float((scores.argmax(1) == labels).double().mean())
+    loss = float(nn.functional.cross_entropy(scores, labels))
+    assert result["fit_loss"] == pytest.approx(loss, rel=1e-5)
+
+    assert len(result["epochs"]) == 2
+    for row in result["epochs"]:
+        assert {"conv1.weight", "conv1.bias"} <= row["distance"].keys()
+        assert not any(name.startswith("fc1") for name in row["distance"])
+        weight = row["distance"]["conv1.weight"]
+        assert (weight["zeros"] > 0) == (sharing == "free")
+        assert (weight["copies"] > 0) == (sharing != "tied")
+    last = result["epochs"][-1]["distance"]["conv1.weight"]
+    assert last["norm"] == pytest.approx(float(twin.network.conv1.weight.detach().norm()))
+    assert last == pytest.approx(distance_from_tied(twin)["conv1.weight"], rel=1e-12)
+
+
+def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: Config) -> None:
+    _, strided, _ = run_once(config)
+    _, pooling, _ = run_once(pooling_of(config))
+    _, copied, _ = run_once(twin_of(config, weights="copy"))
+    for result in (strided, pooling):
+        assert (result["sharing"], result["variant"]) == ("free", "")
+        assert all("distance" not in row for row in result["epochs"])
+        assert result["fit_images"] == 150
+    assert "fit_images" not in copied
+    assert copied["test_loss"] == copied["epochs"][0]["test_loss"]
+    (row,) = copied["epochs"]
+    assert row["distance"]["conv1.weight"]["norm"] > 0
+    assert row["distance"]["conv1.weight"]["copies"] == 0
+
+
+@pytest.mark.parametrize("numbers", [1, 2, 10_000])
+def test_the_fit_is_of_as_many_training_images_as_are_tested(
+    config: Config, monkeypatch: pytest.MonkeyPatch, numbers: int
+) -> None:
+    monkeypatch.setattr(execution, "TEST_IMAGES", numbers)
+    _, result, _ = run_once(config)
+    assert result["fit_images"] == min(numbers, 150)
+    assert result["fit_accuracy"] * result["fit_images"] == pytest.approx(
+        round(result["fit_accuracy"] * result["fit_images"])
+    )
+
+
+def test_a_tied_run_is_the_strided_run_in_other_names(config: Config) -> None:
+    recipe = replace(config.recipe, steps=20, bias_rate_factor=2)
+    config = replace(config, recipe=recipe)
+    source, strided, _ = run_once(config)
+    folder, tied, _ = run_once(twin_of(config, sharing="tied"))
+    original = build_strided(config.model, (1, 10, 10))
+    runs.load_weights(source / "weights.pt", original)
+    expected = execution.eliminate_stride(original, (1, 10, 10)).state_dict()
+    state = torch.load(folder / "weights.pt", weights_only=True)
+    assert state.keys() == expected.keys()
+    torch.testing.assert_close(state, dict(expected), rtol=1e-3, atol=1e-5)
+    for one, other in zip(tied["epochs"], strided["epochs"], strict=True):
+        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
+    # The free twin of the same seed goes elsewhere.
+    _, free, _ = run_once(twin_of(config))
+    assert free["test_loss"] != pytest.approx(strided["test_loss"], rel=1e-2)
+
+
+def test_rates_by_copies_change_the_numbers_of_a_run(config: Config) -> None:
+    by_copies = replace(config, recipe=replace(config.recipe, rate_by_copies=True))
+    for sharing in ("masked", "free"):
+        _, plain, _ = run_once(twin_of(config, sharing=sharing))
+        _, result, _ = run_once(twin_of(by_copies, sharing=sharing))
+        assert result["variant"].endswith("rate_by_copies")
+        assert result["epochs"][0] == plain["epochs"][0]
+        assert result["test_loss"] < plain["test_loss"]  # two steps, the longer ones are ahead
+
+
+@pytest.mark.parametrize("sharing", ["tied", "masked", "free"])
+def test_a_tied_runs_file_is_where_any_twin_starts(config: Config, sharing: str) -> None:
+    source, tied, _ = run_once(twin_of(config, sharing="tied"))
+    state = torch.load(source / "weights.pt", weights_only=True)
+    names = {
+        f"network.{n}.{kind}" for n in ("conv1", "conv2", "fc1") for kind in ("weight", "bias")
+    }
+    assert state.keys() == names
+    settings = twin_of(config, sharing=sharing, weights=str(source / "weights.pt"))
+    folder, result, _ = run_once(settings)
+    assert result["weights"] == "file"
+    assert result["epochs"][0]["test_loss"] == tied["test_loss"]
+    assert result["test_loss"] < tied["test_loss"]
+    again = torch.load(folder / "weights.pt", weights_only=True)
+    assert again.keys() == names
+    assert bool((again["network.conv1.weight"][state["network.conv1.weight"] == 0] == 0).all()) == (
+        sharing != "free"
+    )
+
+
+@pytest.mark.parametrize(
+    ("saved", "wanted"), [("free", "tied"), ("free", "masked"), ("masked", "tied")]
+)
+def test_a_file_that_cannot_be_shared_so_is_an_error_that_says_what_was_expected(
+    config: Config, saved: str, wanted: str
+) -> None:
+    source, _, _ = run_once(twin_of(config, sharing=saved))
+    file = source / "weights.pt"
+    with pytest.raises(InputError) as caught:
+        run_once(twin_of(config, sharing=wanted, weights=str(file)))
+    message = str(caught.value)
+    assert message.startswith(f"sharing={wanted} starts from weights that are {wanted} already")
+    assert str(file) in message
+    assert "\n" not in message
+
+
+# Pooling
+
+
+def test_a_network_with_pooling_trains_end_to_end(config: Config, tiny_data: Dataset) -> None:
+    settings = pooling_of(replace(config, recipe=replace(config.recipe, steps=100)))
+    folder, result, _ = run_once(settings)
+    assert folder.name.startswith("pooling-scratch-tiny-s0-")
+    assert (result["network"], result["rearrangement_seconds"]) == ("pooling", None)
+    assert result["experiment"] == experiment_identity(
+        replace(settings, model=replace(settings.model, max_pooling=False))
+    )
+    weights = torch.load(folder / "weights.pt", weights_only=True)
+    assert list(weights) == ["conv1.weight", "conv1.bias", "fc1.weight", "fc1.bias"]
+    images, labels = execution.normalise(tiny_data, "standardised")["test"]
+    maps = nn.functional.conv2d(images, weights["conv1.weight"], weights["conv1.bias"]).relu()
+    vectors = nn.functional.max_pool2d(maps, 2).flatten(1)
+    scores = nn.functional.linear(vectors, weights["fc1.weight"], weights["fc1.bias"])
+    assert result["test_correct"] == int((scores.argmax(1) == labels).sum())
+    assert result["test_accuracy"] > 0.6 > 3 * result["epochs"][0]["test_accuracy"]
 
 
 def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
@@ -751,8 +967,9 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     assert list(frame.network) == ["strided", "strided", "unit_stride"]
     assert list(frame.weights) == ["scratch", "scratch", "copy"]
     assert list(frame.seed) == [0, 1, 0]
-    about = {"run", "experiment", "network", "weights", "seed"}
-    reached = {"test_accuracy", "test_correct", "test_images"}
+    about = {"run", "experiment", "network", "weights", "sharing", "variant", "seed"}
+    reached = {"test_accuracy", "test_correct", "test_images", "test_loss"}
+    reached |= {"fit_accuracy", "fit_loss", "fit_images"}
     took = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds"}
     where = {"device", "device_name", "threads", "jobs_at_once", "git_commit", "date"}
     versions = {f"versions.{name}" for name in ("python", *execution.PACKAGES)}
@@ -764,6 +981,7 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     assert set(frame.columns) == about | reached | took | where | versions | copied
     assert not frame.map(lambda value: isinstance(value, dict | list)).any(axis=None)
     assert list(frame["copied.float64.agreeing"].isna()) == [True, True, False]
+    assert list(frame.fit_images.isna()) == [False, False, True]  # a copy was trained on nothing
 
 
 def test_a_copy_starts_from_the_run_of_the_same_seed(config: Config) -> None:
