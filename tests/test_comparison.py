@@ -88,6 +88,13 @@ def test_only_runs_from_scratch_are_compared(weights: str) -> None:
     assert compare(pd.concat([runs(STRIDED, {}), others])).n == 0
 
 
+def test_twins_that_share_or_have_other_rates_are_not_the_papers() -> None:
+    unit_stride = {seed: 50.0 + seed for seed in range(7)}
+    others = runs({}, unit_stride).assign(variant="tied")
+    assert compare(pd.concat([others, shifted(0.3)])) == compare(shifted(0.3))
+    assert compare(pd.concat([runs(STRIDED, {}), others])).n == 0
+
+
 @given(st.dictionaries(st.integers(0, 9), st.tuples(*[st.integers(0, 10_000)] * 2), max_size=6))
 @settings(max_examples=60)
 def test_nothing_is_ever_not_a_number_and_what_is_missing_has_a_reason(

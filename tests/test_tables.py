@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from stridenet import figures, plan_elimination, tables
 from stridenet.elimination import EliminationPlan
 from stridenet.networks import build_strided
+from stridenet.sharing import degrees_of_freedom
 
 LENET = (1, 28, 28)
 TABLE_1 = [
@@ -120,6 +121,67 @@ def test_only_fine_tuned_runs_have_a_further_row_and_without_the_papers_numbers(
     assert tuned.layers == table.loc["unit_stride"].layers
     assert list(table.n) == [3, 1, 2]
     assert tuned[PAPERS].isna().all()
+
+
+def treated(*rows: tuple[str, str, str, int, float]) -> pd.DataFrame:
+    """Runs of network, variant, weights, seed and test accuracy."""
+    columns = ["network", "variant", "weights", "seed", "test_accuracy"]
+    return pd.DataFrame(rows, columns=columns).assign(training_wall_seconds=10.0)
+
+
+TREATED = treated(
+    ("unit_stride", "tied", "scratch", 0, 0.6),
+    ("unit_stride", "tied", "scratch", 1, 0.8),
+    ("unit_stride", "masked rate_by_copies", "fine_tune", 0, 0.9),
+    ("unit_stride", "tied", "fine_tune", 0, 0.7),
+    ("pooling", "", "scratch", 0, 0.95),
+)
+
+
+def test_networks_treated_in_different_ways_have_rows_of_their_own(
+    lenet: EliminationPlan, planned: Planned, composed: Callable[..., Any]
+) -> None:
+    pooled = plan_elimination(build_strided(composed().model, LENET, max_pooling=True), LENET)
+    table = tables.table1(pd.concat([RUNS, TREATED]), lenet, "mnist", pooled).set_index("network")
+    assert list(table.index) == [
+        "strided",
+        "unit_stride",
+        "pooling",
+        "unit_stride tied",
+        "unit_stride masked rate_by_copies fine_tune",
+        "unit_stride tied fine_tune",
+    ]
+    assert list(table.n) == [3, 1, 1, 2, 1, 1]
+    assert table.accuracy_percent_mean["unit_stride"] == pytest.approx(97.5)  # the free ones alone
+    assert table.accuracy_percent_mean["unit_stride tied"] == pytest.approx(70)
+    assert table.layers["unit_stride tied"] == table.layers["unit_stride"]
+    assert table.layers["pooling"] == (
+        "5x5 conv 20, 2x2 max pooling stride 2, 5x5 conv 50, 2x2 max pooling stride 2, fc 500, fc 10"
+    )
+    assert table.input["pooling"] == "1x28x28"
+    assert table.loc[["strided", "unit_stride"], PAPERS].notna().all(axis=None)
+    assert table.drop(["strided", "unit_stride"])[PAPERS].isna().all(axis=None)
+    readable = tables.for_readers(table.reset_index())
+    assert [*readable.Network][2:4] == ["Pooling", "Unity Stride tied"]
+    maps = tables.table2(lenet, pooled)
+    assert list(maps.network) == ["strided", "unit_stride", "pooling"]
+    assert (
+        maps.iloc[2, 1:].tolist() == maps.iloc[0, 1:].tolist()
+    )  # it is what pooling was replaced by
+
+
+def test_degrees_of_freedom_are_read_with_their_sums(lenet: EliminationPlan) -> None:
+    table = tables.degrees_of_freedom(degrees_of_freedom(lenet))
+    assert table.iloc[-1].to_dict() == {
+        "layer": "all",
+        "tied": "37,100",
+        "masked": "124,400",
+        "free": "200,080",
+        "equalities": "87,300",
+        "zeros": "75,680",
+        "paper's formula": "124,400",
+    }
+    assert [*table.layer] == ["conv1", "conv2", "conv3", "conv4", "all"]
 
 
 def test_the_papers_numbers_stand_beside_the_papers_networks(lenet: EliminationPlan) -> None:
@@ -402,6 +464,29 @@ def test_accuracy_by_epoch_draws_every_seed_and_the_mean_from_the_first_epoch_on
     assert list(means) == ["Non-Unity Stride, mean of 2", "Unity Stride, mean of 1"]
     thin = [axes.get_lines()[index].get_linewidth() for index in (0, 1, 3)]
     assert min(means.values()) > max(thin)
+
+
+def test_each_treatment_has_its_own_curve_and_colour() -> None:
+    tied = {**results("unit_stride", 0, [0.7, 0.8]), "variant": "tied"}
+    strange = {**results("unit_stride", 0, [0.3, 0.4]), "variant": "tied otherwise"}
+    figure = figures.accuracy_by_epoch([results("unit_stride", 0, [0.8, 0.9]), tied, strange])
+    (axes,) = figure.axes
+    assert {colour: y for colour, _, y in curves(figure)} == {
+        figures.COLOURS["unit_stride"]: close([80, 90]),
+        figures.COLOURS["unit_stride tied"]: close([70, 80]),
+        "0.5": close([30, 40]),
+    }
+    labels = [line.get_label() for line in axes.get_legend().get_lines()]
+    assert labels == [
+        "Unity Stride, mean of 1",
+        "Unity Stride tied, mean of 1",
+        "Unity Stride tied otherwise, mean of 1",
+    ]
+    of_seeds = figures.accuracy_of_seeds(TREATED, RUNS.assign(paper_accuracy_percent=math.nan))
+    assert points(of_seeds) == [[(0, 95)], [(0, 60), (1, 80)]]
+    seconds = figures.training_time(pd.concat([RUNS, TREATED]))
+    names = [label.get_text().split("\n")[:-1] for label in seconds.axes[0].get_xticklabels()]
+    assert names == [["Non-Unity Stride"], ["Unity Stride"], ["Unity Stride", "tied"], ["Pooling"]]
 
 
 def points(figure: Figure) -> list[list[tuple[float, float]]]:
