@@ -16,7 +16,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench calibrate zoo publish test fuzz check clean
+.PHONY: help reproduce report bench calibrate sharing zoo publish test fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -39,6 +39,10 @@ bench: .venv/ready ## time training steps, a conversion, and first layers beside
 calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
 	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
+
+sharing: .venv/ready ## tied, masked and free twins beside the strided network (two hours)
+	$(PYTHON) -m experiments.train experiment=sharing outputs=$(OUTPUTS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.findings outputs=$(OUTPUTS)
 
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)

@@ -503,14 +503,17 @@ def eliminate_stride(
 
 
 def _without_weights(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors take no memory."""
+    """A copy whose tensors take no memory, and which can be pickled: it has forgotten our tracer."""
     empty: dict[int, Any] = {}
     for tensor in chain(traced.parameters(), traced.buffers()):
         meta = tensor.detach().to("meta")
         parameter = isinstance(tensor, nn.Parameter)
         empty[id(tensor)] = nn.Parameter(meta, tensor.requires_grad) if parameter else meta
-    with_graph = fx.GraphModule(traced, copy.copy(traced.graph))
-    return copy.deepcopy(with_graph, empty)
+    graph = fx.Graph()
+    graph.output(graph.graph_copy(traced.graph, {}))
+    for node in graph.nodes:
+        node.meta = {}
+    return copy.deepcopy(fx.GraphModule(traced, graph), empty)
 
 
 def build(conversion: Conversion) -> fx.GraphModule:

@@ -6,6 +6,7 @@ equal numbers in it are copies of one weight, and its zeros are structural.
 
 import copy
 import math
+import pickle
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -348,6 +349,11 @@ def test_a_shared_twin_can_be_copied_saved_and_exported(tmp_path: Path) -> None:
         other.load_state_dict(shared.state_dict())
         assert torch.equal(other(images), shared(images))
         assert torch.equal(copy.deepcopy(shared)(images), shared(images))
+        refolded = fold_back(pickle.loads(pickle.dumps(share(shared, "free"))))
+        assert all(
+            torch.equal(t, fold_back(shared).state_dict()[n])
+            for n, t in refolded.state_dict().items()
+        )
         plain = eliminate_stride(graphs.randomise(Residual(), 3).float(), (1, 11, 14)).eval()
         plain.load_state_dict(plain_state(shared))
         assert torch.equal(plain(images), shared(images))
