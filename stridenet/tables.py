@@ -225,7 +225,8 @@ def _spreads(table: pd.DataFrame, titles: dict[str, str]) -> "dict[str, pd.Serie
 
 def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Medians with their quartiles in one entry."""
-    entries = _spreads(table, {**PRINTED, "ratio": "ratio"})
+    titles = {network: PRINTED[network] for network in NETWORKS}
+    entries = _spreads(table, {**titles, "ratio": "ratio"})
     entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
     return pd.DataFrame({"": table.quantity, **entries})
 
