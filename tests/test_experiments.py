@@ -161,8 +161,9 @@ def test_results_have_all_that_a_reader_needs(
     assert len({result["experiment"] for result in results.values()}) == 1
     for step, result in results.items():
         assert set(result) == {
-            "run", "experiment", "network", "weights", "seed",
-            "test_accuracy", "test_correct", "test_images",
+            "run", "experiment", "network", "weights", "sharing", "variant", "seed",
+            "test_accuracy", "test_correct", "test_images", "test_loss",
+            *(() if step == "copy" else ("fit_accuracy", "fit_loss", "fit_images")),
             "training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds",
             "copied", "epochs", "device", "device_name", "threads", "jobs_at_once",
             "versions", "git_commit", "date", "config",
@@ -322,6 +323,31 @@ def test_a_sweep_does_every_job_and_each_can_be_repeated_alone_bit_for_bit(
     for network, seed in (("unit_stride", 1), ("strided", 0)):
         command("train", f"seed={seed}", f"model={network}", *FEW, outputs=elsewhere)
         assert_same_numbers(found[network, seed], runs_in(elsewhere)[network, seed])
+
+
+def test_the_experiment_on_sharing_does_its_arms_from_both_starts(outputs: Path) -> None:
+    tiny = ("recipe.epochs=null", "recipe.learning_rate=0.1", *FEW[1:])
+    chosen = ("experiment=sharing", "arm=strided,tied", "seed=3")
+    # One at once: else, of one seed, fine-tuning might begin before the strided network is trained.
+    done = command("train", *chosen, *tiny, "hydra.launcher.n_jobs=1", outputs=outputs)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert done.stdout.startswith("4 of 4 runs to do, 1 at once: ")
+    losses, experiments = {}, set()
+    for path in outputs.glob("runs/*/result.json"):
+        result = json.loads(path.read_text())
+        beginning = result["run"].rpartition("-")[0]
+        losses[beginning] = [row["test_loss"] for row in result["epochs"]]
+        experiments.add(result["experiment"])
+    assert len(experiments) == 1
+    trained = losses.pop("strided-scratch-sharing-s3")
+    tuned = losses.pop("strided-fine_tune-sharing-s3")
+    assert trained[0] > 1.001 * trained[1]
+    assert trained[1] == tuned[0]
+    assert tuned[0] > 1.001 * tuned[1]
+    assert losses == {  # tied, the twin is the strided network
+        "unit_stride-tied-scratch-sharing-s3": pytest.approx(trained, rel=1e-4),
+        "unit_stride-tied-fine_tune-sharing-s3": pytest.approx(tuned, rel=1e-4),
+    }
 
 
 def test_a_failing_run_is_named_the_others_go_on_and_the_next_sweep_does_what_is_missing(
@@ -573,7 +599,12 @@ def test_help_and_mistyped_settings_do_not_wait_for_torch(argument: str) -> None
 def test_help_lists_groups_and_settings_with_their_defaults() -> None:
     done = python("-m", "experiments.train", "--help")
     assert (done.returncode, done.stderr) == (0, "")
-    for told in ("model: strided, unit_stride", "learning_rate: 0.03", "weights=copy", "seed: 0"):
+    for told in (
+        "model: pooling, strided, unit_stride",
+        "learning_rate: 0.03",
+        "weights=copy",
+        "seed: 0",
+    ):
         assert told in done.stdout
 
 
