@@ -53,6 +53,7 @@ publish: .venv/ready ## the report as outputs/reference, which later reports sho
 	find $(OUTPUTS)/report -type f ! -name 'own_model.*' -exec cp {} outputs/reference/ \;
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
+	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest

@@ -349,7 +349,7 @@ def distance_from_tied(
 
     zeros: the norm of what stands at structural zeros; copies: of the differences of copies from
     their mean. Their squares add up to that of the distance from the nearest tied weights, the norm
-    is of the whole tensor; all are Euclidean. Parameters that have neither are left out.
+    is of the whole tensor; all are Euclidean. Parameters that the twin has as they were are left out.
 
     found: origins(twin), where they are known.
     """
