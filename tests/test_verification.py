@@ -492,3 +492,14 @@ def test_compare_scores_computes_in_the_type_asked_for(dtype: str) -> None:
     twin = eliminate_stride(model, SIZE)
     difference = compare_scores(model, twin, x, dtype)["largest_difference"]
     assert (1e-10 < difference < 1e-5) == (dtype == "float32")
+
+
+def test_a_model_with_parametrized_weights_is_left_whole() -> None:
+    """A copy's layers have their class in common with the model's, which torch changes to undo this."""
+    model = nn.Sequential(nn.utils.parametrizations.weight_norm(nn.Conv2d(1, 2, 3, 2))).eval()
+    images = torch.ones(1, 1, 9, 9)
+    before = model(images)
+    twin = eliminate_stride(model, (1, 9, 9))
+    assert verify(model, twin).passed
+    assert torch.equal(model(images), before)
+    assert isinstance(model[0].parametrizations.weight.original0, nn.Parameter)  # type: ignore[union-attr]
