@@ -104,15 +104,15 @@ def verify(
     Raises StrideEliminationError if the twin was made from another network, and, if so asked, if a
     layer differs.
     """
-    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
-    make_plain(model)
-    make_plain(twin)
-    conversion = Conversion(model, checked_sizes(twin.plan.input_size), twin.plan.options)
-    if replace(conversion.plan, bytes_each=twin.plan.bytes_each) != twin.plan:
+    sizes, options = checked_sizes(twin.plan.input_size), twin.plan.options
+    as_given = Conversion(copy.deepcopy(model).eval(), sizes, options).plan
+    if replace(as_given, bytes_each=twin.plan.bytes_each) != twin.plan:
         raise StrideEliminationError(
             "the twin was made from a network of other sizes than this model, or in another mode "
             "(training or evaluation) that changes its forward"
         )
+    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
+    conversion = Conversion(model, sizes, options)
     _add_noise(model, twin, conversion)
     inputs = _inputs(images, conversion)
     report = VerificationReport(tuple(_reports(model, twin, conversion, inputs)), 0.0)
@@ -299,7 +299,10 @@ def compare_scores(
 
 
 def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
-    return copy.deepcopy(network).to("cpu", dtype).eval()
+    """In evaluation mode on the CPU, parametrized weights as they were computed before the cast."""
+    copied = copy.deepcopy(network)
+    make_plain(copied)
+    return copied.to("cpu", dtype).eval()
 
 
 def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
