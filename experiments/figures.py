@@ -11,9 +11,7 @@ from stridenet.config import Figures, resolve
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Figures)
-    from stridenet.paper_figures import (
-        write_figures,
-    )  # imports torch, for which `--help` should not wait
+    from stridenet.paper_figures import write_figures  # slow to import: `--help` should not wait
 
     print(write_figures(config))
 
