@@ -106,8 +106,9 @@ def differences(runs: pd.DataFrame, quantity: str, weights: str, arm: str) -> "p
 
 
 def interval(values: "pd.Series[float]") -> dict[str, Any]:
-    """n, mean and the 95 % interval of the mean (Student's), None where two values are too few."""
+    """n, mean and the 95 % interval of the mean (Student's), None where no two values differ."""
     found: dict[str, Any] = {"n": len(values), "mean": None, "low": None, "high": None}
+    values = values.round(9)  # 1e-14 is no spread
     if len(values):
         found["mean"] = float(values.mean())
     if len({*values}) > 1:

@@ -118,6 +118,14 @@ def test_a_claim_is_judged_by_the_interval_of_the_paired_differences(
     assert (other["n"], other["verdict"]) == (0, "undecided")
 
 
+def test_equal_differences_are_no_spread_whatever_their_rounding(run: Callable[..., dict]) -> None:
+    accuracies = {"strided": (0.9, 0.9011), "free": (0.9005, 0.9016)}  # 100·x differs by 1e-14
+    results = [run(arm, s, a) for arm, row in accuracies.items() for s, a in enumerate(row)]
+    found = of(findings.claims(findings.by_run(results)), "accurate", "from scratch", "free")
+    assert found["mean"] == pytest.approx(0.05)
+    assert (found["low"], found["verdict"]) == (None, "undecided")
+
+
 @pytest.mark.parametrize(
     ("changes", "verdict"),
     [((0.3, 0.4, 0.35), "supported"), ((-0.3, -0.4, -0.35), "contradicted"),
