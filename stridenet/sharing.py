@@ -117,9 +117,10 @@ def _strided(twin: Any) -> fx.GraphModule:
             f"{type(twin).__name__} is not a twin: expected a UnitStrideNetwork, as eliminate_stride "
             "returns it (and not its .network alone, which has lost the rearrangement and the plan)"
         )
-    if not isinstance(twin.rearrange, (SpaceToDepth, EachInput)):
+    rearrange = getattr(twin, "rearrange", None)  # None, too, if it was deleted
+    if not isinstance(rearrange, (SpaceToDepth, EachInput)):
         raise StrideEliminationError(
-            f"this twin's rearrangement was replaced by a {type(twin.rearrange).__name__}: expected "
+            f"this twin's rearrangement was replaced by a {type(rearrange).__name__}: expected "
             "the twin as eliminate_stride made it; fold it first, then take it apart"
         )
     if twin.strided is None:
@@ -203,7 +204,8 @@ def share(
     modes = _modes(sharing, found)
     shared = copy.deepcopy(twin)
     make_plain(shared)
-    parameters = dict(shared.network.named_parameters())
+    named = shared.network.named_parameters()
+    parameters = {name: p for name, p in named if name in found}  # whole numbers have no origin
     chosen = {name: modes.get(_layer(name), "free") for name in parameters}
     tied: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, parameter in parameters.items():
@@ -227,19 +229,22 @@ def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[s
     """Of each layer that has something to share."""
     sources = {origin.source for origin in found.values() if not origin.copied}
     layers = dict.fromkeys(_layer(n) for n, origin in found.items() if origin.source in sources)
-    modes = dict.fromkeys(layers, sharing) if isinstance(sharing, str) else dict(sharing)
-    for name, mode in modes.items() or {"": sharing}.items():
-        if mode not in SHARING:
+    if not isinstance(sharing, Mapping):
+        _require_mode(sharing, "")
+        return dict.fromkeys(layers, sharing)
+    for name, mode in sharing.items():
+        _require_mode(mode, f" of {name}")
+        if name not in layers:
             raise StrideEliminationError(
-                f"sharing={mode!r}{'' if isinstance(sharing, str) else f' of {name}'}: it is one of "
-                f"{SHARING}"
+                f"{name!r} has nothing to share: expected layers whose weights the twin has changed, "
+                f"which are {list(layers)}"
             )
-        if modes and name not in layers:
-            raise StrideEliminationError(
-                f"{name!r} has nothing to share: expected layers that hold several copies of a strided "
-                f"parameter, or structural zeros, which are {list(layers)}"
-            )
-    return modes
+    return dict(sharing)
+
+
+def _require_mode(mode: Any, of: str) -> None:
+    if mode not in SHARING:
+        raise StrideEliminationError(f"sharing={mode!r}{of}: it is one of {SHARING}")
 
 
 def _set(name: str, parameter: nn.Parameter, nearest: Tensor, mode: str, project: bool) -> None:
@@ -283,10 +288,13 @@ def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
 
 
 def copies(twin: UnitStrideNetwork) -> dict[str, int]:
-    """Of each parameter of `twin.network`, however it is shared: how often it has a strided number."""
+    """Of each parameter of `twin.network`, however it is shared: how often it has a strided number.
+
+    Parameters that are no real numbers are left out.
+    """
     found = origins(twin)
     named = {name: _plain(name) for name, _ in twin.network.named_parameters()}
-    return {name: found[plain].copies for name, plain in named.items()}
+    return {name: found[plain].copies for name, plain in named.items() if plain in found}
 
 
 def _plain(name: str) -> str:

@@ -324,6 +324,26 @@ def test_layers_can_be_shared_each_in_its_own_way() -> None:
     assert isinstance(shared.network.conv1, nn.Conv2d)
 
 
+def test_of_no_layer_named_all_are_free() -> None:
+    _, twin = twin_of("lenet")
+    assert list(share(twin, {}).state_dict()) == list(twin.state_dict())
+
+
+def test_parameters_that_are_no_real_numbers_are_not_shared() -> None:
+    class Chosen(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv = nn.Conv2d(1, 2, 3, 2)
+            self.places = nn.Parameter(torch.tensor([3, 1]), requires_grad=False)
+
+        def forward(self, images: Tensor) -> Tensor:
+            return self.conv(images).flatten(1)[:, self.places]
+
+    tied = share(eliminate_stride(Chosen(), (1, 9, 9)), "tied")
+    assert len(copies(tied)) == 2  # weight and bias
+    assert torch.equal(fold_back(tied).places, torch.tensor([3, 1]))  # type: ignore[arg-type]
+
+
 def test_sharing_leaves_the_twin_alone_and_keeps_what_it_is_not_about() -> None:
     model, _ = twin_of("lenet", torch.float32)
     model.conv1.weight.requires_grad_(False)  # type: ignore[union-attr]
@@ -593,6 +613,9 @@ def test_what_is_no_whole_twin_is_refused(act: Callable[[Any], Any]) -> None:
     twin.rearrange = nn.Identity()
     with pytest.raises(StrideEliminationError, match="rearrangement was replaced by a Identity"):
         act(twin)
+    del twin.rearrange
+    with pytest.raises(StrideEliminationError, match="rearrangement was replaced by a NoneType"):
+        act(twin)
 
 
 def test_a_twin_whose_layers_were_exchanged_is_refused() -> None:
@@ -609,6 +632,7 @@ def test_a_twin_whose_layers_were_exchanged_is_refused() -> None:
     ("sharing", "message"),
     [
         ("half", r"sharing='half': it is one of \('tied', 'masked', 'free'\)"),
+        (None, "sharing=None: it is one of"),
         ({"conv1": "half"}, "sharing='half' of conv1: it is one of"),
         ({"fc1": "tied"}, r"'fc1' has nothing to share: expected .*'conv1', 'conv2', 'conv3'"),
         ({"conv9": "tied"}, "'conv9' has nothing to share"),
