@@ -187,8 +187,9 @@ def share(
     masked: the twin's own are, but structural zeros stay zero.
     free: the twin's own are, all of them.
 
-    sharing: one of these for all layers that have several copies of a parameter or structural zeros;
-        or a mapping from such layers' names, the others being free.
+    sharing: one of these for all layers whose weights the twin has changed (copied, put in another
+        order, or set among structural zeros); or a mapping from such layers' names, the others being
+        free.
     project: take the nearest weights that can be shared in this way. Without it, a twin whose weights
         cannot is refused.
 
@@ -353,11 +354,13 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
 def distance_from_tied(
     twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
 ) -> dict[str, dict[str, float]]:
-    """How far each parameter of a twin is from the strided networks, in its two parts.
+    """How far each changed tensor of a twin is from the strided networks, in its two parts.
 
     zeros: the norm of what stands at structural zeros; copies: of the differences of copies from
     their mean. Their squares add up to that of the distance from the nearest tied weights, the norm
-    is of the whole tensor; all are Euclidean. Parameters that the twin has as they were are left out.
+    is of the whole tensor; all are Euclidean. Tensors that stand in the twin as they do in the strided
+    network are left out; where they are only put in another order, both parts are zero. Statistics of
+    BatchNorm count like parameters. Raises StrideEliminationError for anything but a whole twin.
 
     found: origins(twin), where they are known.
     """
