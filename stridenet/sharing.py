@@ -333,8 +333,9 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
     """The strided network nearest to a twin, in least squares of the weights.
 
     Each strided number is the mean of its copies in the twin; what stands at structural zeros is
-    lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. The
-    state_dict has the original's names: `model.load_state_dict(fold_back(twin).state_dict())`.
+    lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. Dtype,
+    device and training modes are the twin's. The state_dict has the original's names:
+    `model.load_state_dict(fold_back(twin).state_dict())`.
 
     Raises StrideEliminationError for anything but a whole twin.
     """
@@ -347,8 +348,12 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
     strided.to_empty(device=device)
     for name, tensor in chain(strided.named_parameters(), strided.named_buffers()):
         kept = operator.attrgetter(name)  # whole numbers, and what no state_dict holds
-        tensor.data.copy_(fold(copies[name]) if name in copies else kept(twin.network))
-    return strided.train(twin.training)
+        folded = fold(copies[name]) if name in copies else kept(twin.network).detach().clone()
+        tensor.data = folded  # not copied into: the twin may have another dtype by now
+    modes = {name: module.training for name, module in twin.network.named_modules()}
+    for name, module in strided.named_modules():
+        module.training = modes.get(name, twin.training)
+    return strided
 
 
 def distance_from_tied(

@@ -540,6 +540,19 @@ def getattr_path(network: nn.Module, path: str) -> Any:
     return found
 
 
+def test_a_folded_network_has_the_dtype_and_the_training_modes_of_its_twin() -> None:
+    model = nn.Sequential(nn.Conv2d(1, 2, 3), nn.BatchNorm2d(2), nn.Conv2d(2, 2, 2, 2))
+    model[1].eval()
+    twin = eliminate_stride(model, (1, 10, 10)).double()
+    with torch.no_grad():
+        twin.network.get_submodule("0").weight.add_(1e-12)  # type: ignore[operator, union-attr]
+    folded = fold_back(twin)
+    assert torch.equal(folded.get_submodule("0").weight, model[0].weight.double() + 1e-12)  # type: ignore[arg-type]
+    assert [folded.get_submodule(name).training for name in "012"] == [True, False, True]
+    assert folded.training
+    assert not any(module.training for module in fold_back(twin.eval()).modules())
+
+
 def test_folding_is_least_squares_and_the_distance_its_residual_in_two_parts() -> None:
     """numpy's least squares, on the matrix whose columns are the twins of unit vectors."""
     conv = nn.Conv2d(2, 3, (3, 2), (2, 1), padding=(1, 0)).double()
