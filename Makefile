@@ -42,6 +42,7 @@ calibrate: .venv/ready ## which recipe brings the strided network to the paper's
 
 sharing: .venv/ready ## tied, masked and free twins beside the strided network (two hours)
 	$(PYTHON) -m experiments.train experiment=sharing outputs=$(OUTPUTS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.train -m model=pooling recipe=sharing 'seed=range(0,10)' outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.findings outputs=$(OUTPUTS)
 
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks

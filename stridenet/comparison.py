@@ -2,6 +2,7 @@
 
 from bisect import bisect_left
 from dataclasses import dataclass, replace
+from typing import Any
 
 import pandas as pd
 from scipy import stats
@@ -55,6 +56,18 @@ class Comparison:
         return f"{text}."
 
 
+def interval(differences: "pd.Series[float]") -> dict[str, Any]:
+    """n, mean and the 95 % interval of the mean (Student's), None where no two differences differ."""
+    differences = differences.round(9)  # 1e-14 is no spread
+    found: dict[str, Any] = {"n": len(differences), "mean": None, "low": None, "high": None}
+    if len(differences):
+        found["mean"] = float(differences.mean())
+    if len({*differences}) > 1:
+        bounds = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
+        found |= {"low": float(bounds.low), "high": float(bounds.high)}
+    return found
+
+
 def verdict(low: float | None, high: float | None) -> str:
     """On a claim that a difference is above zero, by its interval."""
     if low is None or high is None or low <= 0 <= high:
@@ -71,8 +84,9 @@ def compare(runs: pd.DataFrame, paper: float | None = None) -> Comparison:
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
     pairs = wide.reindex(columns=["strided", "unit_stride"]).dropna()
-    differences = (pairs.unit_stride - pairs.strided).round(9)  # 1e-14 is no spread
-    n, ahead = len(pairs), int((differences > 0).sum())
+    differences = pairs.unit_stride - pairs.strided
+    measured = interval(differences)
+    n, ahead = measured["n"], int((differences.round(9) > 0).sum())
     if n < 2:
         seeds = {0: "no seed has", 1: "only one seed has"}[n]
         blank = f"{seeds} both networks, and an interval needs two"
@@ -80,17 +94,18 @@ def compare(runs: pd.DataFrame, paper: float | None = None) -> Comparison:
     found = Comparison(
         n,
         ahead,
-        float(differences.mean()),
+        measured["mean"],
+        measured["low"],
+        measured["high"],
         paper=paper,
         deviation=float(differences.std()),
         strided_deviation=float(pairs.strided.std()),
         unit_stride_deviation=float(pairs.unit_stride.std()),
     )
-    if len(differences.unique()) == 1:
+    if found.low is None:
         return replace(found, blank="all differences are equal, which is no spread to judge by")
-    interval = stats.ttest_rel(pairs.unit_stride, pairs.strided).confidence_interval(CONFIDENCE)
     needed = None if paper is None else seeds_needed(paper, float(differences.std()))
-    return replace(found, low=float(interval.low), high=float(interval.high), n_needed=needed)
+    return replace(found, n_needed=needed)
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:

@@ -412,7 +412,8 @@ class UnitStrideNetwork(nn.Module):
     """The twin: `network` (unit-stride layers only) after `rearrange` (images to their phase form).
 
     Takes ordinary images (n, c, h, w) of the size that it was made for, and returns what the strided
-    network returns, up to rounding. `plan` holds its maps and filters.
+    network returns, up to rounding. `plan` holds its maps and filters; `strided` is the network that it
+    was made from, without weights, which a twin put together by hand does not have.
     """
 
     def __init__(

@@ -36,7 +36,13 @@ from stridenet.config import (
 from stridenet.data import load
 from stridenet.elimination import UnitStrideNetwork, eliminate_stride
 from stridenet.networks import build_network, build_strided, draw_network
-from stridenet.sharing import copies, distance_from_tied, origins, plain_state, share
+from stridenet.sharing import (
+    distance_from_tied,
+    number_of_copies,
+    origins,
+    plain_state,
+    share,
+)
 from stridenet.tracing import StrideEliminationError
 from stridenet.training import (
     Checkpoint,
@@ -121,7 +127,7 @@ class Observed:
 def _observed(twin: UnitStrideNetwork, recipe: Recipe) -> Observed:
     found = origins(twin)
     return Observed(
-        copies(twin) if recipe.rate_by_copies else None,
+        number_of_copies(twin, found) if recipe.rate_by_copies else None,
         lambda: {"distance": distance_from_tied(twin, found)},
     )
 
@@ -228,11 +234,11 @@ def _train(
         recipe,
         config.seed,
         device,
-        title,
-        resume,
-        save,
-        observed.copies,
-        observed.distance,
+        title=title,
+        resume=resume,
+        save=save,
+        copies=observed.copies,
+        observe=observed.distance,
     )
     return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
 

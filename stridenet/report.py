@@ -140,9 +140,11 @@ def write_findings(config: Report) -> list[str]:
         "structural zeros, and of copies from their mean."
     )
     of_claims = (
-        "A quantity of the twin minus the strided network's, paired by seed, with the 95 % interval of "
-        "the mean (Student's): a claim that the twin has more is supported where the interval lies "
-        "above zero, contradicted where it lies below."
+        "Differences between two arms, paired by seed, with the 95 % interval of the mean (Student's): "
+        "that the first has more is supported where the interval lies above zero, contradicted where "
+        f"it lies below. Each of the {len(claims)} intervals stands by itself: of twenty without any "
+        "effect, one leaves zero by chance. CPU time is of runs side by side; `make bench` measures it "
+        "better."
     )
     wide = ("Difference", "Training images", "Gap")
     readable = tables.claims(claims)
@@ -164,7 +166,7 @@ def _paragraphs(claims: pd.DataFrame) -> list[str]:
     of_claim = claims.Claim.replace("", None).ffill()
     paragraphs = []
     for claim, rows in claims.groupby(of_claim, sort=False):
-        lines = rows[["Start", "Twin", "n", "Difference", "Verdict"]]
+        lines = rows[["Start", "Compared", "n", "Difference", "Verdict"]]
         text = lines.to_string(index=False, header=False)
         paragraphs.append(f"{textwrap.fill(f'{claim}: {rows.Quantity.iloc[0]}', WIDTH)}\n{text}")
     return paragraphs

@@ -8,6 +8,7 @@ import copy
 import operator
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any, cast
@@ -40,7 +41,7 @@ class Origin:
     size: torch.Size  # of that tensor
     entries: Tensor  # int64, of the twin's tensor: the place in the flattened source; −1: a zero
 
-    @property
+    @cached_property
     def copied(self) -> bool:
         """Whether it is the strided tensor itself: nothing to tie or to mask."""
         places = torch.arange(self.size.numel()).reshape(self.size)
@@ -60,11 +61,8 @@ class Origin:
         return torch.where(self.entries.to(tensor.device) >= 0, tensor, 0)
 
     def fold(self, tensor: Tensor) -> Tensor:
-        """The strided tensor whose expansion is nearest to a twin's: the mean over all copies.
-
-        Computed as w₀ + mean(wᵢ − w₀), which is w₀ to the last bit where all copies are equal.
-        """
-        return fold([(self, tensor)])
+        """The strided tensor whose expansion is nearest to a twin's."""
+        return mean_of_copies([(self, tensor)])
 
 
 def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
@@ -77,7 +75,7 @@ def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
     sources, first = [], 1
     for name, tensor in _numbers(numbered):
         numbers = torch.arange(first, first + tensor.numel(), dtype=torch.float64)
-        tensor.data.copy_(numbers.reshape(tensor.shape))
+        tensor.copy_(numbers.reshape(tensor.shape))
         sources.append((first, name, tensor.shape))
         first += tensor.numel()
     sizes = tuple(given.size for given in twin.plan.inputs)
@@ -85,7 +83,7 @@ def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
     for name, tensor in _numbers(build(Conversion(numbered, sizes, twin.plan.options))):
         last = int(tensor.max())
         start, source, size = next(s for s in reversed(sources) if s[0] <= last)
-        entries = torch.where(tensor > 0, tensor - start, -1).long().detach()
+        entries = torch.where(tensor > 0, tensor - start, -1).long()
         found[name] = Origin(source, size, entries)
         _require_alike(twin, name, entries)
     return found
@@ -106,7 +104,7 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
 
 def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Parameters and statistics: what a state_dict holds, if it is made of real numbers."""
-    state = network.state_dict(keep_vars=True).items()
+    state = network.state_dict().items()
     return [(name, t) for name, t in state if t.is_floating_point() and t.numel()]
 
 
@@ -212,7 +210,7 @@ def share(
     for name, parameter in parameters.items():
         if chosen[name] == "tied":
             tied.setdefault(found[name].source, []).append((found[name], parameter))
-    strided = {source: fold(copies) for source, copies in tied.items()}
+    strided = {source: mean_of_copies(tensors) for source, tensors in tied.items()}
     homes: dict[str, nn.Parameter] = {}
     for name in sorted(parameters, key=lambda name: not found[name].copied):
         origin, parameter = found[name], parameters[name]
@@ -280,7 +278,7 @@ def _layer(name: str) -> str:
 
 
 def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
-    """Of each changed layer: how many entries of one of its filters are no structural zeros."""
+    """Of each changed convolution: how many entries of one of its filters are no structural zeros."""
     return {
         _layer(name): int((origin.entries[0] >= 0).sum())
         for name, origin in origins(twin).items()
@@ -288,12 +286,14 @@ def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
     }
 
 
-def copies(twin: UnitStrideNetwork) -> dict[str, int]:
+def number_of_copies(
+    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
+) -> dict[str, int]:
     """Of each parameter of `twin.network`, however it is shared: how often it has a strided number.
 
-    Parameters that are no real numbers are left out.
+    Parameters that are no real numbers are left out. found: origins(twin), where they are known.
     """
-    found = origins(twin)
+    found = found or origins(twin)
     named = {name: _plain(name) for name, _ in twin.network.named_parameters()}
     return {name: found[plain].copies for name, plain in named.items() if plain in found}
 
@@ -313,11 +313,14 @@ def plain_state(twin: UnitStrideNetwork) -> dict[str, Tensor]:
 # Back to the strided network ------------------------------------------------------------------------
 
 
-def fold(copies: list[tuple[Origin, Tensor]]) -> Tensor:
-    """The strided tensor nearest in least squares to the tensors of a twin that come from it."""
-    size = copies[0][0].size
-    place = torch.cat([origin.entries.flatten() for origin, _ in copies])
-    values = torch.cat([tensor.detach().flatten() for _, tensor in copies])
+def mean_of_copies(tensors: list[tuple[Origin, Tensor]]) -> Tensor:
+    """The strided tensor nearest in least squares to the tensors of a twin that come from it.
+
+    Computed as w₀ + mean(wᵢ − w₀), which is w₀ to the last bit where all copies are equal.
+    """
+    size = tensors[0][0].size
+    place = torch.cat([origin.entries.flatten() for origin, _ in tensors])
+    values = torch.cat([tensor.detach().flatten() for _, tensor in tensors])
     place = place.to(values.device)
     values, place = values[place >= 0], place[place >= 0]
     many = size.numel()
@@ -334,22 +337,25 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
 
     Each strided number is the mean of its copies in the twin; what stands at structural zeros is
     lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. Dtype,
-    device and training modes are the twin's. The state_dict has the original's names:
+    device, requires_grad and training modes are the twin's; BatchNorm's statistics per phase are folded
+    like weights. The state_dict has the original's names:
     `model.load_state_dict(fold_back(twin).state_dict())`.
 
     Raises StrideEliminationError for anything but a whole twin.
     """
     strided, found = copy.deepcopy(_strided(twin)), origins(twin)
-    copies: dict[str, list[tuple[Origin, Tensor]]] = {}
+    tensors: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, origin in found.items():
         tensor = operator.attrgetter(name)(twin.network)
-        copies.setdefault(origin.source, []).append((origin, tensor))
+        tensors.setdefault(origin.source, []).append((origin, tensor))
     device = next((t.device for t in twin.network.state_dict().values()), torch.device("cpu"))
     strided.to_empty(device=device)
     for name, tensor in chain(strided.named_parameters(), strided.named_buffers()):
-        kept = operator.attrgetter(name)  # whole numbers, and what no state_dict holds
-        folded = fold(copies[name]) if name in copies else kept(twin.network).detach().clone()
-        tensor.data = folded  # not copied into: the twin may have another dtype by now
+        if name in tensors:  # not copied into: the twin may have another dtype by now
+            tensor.data = mean_of_copies(tensors[name])
+            tensor.requires_grad_(any(t.requires_grad for _, t in tensors[name]))
+        else:  # whole numbers, and what no state_dict holds
+            tensor.data = operator.attrgetter(name)(twin.network).detach().clone()
     modes = {name: module.training for name, module in twin.network.named_modules()}
     for name, module in strided.named_modules():
         module.training = modes.get(name, twin.training)
@@ -387,8 +393,9 @@ def distance_from_tied(
 # Counting -------------------------------------------------------------------------------------------
 
 
-def degrees_of_freedom(plan: EliminationPlan) -> "pd.DataFrame":
-    """How many weights each convolution's filter has to choose, in each way of sharing.
+def degrees_of_freedom(plan: EliminationPlan | UnitStrideNetwork) -> "pd.DataFrame":
+    """How many weights each convolution's filter has to choose, in each way of sharing; of a plan or a
+    twin.
 
     tied: the strided filter's; free: the twin's; masked: those of the twin without structural zeros.
     So striding is `zeros` (free − masked) and `equalities` (masked − tied) among the twin's weights.
@@ -399,7 +406,7 @@ def degrees_of_freedom(plan: EliminationPlan) -> "pd.DataFrame":
     import pandas as pd  # not needed to train, and slow to import
 
     rows, counted = [], set()
-    for layer in plan.layers:
+    for layer in (plan.plan if isinstance(plan, UnitStrideNetwork) else plan).layers:
         again = layer.module in counted
         counted.add(layer.module)
         if layer.operation.startswith("Conv") and (layer.maps or not again):

@@ -419,7 +419,7 @@ def claims(table: pd.DataFrame) -> pd.DataFrame:
         {
             "Claim": table.claim.where(~table.claim.duplicated(), ""),
             "Start": table.start,
-            "Twin": table.arm,
+            "Compared": table.arm + " − " + table.against,
             "Quantity": table.quantity + " (" + table.unit + ")",
             "n": table.n,
             "Difference": [m + (f" [{low}, {high}]" if low else "") for m, low, high in bounds],

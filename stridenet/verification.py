@@ -144,7 +144,10 @@ def make_plain(network: nn.Module) -> None:
         }
         del module.parametrizations
         module.__class__ = type(module).__bases__[0]
-        for name, value in values.items():
+        others = dict(module.named_parameters(recurse=False))
+        for name in others:  # and back behind the weights: torch's layers have their bias last
+            delattr(module, name)
+        for name, value in {**values, **others}.items():
             module.register_parameter(name, value)
 
 

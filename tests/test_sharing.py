@@ -34,7 +34,7 @@ from stridenet import (
 )
 from stridenet.config import Recipe
 from stridenet.phases import filter_entries
-from stridenet.sharing import Origin, copies, origins, plain_state
+from stridenet.sharing import Origin, number_of_copies, origins, plain_state
 from stridenet.training import Examples, train
 from stridenet.zoo import lenet, resnet20
 
@@ -340,7 +340,7 @@ def test_parameters_that_are_no_real_numbers_are_not_shared() -> None:
             return self.conv(images).flatten(1)[:, self.places]
 
     tied = share(eliminate_stride(Chosen(), (1, 9, 9)), "tied")
-    assert len(copies(tied)) == 2  # weight and bias
+    assert len(number_of_copies(tied)) == 2  # weight and bias
     assert torch.equal(fold_back(tied).places, torch.tensor([3, 1]))  # type: ignore[arg-type]
 
 
@@ -489,7 +489,7 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
     shared = share(twin, sharing)
     for network, inputs, many in (
         (model, images, None),
-        (shared.network, shared.rearrange(images), copies(shared)),
+        (shared.network, shared.rearrange(images), number_of_copies(shared)),
     ):
         examples = {"training": Examples(inputs, labels, torch.device("cpu"))}
         train(network, examples, recipe, 0, torch.device("cpu"), None, copies=many)

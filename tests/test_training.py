@@ -17,7 +17,7 @@ from stridenet.config import InputError, Recipe
 from stridenet.data import Dataset
 from stridenet.elimination import UnitStrideNetwork
 from stridenet.networks import initialise
-from stridenet.sharing import copies, distance_from_tied, fold_back, share
+from stridenet.sharing import distance_from_tied, fold_back, number_of_copies, share
 from stridenet.training import Checkpoint, Examples, History, evaluate, generator, normalise, train
 
 CPU = torch.device("cpu")
@@ -284,7 +284,7 @@ def test_copies_multiply_the_rate_and_divide_the_decay_of_weights_and_biases(
 ) -> None:
     twin, splits = twin_and_its_data(sharing, tiny_data)
     expected = copy.deepcopy(twin.network)
-    train(twin.network, splits, FULL, 0, CPU, copies=copies(twin))
+    train(twin.network, splits, FULL, 0, CPU, copies=number_of_copies(twin))
 
     images, labels = next(splits["training"].batches(150))
     velocity = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
@@ -313,7 +313,9 @@ def test_with_rates_by_copies_the_twins_step_is_the_strided_networks(
     train(original, examples(tiny_data, torch.float64), one, 0, CPU)
     for by_copies in (True, False):
         twin, splits = twin_and_its_data(sharing, tiny_data)
-        train(twin.network, splits, one, 0, CPU, copies=copies(twin) if by_copies else None)
+        train(
+            twin.network, splits, one, 0, CPU, copies=number_of_copies(twin) if by_copies else None
+        )
         folded = fold_back(twin).state_dict()
         for name, value in original.state_dict().items():
             equal = torch.allclose(folded[name], value, rtol=0, atol=1e-13)
@@ -505,7 +507,7 @@ def test_training_of_a_twin_that_shares_goes_on_from_any_epoch_bit_for_bit(
 ) -> None:
     recipe = replace(RECIPE, epochs=3, rate_decay=0.1, bias_rate_factor=2)
     twin, splits = twin_and_its_data(sharing, tiny_data, torch.float32)
-    given = copies(twin) if by_copies else None
+    given = number_of_copies(twin) if by_copies else None
 
     def train_on(twin: UnitStrideNetwork, **options: Any) -> History:
         return train(
