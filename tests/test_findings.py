@@ -262,7 +262,7 @@ def test_the_report_writes_tables_figure_and_all_numbers(
         assert {p.suffix for p in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     assert max(map(len, text.splitlines())) <= 80
     assert "The twin is more accurate: test accuracy (points)" in text
-    again = findings.claims(pd.read_csv(report / "sharing_runs.csv", float_precision="round_trip"))
+    again = findings.claims(pd.read_csv(report / "sharing_runs.csv"))
     assert again.to_csv(index=False) == (report / "claims.csv").read_text()
     assert {*again.verdict} > {"undecided"}
     assert len(pd.read_csv(report / "sharing_epochs.csv")) == 3 * len(results)
