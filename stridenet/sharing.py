@@ -29,6 +29,7 @@ from stridenet.verification import make_plain
 if TYPE_CHECKING:
     import pandas as pd
 
+WHOLE = (torch.int64, torch.int32)
 
 # Origins --------------------------------------------------------------------------------------------
 
@@ -103,9 +104,9 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
 
 
 def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters and statistics: what a state_dict holds, if it is made of real numbers."""
+    """Parameters, statistics and counts: what a state_dict holds, if it can hold large numbers."""
     state = network.state_dict().items()
-    return [(name, t) for name, t in state if t.is_floating_point() and t.numel()]
+    return [(n, t) for n, t in state if t.numel() and (t.is_floating_point() or t.dtype in WHOLE)]
 
 
 def _strided(twin: Any) -> fx.GraphModule:
@@ -327,6 +328,8 @@ def mean_of_copies(tensors: list[tuple[Origin, Tensor]]) -> Tensor:
     order = torch.arange(len(place), device=place.device)
     first = order.new_full((many,), len(place)).scatter_reduce(0, place, order, "amin")
     start = F.pad(values, (0, 1))[first]  # zero, where the twin has no copy
+    if not values.is_floating_point():
+        return start.reshape(size)
     change = torch.zeros_like(start).scatter_add(0, place, values - start[place])
     count = torch.bincount(place, minlength=many).clamp(min=1)
     return (start + change / count).reshape(size)

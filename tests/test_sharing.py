@@ -44,7 +44,7 @@ COPIES = {
     "conv3": 4,
     "conv4": 1,
 }  # of each weight of the paper's network
-RATE, MOMENTUM, DECAY = 0.05, 0.9, 0.01
+RATE, MOMENTUM, DECAY = 0.01, 0.9, 0.01
 
 
 class Residual(nn.Module):
