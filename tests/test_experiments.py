@@ -46,7 +46,7 @@ REPORT = {
     "runs.csv",
     "about.json",
     *(f"{name}.{suffix}" for suffix in ("csv", "md", "tex")
-      for name in ("table1", "comparison", "table2", "copied_weights")),
+      for name in ("table1", "comparison", "table2", "degrees_of_freedom", "copied_weights")),
     *(f"{name}.{suffix}" for suffix in ("png", "svg")
       for name in ("feature_maps", "accuracy_by_epoch", "accuracy_of_seeds", "training_time")),
 }  # fmt: skip

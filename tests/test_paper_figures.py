@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 import matplotlib.image
 import numpy as np
 import pytest
-import reference
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PatchCollection
@@ -22,7 +21,7 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from torch import nn
 
-from stridenet import eliminate_stride, plan_elimination
+from stridenet import eliminate_stride, plan_elimination, theory
 from stridenet.config import Figures, InputError, resolve
 from stridenet.figures import save
 from stridenet.paper_figures import (
@@ -164,7 +163,7 @@ def test_figure_2_the_tensor_times_an_image_is_the_convolution() -> None:
     figure = figure_2()
     image = np.random.default_rng(0).integers(-9, 10, (5, 5))
     result = np.einsum("ijkl,kl->ij", slices(figure), image)
-    assert np.array_equal(result, reference.correlate(printed(figure, "H"), image))
+    assert np.array_equal(result, theory.correlate(printed(figure, "H"), image))
 
 
 def test_figure_2_a_weight_has_one_colour_and_the_bar_has_it_too() -> None:
@@ -190,7 +189,7 @@ def test_figure_3_the_four_samplings_take_every_entry_once() -> None:
     assert matrix.tolist() == [[10 * i + j for j in range(1, 7)] for i in range(1, 7)]
     samples = {(m, n): printed(figure, f"T({m},{n})") for m in (1, 2) for n in (1, 2)}
     for (m, n), sample in samples.items():
-        assert np.array_equal(sample, reference.T(m, n, 2, matrix))
+        assert np.array_equal(sample, theory.T(m, n, 2, matrix))
     taken = np.concatenate([sample.ravel() for sample in samples.values()])
     assert sorted(taken) == sorted(matrix.ravel())
 
