@@ -49,7 +49,10 @@ def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
         axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
     axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    if axes.lines:  # none where nothing was trained, recipe.epochs=0
+    networks = epochs.network.nunique()  # none where nothing was trained, recipe.epochs=0
+    if networks > len(NETWORKS):
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no curve
+    elif networks:
         axes.legend()
     return figure
 
@@ -78,9 +81,10 @@ def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 def training_time(runs: pd.DataFrame) -> Figure:
     """Seconds of training steps of every run, the mean as a bar."""
-    figure, axes = _figure()
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
-    for place, network in enumerate(sorted({*scratch.network}, key=_order)):
+    networks = sorted({*scratch.network}, key=_order)
+    figure, axes = _figure(width=max(6.4, 1.6 * len(networks)))  # inches; for the labels
+    for place, network in enumerate(networks):
         seconds = scratch[scratch.network == network].training_wall_seconds
         name = printed(network).replace("Stride ", "Stride\n").replace(" rate", "\nrate")
         label = f"{name}\n{seconds.mean():.1f} s, n = {len(seconds)}"
@@ -177,8 +181,8 @@ def _order(network: str) -> tuple[int, str]:
     return [*COLOURS, network].index(network), network
 
 
-def _figure() -> tuple[Figure, Axes]:
-    figure = Figure(figsize=(6.4, 4.2), layout="constrained")
+def _figure(width: float = 6.4) -> tuple[Figure, Axes]:
+    figure = Figure(figsize=(width, 4.2), layout="constrained")
     axes = figure.subplots()
     axes.grid(axis="y", color="0.9")
     axes.set_axisbelow(True)

@@ -470,13 +470,13 @@ def test_each_treatment_has_its_own_curve_and_colour() -> None:
     tied = {**results("unit_stride", 0, [0.7, 0.8]), "variant": "tied"}
     strange = {**results("unit_stride", 0, [0.3, 0.4]), "variant": "tied otherwise"}
     figure = figures.accuracy_by_epoch([results("unit_stride", 0, [0.8, 0.9]), tied, strange])
-    (axes,) = figure.axes
     assert {colour: y for colour, _, y in curves(figure)} == {
         figures.COLOURS["unit_stride"]: close([80, 90]),
         figures.COLOURS["unit_stride tied"]: close([70, 80]),
         "0.5": close([30, 40]),
     }
-    labels = [line.get_label() for line in axes.get_legend().get_lines()]
+    (legend,) = figure.legends  # below, where it hides no curve
+    labels = [line.get_label() for line in legend.get_lines()]
     assert labels == [
         "Unity Stride, mean of 1",
         "Unity Stride tied, mean of 1",
