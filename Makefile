@@ -40,7 +40,7 @@ calibrate: .venv/ready ## which recipe brings the strided network to the paper's
 	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
 
-sharing: .venv/ready ## tied, masked and free twins beside the strided network (two hours)
+sharing: .venv/ready ## tied, masked and free twins beside the strided network (over an hour)
 	$(PYTHON) -m experiments.train experiment=sharing outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.train -m model=pooling recipe=sharing 'seed=range(0,10)' outputs=$(OUTPUTS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.findings outputs=$(OUTPUTS)
