@@ -19,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from torch import Tensor, nn
+from torch.utils._pytree import tree_leaves
 
 from stridenet import (
     StrideEliminationError,
@@ -294,6 +295,24 @@ def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_o
     if has_zeros:
         with pytest.raises(StrideEliminationError, match=r"is not masked: .* project=True takes"):
             share(free, "masked")
+
+
+@pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
+@settings(max_examples=30)
+@given(graphs.networks())
+def test_the_twin_of_a_random_network_is_the_same_however_it_is_shared(example: tuple) -> None:
+    network, size = example
+    try:
+        twin = eliminate_stride(network, size)
+    except StrideEliminationError:
+        twin = eliminate_stride(network, size, scope="layer")
+    images = graphs.images(size)
+    expected = tree_leaves(twin(*(x.clone() for x in images)))
+    for sharing in ("tied", "masked"):
+        obtained = tree_leaves(share(twin, sharing)(*(x.clone() for x in images)))
+        assert all(torch.equal(a, b) for a, b in zip(obtained, expected, strict=True))
+    parameters = (p.numel() for p in fold_back(twin).parameters())
+    assert sum(p.numel() for p in share(twin, "tied").parameters()) == sum(parameters)
 
 
 def test_a_layer_that_is_called_twice_is_tied_as_one() -> None:
