@@ -18,7 +18,6 @@ from stridenet.runs import finished_runs, tidy, write, write_json
 from stridenet.sharing import degrees_of_freedom
 from stridenet.tracing import written
 
-TEST_IMAGES = 10_000
 OPERATORS = 4  # of torch, of which the share of the time is told
 WIDTH = 80  # of a terminal
 OPTIONAL = {
@@ -28,6 +27,19 @@ OPTIONAL = {
     "copied_weights",
     "training_time",
 }
+OF_ARMS = (
+    "After the last epoch, mean ± standard deviation over n seeds. Difference: of accuracy from the "
+    "strided network of the same seed, in points, with its 95 % interval. Training images: the loss on "
+    "the first {images:,} of them; gap: how much higher the test loss is. Zeros and copies: distance "
+    "from the tied subspace, in percent of the weights' norm: of what stands at structural zeros, and "
+    "of copies from their mean."
+)
+OF_CLAIMS = (
+    "Differences between two arms, paired by seed, with the 95 % interval of the mean (Student's): "
+    "that the first has more is supported where the interval lies above zero, contradicted where it "
+    "lies below. Each of the {n} intervals stands by itself: of twenty without any effect, one leaves "
+    "zero by chance. CPU time is of runs side by side; `make bench` measures it better."
+)
 
 
 @dataclass
@@ -127,25 +139,14 @@ def write_findings(config: Report) -> list[str]:
         )
     folder = Path(config.outputs) / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    about = _about(config, tidy(results))
-    write_json(folder / "sharing_about.json", _circumstances(config, tidy(results)))
+    every = tidy(results)
+    about = _about(config, every)
+    write_json(folder / "sharing_about.json", _circumstances(config, every))
     write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
     write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
     summary, claims = findings.summary(runs), findings.claims(runs)
-    of_arms = (
-        "After the last epoch, mean ± standard deviation over n seeds. Difference: of accuracy from "
-        "the strided network of the same seed, in points, with its 95 % interval. Training images: the "
-        f"loss on the first {TEST_IMAGES:,} of them; gap: how much higher the test loss is. Zeros and "
-        "copies: distance from the tied subspace, in percent of the weights' norm: of what stands at "
-        "structural zeros, and of copies from their mean."
-    )
-    of_claims = (
-        "Differences between two arms, paired by seed, with the 95 % interval of the mean (Student's): "
-        "that the first has more is supported where the interval lies above zero, contradicted where "
-        f"it lies below. Each of the {len(claims)} intervals stands by itself: of twenty without any "
-        "effect, one leaves zero by chance. CPU time is of runs side by side; `make bench` measures it "
-        "better."
-    )
+    images = max(result.get("fit_images", 0) for result in results)
+    of_arms, of_claims = OF_ARMS.format(images=images), OF_CLAIMS.format(n=len(claims))
     wide = ("Difference", "Training images", "Gap")
     readable = tables.claims(claims)
     of_all = Section("sharing", "Sharing", of_arms, about, summary, tables.sharing(summary), wide)
