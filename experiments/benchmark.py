@@ -7,8 +7,9 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
-from stridenet.config import Bench, resolve
-from stridenet.runs import write_json
+from experiments.runs.files import write_json
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Bench
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="benchmark")
@@ -16,8 +17,10 @@ from stridenet.runs import write_json
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Bench)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells of its own stages
-    from stridenet.benchmark import benchmark  # imports torch, which `--help` should not wait for
-    from stridenet.report import benchmark_section
+    from experiments.studies.training_step import (
+        benchmark,  # imports torch, which `--help` should not wait for
+        benchmark_section,
+    )
 
     measured = benchmark(config)
     outputs = Path(config.outputs)

@@ -17,17 +17,17 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from stridenet.config import (
+from experiments.settings.schema import (
     Bench,
     Config,
     Conversion,
     ConversionBench,
     Export,
     Figures,
-    InputError,
     Report,
     Zoo,
 )
+from stridenet.errors import InputError
 
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
@@ -119,7 +119,7 @@ def _is_foreseen(error: BaseException) -> bool:
     """Whether the cause lies outside the program, and the message says what to do."""
     if isinstance(error, (InputError, OSError)):
         return True
-    from stridenet.tracing import StrideEliminationError  # imports torch: only if still needed
+    from stridenet.errors import StrideEliminationError  # imports torch: only if still needed
 
     return isinstance(error, StrideEliminationError)
 

@@ -6,8 +6,9 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
-from stridenet.config import ConversionBench, resolve
-from stridenet.runs import write_json
+from experiments.runs.files import write_json
+from experiments.settings.checks import resolve
+from experiments.settings.schema import ConversionBench
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="conversion_benchmark")
@@ -15,8 +16,7 @@ from stridenet.runs import write_json
 def main(settings: DictConfig) -> None:
     config = resolve(settings, ConversionBench)
     # These import torch, which `--help` should not wait for.
-    from stridenet.conversion_benchmark import benchmark_conversion
-    from stridenet.report import conversion_sections
+    from experiments.studies.conversion import benchmark_conversion, conversion_sections
 
     measured = benchmark_conversion(config)
     outputs = Path(config.outputs)

@@ -4,15 +4,19 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
-from stridenet.config import Export, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Export
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Export)
-    from stridenet.conversion import convert, input_size, load_model
-    from stridenet.export import export_onnx, require_packages  # imports torch: not for `--help`
+    from experiments.models import convert, input_size, load_model
+    from stridenet.onnx.export import (  # imports torch: not for `--help`
+        export_onnx,
+        require_packages,
+    )
 
     require_packages()  # says so before the network is converted
     network = load_model(config)

@@ -4,14 +4,15 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
-from stridenet.config import Figures, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Figures
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="figures")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Figures)
-    from stridenet.paper_figures import write_figures  # slow to import: `--help` should not wait
+    from experiments.paper.page import write_figures  # slow to import: `--help` should not wait
 
     print(write_figures(config))
 

@@ -4,14 +4,17 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
-from stridenet.config import Report, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Report
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="findings")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Report)
-    from stridenet.report import write_findings  # slow to import: `--help` should not wait for it
+    from experiments.studies.sharing import (
+        write_findings,  # slow to import: `--help` should not wait for it
+    )
 
     print(*write_findings(config), sep="\n\n")
 

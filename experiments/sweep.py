@@ -23,8 +23,12 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments.command import one_line
-from stridenet.config import Config, InputError, experiment_identity, resolve, variant
-from stridenet.runs import read_result, run_folder
+from experiments.runs.folder import run_folder
+from experiments.runs.results import read_result
+from experiments.settings.checks import resolve
+from experiments.settings.identity import experiment_identity, variant
+from experiments.settings.schema import Config
+from stridenet.errors import InputError
 
 POLL = 0.5  # seconds between two looks at the folders
 BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
@@ -197,7 +201,7 @@ def _jobs(config: DictConfig) -> list[Job]:
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
     """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
-    from stridenet.execution import estimate  # imports torch
+    from experiments.runs.run import estimate  # imports torch
 
     known: dict[tuple[str, ...], tuple[float, int]] = {}
     sizes = []

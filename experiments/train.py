@@ -5,14 +5,15 @@ from omegaconf import DictConfig
 
 from experiments import sweep
 from experiments.command import CONF, guarded, start
-from stridenet.config import Config, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Config
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Config)
-    from stridenet.execution import run_once  # imports torch, which `--help` should not wait for
+    from experiments.runs.run import run_once  # imports torch, which `--help` should not wait for
 
     watched = sweep.jobs_at_once is not None
     folder, result, new = run_once(config, sweep.jobs_at_once or 1, bar=not watched)

@@ -4,15 +4,16 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
-from stridenet.config import Conversion, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Conversion
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="verify")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Conversion)
+    from experiments.models import convert, load_model
     from stridenet import verify  # imports torch, which `--help` should not wait for
-    from stridenet.conversion import convert, load_model
 
     model = load_model(config)
     twin = convert(model, config)

@@ -4,15 +4,18 @@ import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
-from stridenet.config import Zoo, resolve
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Zoo
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="zoo")
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Zoo)
-    from stridenet.report import write_zoo  # slow to import: `--help` should not wait for it
-    from stridenet.survey import survey
+    from experiments.studies.zoo import (
+        survey,
+        write_zoo,  # slow to import: `--help` should not wait for it
+    )
 
     rows = survey(config)
     print(*write_zoo(config, rows), sep="\n\n")

@@ -6,16 +6,13 @@ from typing import TYPE_CHECKING, Any
 from stridenet import torchvision_import
 
 if TYPE_CHECKING:
-    from stridenet.elimination import (
-        EliminationPlan,
-        UnitStrideNetwork,
-        eliminate_stride,
-        plan_elimination,
-    )
-    from stridenet.export import ExportReport, export_onnx
+    from stridenet.elimination import eliminate_stride, plan_elimination
+    from stridenet.errors import StrideEliminationError
+    from stridenet.onnx.export import ExportReport, export_onnx
     from stridenet.phases import depth_to_space, space_to_depth
+    from stridenet.plan import EliminationPlan
     from stridenet.sharing import degrees_of_freedom, distance_from_tied, fold_back, share
-    from stridenet.tracing import StrideEliminationError
+    from stridenet.twin import UnitStrideNetwork
     from stridenet.verification import VerificationReport, verify
 
 __all__ = [
@@ -36,9 +33,11 @@ __all__ = [
     "verify",
 ]
 _HOME = {
-    "ExportReport": "export",
-    "export_onnx": "export",
-    "StrideEliminationError": "tracing",
+    "EliminationPlan": "plan",
+    "ExportReport": "onnx.export",
+    "export_onnx": "onnx.export",
+    "StrideEliminationError": "errors",
+    "UnitStrideNetwork": "twin",
     "degrees_of_freedom": "sharing",
     "distance_from_tied": "sharing",
     "fold_back": "sharing",

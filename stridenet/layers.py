@@ -13,8 +13,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from stridenet.phases import FeatureMap, Taps, expand_filter, space_to_depth
-from stridenet.tracing import StrideEliminationError, written
+from stridenet.errors import StrideEliminationError
+from stridenet.phases import FeatureMap, expand_filter, space_to_depth
+from stridenet.sizes import written
+from stridenet.taps import Taps
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 Padding = tuple[tuple[int, int], ...]

@@ -18,18 +18,21 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from stridenet.calls import LayerPlan
-from stridenet.config import SHARING
-from stridenet.elimination import Conversion, EliminationPlan, UnitStrideNetwork, build
+from stridenet.errors import StrideEliminationError
 from stridenet.layers import EachInput, SpaceToDepth
-from stridenet.phases import TapMap
-from stridenet.tracing import StrideEliminationError, written
-from stridenet.verification import make_plain
+from stridenet.options import SHARING
+from stridenet.plan import EliminationPlan, LayerPlan
+from stridenet.planner import Conversion
+from stridenet.sizes import written
+from stridenet.taps import TapMap
+from stridenet.twin import UnitStrideNetwork, build
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 WHOLE = (torch.int64, torch.int32)
+
 
 # Origins --------------------------------------------------------------------------------------------
 
@@ -309,6 +312,32 @@ def plain_state(twin: UnitStrideNetwork) -> dict[str, Tensor]:
     plain = copy.deepcopy(twin)
     make_plain(plain)
     return plain.state_dict()
+
+
+def make_plain(network: nn.Module) -> None:
+    """Parametrized weights as they are now, as parameters of their own, in place.
+
+    torch's remove_parametrizations would break the network that this one is a copy of: it changes the
+    layers' class, which both have in common.
+    """
+    for module in list(network.modules()):
+        if not parametrize.is_parametrized(module):
+            continue
+        lists = cast(Any, module.parametrizations)
+        values = {
+            name: nn.Parameter(
+                getattr(module, name).detach().clone(),
+                any(original.requires_grad for original in lists[name].parameters(recurse=False)),
+            )
+            for name in lists
+        }
+        del module.parametrizations
+        module.__class__ = type(module).__bases__[0]
+        others = dict(module.named_parameters(recurse=False))
+        for name in others:  # and back behind the weights: torch's layers have their bias last
+            delattr(module, name)
+        for name, value in {**values, **others}.items():
+            module.register_parameter(name, value)
 
 
 # Back to the strided network ------------------------------------------------------------------------

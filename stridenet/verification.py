@@ -15,31 +15,28 @@ import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.nn.utils import parametrize
 from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
-from stridenet.calls import Call, Rule
-from stridenet.elimination import Conversion, InputPlan, UnitStrideNetwork, build
-from stridenet.tracing import (
-    CONVOLUTIONS,
-    TRANSPOSED,
-    StrideEliminationError,
-    checked_sizes,
-    tensors,
-)
-from stridenet.windows import Pooling
+from stridenet.errors import StrideEliminationError
+from stridenet.graph.nodes import tensors
+from stridenet.plan import InputPlan
+from stridenet.planner import Conversion
+from stridenet.rules.rounding import UNIT_ROUNDOFF, rounding_bound
+from stridenet.sharing import make_plain
+from stridenet.sizes import checked_sizes
+from stridenet.twin import UnitStrideNetwork, build
 
 if TYPE_CHECKING:
     import pandas as pd
 
+
 ANetwork = TypeVar("ANetwork", bound=nn.Module)
-UNIT_ROUNDOFF = torch.finfo(torch.float64).eps / 2
 
 
 @dataclass(frozen=True)
@@ -123,32 +120,6 @@ def verify(
     if raise_on_failure and not report.passed:
         raise StrideEliminationError(f"the twin is not equal to the model:\n{report}")
     return report
-
-
-def make_plain(network: nn.Module) -> None:
-    """Parametrized weights as they are now, as parameters of their own, in place.
-
-    torch's remove_parametrizations would break the network that this one is a copy of: it changes the
-    layers' class, which both have in common.
-    """
-    for module in list(network.modules()):
-        if not parametrize.is_parametrized(module):
-            continue
-        lists = cast(Any, module.parametrizations)
-        values = {
-            name: nn.Parameter(
-                getattr(module, name).detach().clone(),
-                any(original.requires_grad for original in lists[name].parameters(recurse=False)),
-            )
-            for name in lists
-        }
-        del module.parametrizations
-        module.__class__ = type(module).__bases__[0]
-        others = dict(module.named_parameters(recurse=False))
-        for name in others:  # and back behind the weights: torch's layers have their bias last
-            delattr(module, name)
-        for name, value in {**values, **others}.items():
-            module.register_parameter(name, value)
 
 
 def _add_noise(model: nn.Module, twin: UnitStrideNetwork, conversion: Conversion) -> None:
@@ -252,7 +223,7 @@ class _Comparison(fx.Interpreter):
         obtained = tensors(self._real(call.node, result))
         self.reports.append(
             _worst(
-                _report(layer.name, layer.operation, a, b, _rounding_bound(call, rule, given, a))
+                _report(layer.name, layer.operation, a, b, rounding_bound(call, rule, given, a))
                 for a, b in zip(expected, obtained, strict=True)
             )
         )
@@ -320,72 +291,6 @@ def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> Layer
         where = (slice(None), channels, *map(slice, sampled.shape[2:]))
         expected[where] = sampled
     return _report("rearrange", "SpaceToDepth", expected, rearranged, torch.zeros_like(expected))
-
-
-# Rounding -------------------------------------------------------------------------------------------
-
-
-def _gamma(terms: int) -> float:
-    return terms * UNIT_ROUNDOFF / (1 - terms * UNIT_ROUNDOFF)
-
-
-def _rounding_bound(call: Call, rule: Rule, given: list[Tensor], result: Tensor) -> Tensor:
-    """How far two correct evaluations of one operation may lie apart, position by position."""
-    if not given:  # made from the model's own tensors
-        return 4 * UNIT_ROUNDOFF * result.abs()
-    x = given[0]
-    if isinstance(call.module, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)):
-        magnitudes = copy.deepcopy(call.module)
-        for parameter in magnitudes.parameters():
-            parameter.abs_()
-        weight = call.module.weight
-        terms = weight.numel() // min(weight.shape[:2]) + 1  # of one sum at most, with the bias
-        return 2 * _gamma(terms) * cast(Tensor, magnitudes(x.abs()))
-    if _is_linear(call, rule):
-        alone = fx.Interpreter(call.traced)
-        alone.env = dict(zip(call.operands, [x.abs()], strict=True))
-        return 2 * _gamma(x[0].numel() // x.shape[1] + 4) * cast(Tensor, alone.run_node(call.node))
-    if isinstance(call.module, nn.modules.batchnorm._BatchNorm):
-        return _batch_norm_bound(call.module, x)
-    if getattr(call.operation, "__name__", "") in NORMALISATIONS:
-        return _normalisation_bound(call, x, result)
-    largest = max(float(operand.abs().max()) for operand in given)
-    return 4 * UNIT_ROUNDOFF * (result.abs() + largest)
-
-
-NORMALISATIONS = {
-    "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm", "RMSNorm",
-    "LocalResponseNorm", "group_norm", "instance_norm", "layer_norm", "rms_norm",
-    "local_response_norm", "Softmax", "LogSoftmax", "softmax", "log_softmax", "Softmax2d", "logsumexp",
-}  # fmt: skip
-
-
-def _is_linear(call: Call, rule: Rule) -> bool:
-    """Averages and sums: of |x|, they bound their own rounding."""
-    if isinstance(rule, Pooling):
-        return rule.average
-    return call.operation in (torch.mean, torch.sum, "mean", "sum") and len(call.operands) == 1
-
-
-def _batch_norm_bound(module: Any, x: Tensor) -> Tensor:
-    shape = [1, -1, *[1] * (x.ndim - 2)]
-    mean, variance = module.running_mean, module.running_var
-    if mean is None:
-        return 8 * _gamma(x.numel()) * (x.abs().amax() / module.eps**0.5).square().expand_as(x)
-    scale = (variance + module.eps).rsqrt() * (1 if module.weight is None else module.weight.abs())
-    bias = torch.zeros_like(mean) if module.bias is None else module.bias.abs()
-    sizes = (x.abs() + mean.abs().view(shape)) * scale.view(shape) + bias.view(shape)
-    return 8 * UNIT_ROUNDOFF * sizes
-
-
-def _normalisation_bound(call: Call, x: Tensor, result: Tensor) -> Tensor:
-    """Means and deviations over at most one image, each a sum of n terms: an error of γ_n in them
-    changes (x − μ)/σ by that times t·(1 + t), t = max|x|/σ."""
-    deviation = (x.flatten(1).var(1, correction=0).amin() + 1e-8).sqrt()
-    spread = 1 + x.abs().max() / deviation
-    parameters = [float(p.abs().max()) for p in (call.module.parameters() if call.module else ())]
-    sizes = max([1.0, *parameters]) * spread * (1 + spread) + result.abs()
-    return 8 * _gamma(x[0].numel()) * sizes
 
 
 def _report(

@@ -12,9 +12,10 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
 from experiments.command import CONF  # registers the schemas that the settings start from
-from stridenet import data
-from stridenet.config import Config, Conversion, Data, Report, Zoo, resolve
-from stridenet.data import Dataset
+from experiments.runs import data
+from experiments.runs.data import Dataset
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz

@@ -11,13 +11,17 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stridenet import benchmark as bench
-from stridenet import tables
-from stridenet.benchmark import benchmark
-from stridenet.config import Bench, Data, Layer, Model, Recipe, model_identity
-from stridenet.data import Dataset
-from stridenet.report import benchmark_section
-from stridenet.training import History
+from experiments.runs.data import Dataset
+from experiments.runs.training import History
+from experiments.settings.identity import model_identity
+from experiments.settings.schema import Bench, Data, Layer, Model, Recipe
+from experiments.studies import training_step as bench
+from experiments.studies.training_step import (
+    benchmark,
+    benchmark_for_readers,
+    benchmark_section,
+    benchmark_table,
+)
 
 # By hand, layer by layer of LeNet: filters × kernel × map
 STRIDED_ADDS = [20 * 25 * 24**2, 20 * 80 * 12**2, 50 * 500 * 8**2, 50 * 200 * 4**2, 400_000, 5_000]
@@ -55,7 +59,7 @@ def measured_with(**changes: Any) -> dict[str, Any]:
 
 
 def quantities(measured: dict[str, Any]) -> pd.DataFrame:
-    return tables.benchmark(measured).set_index("quantity")
+    return benchmark_table(measured).set_index("quantity")
 
 
 # The table
@@ -83,7 +87,7 @@ def test_the_plain_loop_is_compared_with_ours_round_by_round() -> None:
 def test_the_order_of_the_rounds_does_not_matter() -> None:
     measured = measured_with()
     turned = measured_with(seconds=measured["seconds"][::-1])
-    pd.testing.assert_frame_equal(tables.benchmark(measured), tables.benchmark(turned))
+    pd.testing.assert_frame_equal(benchmark_table(measured), benchmark_table(turned))
 
 
 def test_the_share_of_the_peak_leaves_out_the_gradient_of_the_images() -> None:
@@ -119,7 +123,7 @@ def test_rearrangement_is_told_of_the_twin_alone() -> None:
 
 
 def test_readers_get_medians_with_quartiles_and_blanks_where_there_is_nothing() -> None:
-    readable = tables.benchmark_for_readers(tables.benchmark(measured_with())).set_index("")
+    readable = benchmark_for_readers(benchmark_table(measured_with())).set_index("")
     assert not readable.map(lambda entry: "nan" in entry or "None" in entry).any(axis=None)
     strided, twin, ratio = (readable.iloc[:, column] for column in range(3))
     assert ratio["our loop (ms)"] == "1.00 (0.88–3.00)"

@@ -12,19 +12,15 @@ from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments.command import CONF
-from stridenet import tables
-from stridenet.calibration import SEEDS, calibration
-from stridenet.config import (
-    Config,
-    Data,
-    Experiment,
-    InputError,
-    Layer,
-    Model,
-    Recipe,
-    experiment_identity,
+from experiments.settings.identity import experiment_identity
+from experiments.settings.schema import Config, Data, Experiment, Layer, Model, Recipe
+from experiments.studies.calibration import (
+    SEEDS,
+    calibration,
+    calibration_for_readers,
+    write_calibration,
 )
-from stridenet.report import write_calibration
+from stridenet.errors import InputError
 
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
 SPREAD = (-0.2, -0.1, 0.0, 0.1, 0.2)  # of deviation 0.158114, and of an interval ± 0.196324
@@ -236,7 +232,7 @@ def test_a_recipe_matches_if_the_papers_accuracy_lies_in_its_interval(
     five(experiment, mean)
     table = calibration(experiment)
     assert table.matches.tolist() == [matches]
-    assert tables.calibration_for_readers(table).matches.tolist() == ["*" if matches else ""]
+    assert calibration_for_readers(table).matches.tolist() == ["*" if matches else ""]
 
 
 def test_one_seed_has_no_interval_and_does_not_match(experiment: Experiment) -> None:
@@ -313,7 +309,7 @@ def test_a_run_of_the_calibrations_sweep_is_found_by_the_table(
 
 def test_one_seed_reads_as_a_blank_interval(experiment: Experiment) -> None:
     finished(experiment, 1000, [98.17])
-    readable = tables.calibration_for_readers(calibration(experiment))
+    readable = calibration_for_readers(calibration(experiment))
     assert list(readable["95 % interval"]) == [""]
 
 

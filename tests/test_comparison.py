@@ -10,8 +10,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stridenet import comparison, tables
-from stridenet.comparison import Comparison, seeds_needed
+from experiments.reporting.statistics import seeds_needed
+from experiments.studies import comparison
+from experiments.studies.comparison import (
+    Comparison,
+    comparison_for_readers,
+    comparison_table,
+)
 
 compare = functools.partial(comparison.compare, paper=0.06)
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
@@ -285,7 +290,7 @@ def test_beyond_a_million_there_is_no_number() -> None:
 
 def test_readers_get_every_number_of_the_comparison() -> None:
     found = compare(shifted(0.3))
-    entries = tables.comparison_for_readers(found).iloc[:, 1].tolist()
+    entries = comparison_for_readers(found).iloc[:, 1].tolist()
     expected = [
         "5",
         "5",
@@ -303,14 +308,14 @@ def test_readers_get_every_number_of_the_comparison() -> None:
 def test_readers_get_blanks_for_what_too_few_seeds_cannot_tell() -> None:
     for table in (runs({}, {}), runs({0: 98.0}, {0: 98.1})):
         found = compare(table)
-        entries = tables.comparison_for_readers(found).iloc[:, 1].tolist()
+        entries = comparison_for_readers(found).iloc[:, 1].tolist()
         assert sorted(entry for entry in entries if entry) == [
             "+0.060", str(found.n), str(found.n), "undecided",
         ]  # fmt: skip
 
 
 def test_the_row_of_a_comparison_has_the_papers_difference_and_the_verdict() -> None:
-    (row,) = tables.comparison(compare(shifted(-0.3))).to_dict("records")
+    (row,) = comparison_table(compare(shifted(-0.3))).to_dict("records")
     assert (row["verdict"], row["paper"], row["n"]) == ("contradicted", 0.06, 5)
     assert (row["mean"], row["low"]) == (pytest.approx(-0.3), pytest.approx(-0.3 - HALF, abs=1e-6))
 
@@ -331,7 +336,7 @@ def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> No
     assert "0.06" not in said
     assert "None" not in said
     assert said.endswith("+0.104 to +0.496, n = 5, and the twin is ahead in 5 of 5 pairs.")
-    assert "+0.060" not in tables.comparison_for_readers(found).to_string()
+    assert "+0.060" not in comparison_for_readers(found).to_string()
 
 
 def test_the_twin_is_ahead_where_it_is_strictly_better() -> None:

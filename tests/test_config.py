@@ -16,20 +16,10 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from experiments.command import CONF
-from stridenet.config import (
-    Config,
-    Data,
-    InputError,
-    Layer,
-    Model,
-    Recipe,
-    Report,
-    experiment_identity,
-    resolve,
-    run_name,
-    strided_source,
-    variant,
-)
+from experiments.settings.checks import resolve
+from experiments.settings.identity import experiment_identity, run_name, strided_source, variant
+from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
+from stridenet.errors import InputError
 
 GROUPS = {
     group: sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))

@@ -10,12 +10,13 @@ import pytest
 import torch
 from torch import nn
 
+from experiments import models as conversion
 from experiments.command import failed, start
+from experiments.models import convert, input_size, load_model, options, random_inputs
+from experiments.runs.networks import build_strided
+from experiments.settings.schema import Conversion
 from experiments.verify import main
-from stridenet import conversion
-from stridenet.config import Conversion, InputError
-from stridenet.conversion import convert, input_size, load_model, options, random_inputs
-from stridenet.networks import build_strided
+from stridenet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[1]
 Composed = Callable[..., Conversion]

@@ -15,14 +15,21 @@ from torchvision import models
 from tqdm import tqdm
 
 from experiments.command import CONF
-from stridenet import conversion_benchmark as bench
-from stridenet import tables
-from stridenet.config import ConversionBench, InputError, resolve
-from stridenet.conversion_benchmark import STEMS, benchmark_conversion, check, in_turn
+from experiments.runs.files import write_json
+from experiments.settings.checks import resolve
+from experiments.settings.schema import ConversionBench
+from experiments.studies import conversion as bench
+from experiments.studies.conversion import (
+    STEMS,
+    benchmark_conversion,
+    check,
+    conversion_sections,
+    conversion_table,
+    in_turn,
+    stem_table,
+)
 from stridenet.elimination import eliminate_stride
-from stridenet.report import conversion_sections
-from stridenet.runs import write_json
-from stridenet.tracing import StrideEliminationError
+from stridenet.errors import InputError, StrideEliminationError
 
 CASES = [(name, layout) for name in STEMS for layout in ("contiguous", "channels_last")]
 
@@ -87,11 +94,11 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_the_ratios_are_medians_of_the_rounds_ratios() -> None:
-    (row,) = tables.conversions(measured_with()).itertuples()
+    (row,) = conversion_table(measured_with()).itertuples()
     assert (row.model, row.ratio_median) == ("net", pytest.approx(3))  # of medians it would be 4
     assert (row.eliminate_stride_median, row.fuse_median) == pytest.approx((400, 100))
     assert (row.ratio_low, row.ratio_high) == pytest.approx((2, 5.5))
-    (row,) = tables.stems(measured_with()).itertuples()
+    (row,) = stem_table(measured_with()).itertuples()
     assert (row.strided_median, row.unit_stride_median) == pytest.approx((2, 3))
     assert row.ratio_median == pytest.approx(1)  # of medians it would be 1.5
     assert (row.ratio_low, row.ratio_high) == pytest.approx((0.875, 3))

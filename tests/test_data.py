@@ -18,9 +18,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from stridenet import data
-from stridenet.config import Data, InputError
-from stridenet.data import Dataset, Origin, load
+from experiments.runs import data
+from experiments.runs.data import Dataset, Origin, load
+from experiments.settings.schema import Data
+from stridenet.errors import InputError
 
 TRAIN, TEST = 10, 4
 PIXELS = torch.arange((TRAIN + TEST) * 28 * 28).mul(97).to(torch.uint8).reshape(-1, 1, 28, 28)

@@ -126,10 +126,16 @@ def test_a_wrong_link_is_found(tmp_path: Path) -> None:
     ("cell", "wrong"),
     [
         ("—", []),
-        ("[stridenet/theory.py](../stridenet/theory.py) `T`, `Layer.s`", []),
-        ("[stridenet/theory.py](../stridenet/theory.py) `T`, `t`", ["stridenet/theory.py t"]),
-        ("[stridenet/theory.py](../stridenet/phases.py) `TapMap`", ["stridenet/theory.py"]),
-        ("[stridenet/gone.py](../stridenet/gone.py)", ["stridenet/gone.py"]),
+        ("[experiments/paper/theory.py](../experiments/paper/theory.py) `T`, `Layer.s`", []),
+        (
+            "[experiments/paper/theory.py](../experiments/paper/theory.py) `T`, `t`",
+            ["experiments/paper/theory.py t"],
+        ),
+        (
+            "[experiments/paper/theory.py](../stridenet/taps.py) `TapMap`",
+            ["experiments/paper/theory.py"],
+        ),
+        ("[experiments/gone.py](../experiments/gone.py)", ["experiments/gone.py"]),
         ("`T` [Makefile](../Makefile) `zoo`, `gone`", [" T", "Makefile gone"]),
     ],
 )

@@ -22,7 +22,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
 from stridenet.layers import PhantomMask
-from stridenet.operators import ELEMENTWISE
+from stridenet.rules.registry import ELEMENTWISE
 
 many = settings(max_examples=200)
 some = settings(max_examples=60)

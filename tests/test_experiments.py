@@ -21,10 +21,11 @@ from filelock import FileLock
 from torch import Tensor
 
 import stridenet
-from stridenet.config import Data, run_name
-from stridenet.data import load
-from stridenet.networks import build_network
-from stridenet.runs import load_weights
+from experiments.runs.data import load
+from experiments.runs.files import load_weights
+from experiments.runs.networks import build_network
+from experiments.settings.identity import run_name
+from experiments.settings.schema import Data
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ("recipe=smoke", "data.train_size=5000")

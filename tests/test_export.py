@@ -23,19 +23,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from stridenet import (
-    StrideEliminationError,
-    UnitStrideNetwork,
-    eliminate_stride,
-    export,
-    export_onnx,
-    host,
-)
-from stridenet.calls import Options
-from stridenet.config import Export, InputError, resolve
-from stridenet.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Export
+from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, export_onnx, host
+from stridenet.errors import InputError
 from stridenet.layers import PhantomMask
-from stridenet.onnx_check import Comparison, check_graph
+from stridenet.onnx import export
+from stridenet.onnx.check import Comparison, check_graph
+from stridenet.onnx.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
+from stridenet.options import Options
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet
 from tests.conftest import settings_of

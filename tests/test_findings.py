@@ -10,9 +10,11 @@ import pandas as pd
 import pytest
 from scipy import stats
 
-from stridenet import figures, findings, tables
-from stridenet.config import Config, InputError, experiment_identity, run_name, variant
-from stridenet.report import write_findings
+from experiments.settings.identity import experiment_identity, run_name, variant
+from experiments.settings.schema import Config
+from experiments.studies import sharing as findings
+from experiments.studies.sharing import claims_for_readers, sharing_for_readers, write_findings
+from stridenet.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 ARMS = ("strided", "tied", "masked", "free", "masked_by_copies", "free_by_copies")
@@ -224,13 +226,13 @@ def test_the_summary_has_means_deviations_and_the_interval_of_scipys_paired_test
 def test_readers_see_numbers_with_their_units_and_a_claim_once(run: Callable[..., dict]) -> None:
     results = [run("strided", s, a) for s, a in enumerate((0.97, 0.98, 0.96))]
     results += [run("free", s, a) for s, a in enumerate((0.975, 0.988, 0.968))]
-    readable = tables.claims(findings.claims(findings.by_run(results)))
+    readable = claims_for_readers(findings.claims(findings.by_run(results)))
     first = readable.iloc[0]
     assert first.Quantity == "test accuracy (points)"
     assert first.Difference == "+0.70 [+0.27, +1.13]"
     assert first.Verdict == "supported"
     assert [c for c in readable.Claim if c] == [c.text for c in findings.CLAIMS]
-    shown = tables.sharing(findings.summary(findings.by_run(results)))
+    shown = sharing_for_readers(findings.summary(findings.by_run(results)))
     assert [*shown["Accuracy %"]] == ["97.00 ± 1.00", "97.70 ± 1.01"]
     assert [*shown.Difference] == ["", "+0.70 [+0.27, +1.13]"]
 
@@ -246,7 +248,7 @@ def test_the_report_writes_tables_figure_and_all_numbers(
     run: Callable[..., dict], composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     drawn = []
-    monkeypatch.setattr(figures, "save", lambda figure, path: drawn.append((figure, path)))
+    monkeypatch.setattr(findings, "save_figure", lambda figure, path: drawn.append((figure, path)))
     results = [
         run(arm, seed, 0.97 + 0.001 * seed + 0.002 * place + 1e-4 * (seed * place) ** 2, weights)
         for weights in findings.STARTS
@@ -296,8 +298,8 @@ def test_the_page_of_findings_says_what_the_published_runs_say() -> None:
     assert len(counts) == 2 * len(ARMS) + 1  # pooling, from scratch
     assert (counts >= 10).all()
     for table in (
-        tables.claims(findings.claims(runs)),
-        tables.sharing(findings.summary(runs)),
+        claims_for_readers(findings.claims(runs)),
+        sharing_for_readers(findings.summary(runs)),
     ):
         for line in table.to_markdown(index=False, disable_numparse=True).splitlines():
             assert line in page

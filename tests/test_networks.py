@@ -10,9 +10,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from experiments.runs.networks import build_network, build_strided, draw_network, initialise
+from experiments.settings.schema import ACTIVATIONS, Layer, Model, Recipe
 from stridenet import StrideEliminationError, eliminate_stride
-from stridenet.config import ACTIVATIONS, InputError, Layer, Model, Recipe
-from stridenet.networks import build_network, build_strided, draw_network, initialise
+from stridenet.errors import InputError
 from stridenet.sharing import fold_back, origins, plain_state
 
 Composed = Callable[..., Any]

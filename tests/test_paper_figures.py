@@ -21,17 +21,15 @@ from matplotlib.figure import Figure
 from matplotlib.text import Annotation
 from torch import nn
 
-from stridenet import eliminate_stride, plan_elimination, theory
-from stridenet.config import Figures, InputError, resolve
-from stridenet.figures import save
-from stridenet.paper_figures import (
-    figure_1,
-    figure_2,
-    figure_3,
-    figure_4,
-    sharing_map,
-    write_figures,
-)
+from experiments.paper import theory
+from experiments.paper.figures import figure_1, figure_2, figure_3, figure_4
+from experiments.paper.page import write_figures
+from experiments.paper.sharing_map import sharing_map
+from experiments.reporting.figures import save_figure
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Figures
+from stridenet import eliminate_stride, plan_elimination
+from stridenet.errors import InputError
 from stridenet.zoo import lenet
 from tests.conftest import settings_of
 
@@ -503,7 +501,9 @@ def test_the_command_writes_every_figure_and_again_the_same_bytes(tmp_path: Path
     changed = {name for name, content in contents(folder).items() if content != first[name]}
     assert changed == {"sharing_map.png", "sharing_map.svg"}
 
-    save(sharing_map(plan_elimination(lenet(), (1, 28, 28)), "conv1"), folder / "sharing_map")
+    save_figure(
+        sharing_map(plan_elimination(lenet(), (1, 28, 28)), "conv1"), folder / "sharing_map"
+    )
     assert contents(folder) == first
 
 

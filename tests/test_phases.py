@@ -18,8 +18,10 @@ import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from stridenet import depth_to_space, space_to_depth, theory
-from stridenet.phases import TapMap, expand_bias, expand_filter, phase_size
+from experiments.paper import theory
+from stridenet import depth_to_space, space_to_depth
+from stridenet.phases import expand_bias, expand_filter
+from stridenet.taps import TapMap, phase_size
 
 many = settings(max_examples=300)
 

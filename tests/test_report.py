@@ -11,18 +11,11 @@ import pandas as pd
 import pytest
 from matplotlib.figure import Figure
 
-from stridenet import figures
-from stridenet.config import (
-    Data,
-    InputError,
-    Layer,
-    Model,
-    Recipe,
-    Report,
-    experiment_identity,
-    model_identity,
-)
-from stridenet.report import write_report
+from experiments.settings.identity import experiment_identity, model_identity
+from experiments.settings.schema import Data, Layer, Model, Recipe, Report
+from experiments.studies import report
+from experiments.studies.report import write_report
+from stridenet.errors import InputError
 
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
 STRIDED = (98.0, 98.1, 98.2, 98.3, 98.9)
@@ -34,9 +27,9 @@ Change = Callable[[Report], Report]
 @pytest.fixture(autouse=True)
 def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures have tests of their own, and take long."""
-    monkeypatch.setattr(figures, "save", lambda figure, path: None)
+    monkeypatch.setattr(report, "save_figure", lambda figure, path: None)
     for name in ("accuracy_by_epoch", "accuracy_of_seeds", "feature_maps", "training_time"):
-        monkeypatch.setattr(figures, name, lambda *_: Figure())
+        monkeypatch.setattr(report, name, lambda *_: Figure())
 
 
 @pytest.fixture

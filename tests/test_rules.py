@@ -30,15 +30,9 @@ from stridenet.layers import (
     WindowAverage,
     WindowMaximum,
 )
-from stridenet.phases import (
-    FeatureMap,
-    TapMap,
-    TransposedTapMap,
-    expand_bias,
-    expand_filter,
-    phase_size,
-)
-from stridenet.rules import LayerPlan
+from stridenet.phases import FeatureMap, expand_bias, expand_filter
+from stridenet.plan import LayerPlan
+from stridenet.taps import TapMap, TransposedTapMap, phase_size
 
 some = settings(
     max_examples=max(40, settings.default.max_examples // 10),

@@ -15,24 +15,20 @@ import torch
 from omegaconf import OmegaConf
 from torch import nn
 
-from stridenet import StrideEliminationError, execution, runs, training
-from stridenet.config import (
-    Config,
-    Data,
-    InputError,
-    Layer,
-    Model,
-    Recipe,
-    Report,
-    experiment_identity,
-    run_name,
-    strided_source,
-    variant,
-)
-from stridenet.data import Dataset
-from stridenet.execution import run_once
-from stridenet.networks import build_strided
-from stridenet.report import write_report
+from experiments.runs import files, machine, run, training
+from experiments.runs.data import Dataset
+from experiments.runs.files import load_weights, save_tensors, write, write_json
+from experiments.runs.folder import locked, run_folder
+from experiments.runs.machine import PACKAGES
+from experiments.runs.networks import build_network, build_strided
+from experiments.runs.results import finished_runs, read_result, tidy
+from experiments.runs.run import estimate, run_once
+from experiments.runs.training import normalise
+from experiments.settings.identity import experiment_identity, run_name, strided_source, variant
+from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
+from experiments.studies.report import write_report
+from stridenet import StrideEliminationError, eliminate_stride
+from stridenet.errors import InputError
 from stridenet.sharing import distance_from_tied
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -50,7 +46,7 @@ def same_torch() -> Iterator[None]:
 @pytest.fixture
 def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run of a second or less: tiny network, tiny data, two steps."""
-    monkeypatch.setattr(execution, "load", lambda data, folder: tiny_data)
+    monkeypatch.setattr(run, "load", lambda data, folder: tiny_data)
     layers = {
         "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
         "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
@@ -94,8 +90,8 @@ def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
 def test_a_file_is_written_whole_readable_by_all_and_leaves_nothing_beside_it(
     tmp_path: Path,
 ) -> None:
-    runs.write(tmp_path / "file", b"old and long")
-    runs.write(tmp_path / "file", b"new")
+    write(tmp_path / "file", b"old and long")
+    write(tmp_path / "file", b"new")
     assert (tmp_path / "file").read_bytes() == b"new"
     assert (tmp_path / "file").stat().st_mode & 0o777 == 0o644
     assert file_names(tmp_path) == {"file"}
@@ -113,7 +109,7 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
 
     monkeypatch.setattr(os, broken, fail)
     with pytest.raises(type(error)) as caught:
-        runs.write(tmp_path / "file", b"new")
+        write(tmp_path / "file", b"new")
     if isinstance(error, OSError):
         assert str(tmp_path / "file") in str(caught.value)
         assert error.strerror in str(caught.value)
@@ -137,16 +133,16 @@ def test_content_is_on_the_disk_before_the_file_has_its_name(
 
     monkeypatch.setattr(os, "replace", replacing)
     monkeypatch.setattr(os, "fsync", syncing)
-    runs.write(tmp_path / "file", b"content")
+    write(tmp_path / "file", b"content")
     assert calls == [("fsync", 7), ("replace", 7)]
 
 
 def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
     for content in (float("nan"), {"a": float("inf")}, {"a": {1, 2}}):
         with pytest.raises((ValueError, TypeError)):
-            runs.write_json(tmp_path / "file.json", content)
+            write_json(tmp_path / "file.json", content)
     assert file_names(tmp_path) == set()
-    runs.write_json(tmp_path / "file.json", {"a": [1, None, 0.1]})
+    write_json(tmp_path / "file.json", {"a": [1, None, 0.1]})
     assert json.loads((tmp_path / "file.json").read_text()) == {"a": [1, None, 0.1]}
 
 
@@ -154,14 +150,14 @@ def test_what_json_cannot_hold_is_not_written(tmp_path: Path) -> None:
 
 
 def test_a_folder_without_a_result_is_not_done(tmp_path: Path) -> None:
-    assert runs.read_result(tmp_path) is None
+    assert read_result(tmp_path) is None
 
 
 @pytest.mark.parametrize("content", ["", "{", '{"run": "x"', "[]", "null", "7", "\x00\x00", "{}"])
 def test_a_damaged_result_is_named_with_the_cure(tmp_path: Path, content: str) -> None:
     (tmp_path / "result.json").write_text(content)
     with pytest.raises(InputError) as caught:
-        runs.read_result(tmp_path)
+        read_result(tmp_path)
     assert str(tmp_path / "result.json") in str(caught.value)
     assert f"delete {tmp_path}" in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -176,8 +172,8 @@ def network() -> nn.Sequential:
 
 def test_weights_come_back_exactly(tmp_path: Path) -> None:
     saved, loaded = network(), network()
-    runs.save_tensors(tmp_path / "weights.pt", saved.state_dict())
-    runs.load_weights(tmp_path / "weights.pt", loaded)
+    save_tensors(tmp_path / "weights.pt", saved.state_dict())
+    load_weights(tmp_path / "weights.pt", loaded)
     for name, value in saved.state_dict().items():
         assert torch.equal(value, loaded.state_dict()[name])
     assert file_names(tmp_path) == {"weights.pt"}
@@ -198,7 +194,7 @@ def foreign(path: Path) -> None:
 
 
 def truncated(path: Path) -> None:
-    runs.save_tensors(path, network().state_dict())
+    save_tensors(path, network().state_dict())
     path.write_bytes(path.read_bytes()[:-200])
 
 
@@ -223,12 +219,12 @@ def a_list(path: Path) -> None:
 
 
 def other_layers(path: Path) -> None:
-    runs.save_tensors(path, nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict())
+    save_tensors(path, nn.Sequential(nn.Conv2d(1, 2, 3)).state_dict())
 
 
 def other_sizes(path: Path) -> None:
     network = nn.Sequential(nn.Conv2d(1, 2, 5), nn.Flatten(), nn.Linear(8, 3))
-    runs.save_tensors(path, network.state_dict())
+    save_tensors(path, network.state_dict())
 
 
 @pytest.mark.parametrize(
@@ -240,7 +236,7 @@ def test_a_file_that_holds_no_weights_is_named_and_runs_nothing(
     path = tmp_path / "weights.pt"
     make(path)
     with pytest.raises(InputError, match="is not a whole file of weights") as caught:
-        runs.load_weights(path, network())
+        load_weights(path, network())
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert file_names(tmp_path) == {"weights.pt"}  # the victim was not made
@@ -251,7 +247,7 @@ def test_weights_of_another_network_are_named(tmp_path: Path, make: Callable[[Pa
     path = tmp_path / "weights.pt"
     make(path)
     with pytest.raises(InputError, match="of another network") as caught:
-        runs.load_weights(path, network())
+        load_weights(path, network())
     assert str(path) in str(caught.value)
     assert "\n" not in str(caught.value)
     assert len(str(caught.value)) < len(str(path)) + 300
@@ -269,10 +265,10 @@ def test_the_payload_would_run_if_it_were_unpickled(tmp_path: Path) -> None:
 def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> None:
     folder = tmp_path / "runs" / "a-run"
     program = (
-        "import sys; from pathlib import Path; from stridenet import runs\n"
-        "with runs.locked(Path(sys.argv[1])): Path(sys.argv[1], 'second').touch()\n"
+        "import sys; from pathlib import Path; from experiments.runs.folder import locked\n"
+        "with locked(Path(sys.argv[1])): Path(sys.argv[1], 'second').touch()\n"
     )
-    with runs.locked(folder):
+    with locked(folder):
         command = [sys.executable, "-c", program, str(folder)]
         second = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True)
         assert second.stderr is not None
@@ -289,9 +285,9 @@ def test_a_second_process_waits_for_the_first_and_says_so(tmp_path: Path) -> Non
 def test_a_free_lock_is_taken_silently_and_freed_after_an_error(
     tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    with pytest.raises(RuntimeError, match="stopped"), runs.locked(tmp_path / "run"):
+    with pytest.raises(RuntimeError, match="stopped"), locked(tmp_path / "run"):
         raise RuntimeError("stopped")
-    with runs.locked(tmp_path / "run"):
+    with locked(tmp_path / "run"):
         pass
     assert capfd.readouterr() == ("", "")
 
@@ -308,9 +304,9 @@ def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data:
         assert json.loads((folder / "result.json").read_text()) == result
         assert OmegaConf.to_container(OmegaConf.load(folder / "config.yaml")) == result["config"]
 
-        network = execution.build_network(settings.model, (1, 10, 10))
-        runs.load_weights(folder / "weights.pt", network)
-        images = execution.normalise(tiny_data, "standardised")["test"][0]
+        network = build_network(settings.model, (1, 10, 10))
+        load_weights(folder / "weights.pt", network)
+        images = normalise(tiny_data, "standardised")["test"][0]
         correct = int((network(images).argmax(1) == tiny_data.test_labels).sum())
         assert (result["test_correct"], result["test_images"]) == (correct, 50)
         assert result["test_accuracy"] == correct / 50
@@ -324,13 +320,13 @@ def test_the_result_is_written_last_after_the_weights(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, set[str]]] = []
-    write = runs.write
+    write = files.write
 
     def watched(path: Path, content: bytes) -> None:
         written.append((path.name, file_names(path.parent)))
         write(path, content)
 
-    monkeypatch.setattr(runs, "write", watched)
+    monkeypatch.setattr(files, "write", watched)
     run_once(config)
     first = {"lock", "config.yaml"}
     assert written[1:] == [
@@ -345,7 +341,7 @@ def test_a_run_that_is_done_is_not_touched_again(
 ) -> None:
     folder, result, _ = run_once(config)
     before = snapshot(folder)
-    monkeypatch.setattr(execution, "train", lambda *_: pytest.fail("trained again"))
+    monkeypatch.setattr(run, "train", lambda *_: pytest.fail("trained again"))
     again = run_once(replace(config, device="auto", threads=2))
     assert again == (folder, result, False)
     assert snapshot(folder) == before
@@ -354,11 +350,11 @@ def test_a_run_that_is_done_is_not_touched_again(
 def test_a_run_that_was_killed_before_its_result_is_done_again(config: Config) -> None:
     folder, result, _ = run_once(config)
     (folder / "result.json").unlink()
-    runs.save_tensors(folder / "weights.pt", network().state_dict())  # whatever was left
+    save_tensors(folder / "weights.pt", network().state_dict())  # whatever was left
     _, again, new = run_once(config)
     assert new
     assert again["epochs"] == result["epochs"]
-    runs.load_weights(folder / "weights.pt", build_strided(config.model, (1, 10, 10)))
+    load_weights(folder / "weights.pt", build_strided(config.model, (1, 10, 10)))
 
 
 # Going on from a checkpoint
@@ -368,9 +364,9 @@ class Killed(BaseException):
     """Nothing catches it, as nothing catches kill -9."""
 
 
-def kill_after(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
+def kill_after(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
     """Let so many files be written, and then the process die."""
-    write, left = runs.write, files
+    write, left = files.write, many
 
     def dying(path: Path, content: bytes) -> None:
         nonlocal left
@@ -379,7 +375,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, files: int) -> None:
         left -= 1
         write(path, content)
 
-    monkeypatch.setattr(runs, "write", dying)
+    monkeypatch.setattr(files, "write", dying)
 
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
@@ -472,7 +468,7 @@ def cut_off(path: Path) -> None:
 def of_other_training(path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
     del checkpoint["optimizer"]
-    runs.save_tensors(path, checkpoint)
+    save_tensors(path, checkpoint)
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named_with_the_cure(
@@ -483,13 +479,13 @@ def test_a_checkpoint_that_lacks_a_part_is_named_with_the_cure(
         kill_after(killed, 2)
         with pytest.raises(Killed):
             run_once(config)
-    of_other_training(runs.run_folder(config) / "checkpoint.pt")
+    of_other_training(run_folder(config) / "checkpoint.pt")
     with pytest.raises(InputError, match=r"checkpoint\.pt .*delete it"):
         run_once(config)
 
 
 def test_what_a_killed_process_left_half_written_is_removed(config: Config) -> None:
-    folder = runs.run_folder(config)
+    folder = run_folder(config)
     folder.mkdir(parents=True)
     (folder / ".checkpoint.pt-abcd1234").write_bytes(b"half")
     run_once(config)
@@ -501,17 +497,17 @@ def text(path: Path) -> None:
 
 
 def only_weights(path: Path) -> None:
-    runs.save_tensors(path, network().state_dict())
+    save_tensors(path, network().state_dict())
 
 
 def of_another_run(path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
-    runs.save_tensors(path, {**checkpoint, "run": "strided-scratch-tiny-s7-00000000"})
+    save_tensors(path, {**checkpoint, "run": "strided-scratch-tiny-s7-00000000"})
 
 
 def of_another_network(path: Path) -> None:
     checkpoint = torch.load(path, weights_only=True)
-    runs.save_tensors(path, {**checkpoint, "network": network().state_dict()})
+    save_tensors(path, {**checkpoint, "network": network().state_dict()})
 
 
 def with_code(path: Path) -> None:
@@ -543,7 +539,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_and_the_run_starts_anew(
         kill_after(killed, 2)
         with pytest.raises(Killed):
             run_once(config)
-    path = runs.run_folder(config) / "checkpoint.pt"
+    path = run_folder(config) / "checkpoint.pt"
     damage(path)
     capfd.readouterr()
     folder, result, _ = run_once(config)
@@ -559,13 +555,13 @@ def test_a_run_that_went_on_with_other_code_says_so(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3))
-    for commit, files in (("first", 2), ("second", 2)):
+    for commit, written in (("first", 2), ("second", 2)):
         with monkeypatch.context() as killed:
-            killed.setattr(execution, "_commit", lambda commit=commit: commit)
-            kill_after(killed, files)
+            killed.setattr(machine, "_commit", lambda commit=commit: commit)
+            kill_after(killed, written)
             with pytest.raises(Killed):
                 run_once(config)
-    monkeypatch.setattr(execution, "_commit", lambda: "second")
+    monkeypatch.setattr(machine, "_commit", lambda: "second")
     _, result, _ = run_once(config)
     assert result["git_commit"] == "first then second"
 
@@ -582,16 +578,16 @@ def test_a_file_where_a_folder_should_be_is_named(config: Config) -> None:
     (Path(config.outputs) / "runs").write_text("")
     with pytest.raises(InputError, match=r"part of this path is a file; remove it") as caught:
         run_once(config)
-    assert str(runs.run_folder(config)) in str(caught.value)
+    assert str(run_folder(config)) in str(caught.value)
 
 
 # What a run will take
 
 
 def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(config: Config) -> None:
-    seconds, size = execution.estimate(replace(config, recipe=replace(config.recipe, steps=0)))
+    seconds, size = estimate(replace(config, recipe=replace(config.recipe, steps=0)))
     assert size == 4 * ((4 * 9 + 4) + (6 * 4 * 4 + 6) + (10 * 6 * 16 + 10))
-    longer, _ = execution.estimate(replace(config, recipe=replace(config.recipe, steps=10**7)))
+    longer, _ = estimate(replace(config, recipe=replace(config.recipe, steps=10**7)))
     assert longer > 100 > seconds > 0
 
 
@@ -599,7 +595,7 @@ def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(conf
 def test_the_estimate_has_the_bytes_of_the_file_however_a_twin_is_shared(
     config: Config, sharing: str
 ) -> None:
-    _, size = execution.estimate(twin_of(config, sharing=sharing))
+    _, size = estimate(twin_of(config, sharing=sharing))
     assert size == 4 * ((16 * 4 * 2 * 2 + 16) + (6 * 16 + 6) + (10 * 6 * 16 + 10))
 
 
@@ -610,10 +606,10 @@ def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
     config: Config, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
-        broken.setattr(execution, "train", lambda *_, **__: 1 / 0)
+        broken.setattr(run, "train", lambda *_, **__: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             run_once(config)
-    folder = runs.run_folder(config)
+    folder = run_folder(config)
     assert file_names(folder) == {"lock", "config.yaml", "failure.json"}
     failure = json.loads((folder / "failure.json").read_text())
     assert failure["error"] == "division by zero"
@@ -634,7 +630,7 @@ def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config
     for weights in ("copy", "fine_tune"):
         with pytest.raises(InputError) as caught:
             run_once(twin_of(config, weights=weights))
-        missing = runs.run_folder(config) / "weights.pt"
+        missing = run_folder(config) / "weights.pt"
         assert f"weights={weights} needs {missing}" in str(caught.value)
 
 
@@ -649,8 +645,8 @@ def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: Co
     source, trained, _ = run_once(config)
     folder, result, _ = run_once(twin_of(config, weights="copy"))
     strided = build_strided(config.model, (1, 10, 10))
-    runs.load_weights(source / "weights.pt", strided)
-    expected = execution.eliminate_stride(strided, (1, 10, 10)).state_dict()
+    load_weights(source / "weights.pt", strided)
+    expected = eliminate_stride(strided, (1, 10, 10)).state_dict()
     state = torch.load(folder / "weights.pt", weights_only=True)
     assert state.keys() == expected.keys()
     assert all(torch.equal(state[name], expected[name]) for name in state)
@@ -671,7 +667,7 @@ def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> No
     assert result["epochs"][0] == copied["epochs"][0]
     assert result["epochs"][-1]["test_loss"] != copied["epochs"][-1]["test_loss"]
     assert result["training_wall_seconds"] > 0
-    copied_folder = runs.run_folder(twin_of(config, weights="copy"))
+    copied_folder = run_folder(twin_of(config, weights="copy"))
     assert (folder / "weights.pt").read_bytes() != (copied_folder / "weights.pt").read_bytes()
 
 
@@ -716,9 +712,9 @@ def test_the_result_of_a_twin_says_how_it_shares_and_how_far_it_is_from_tied(
     )
     assert result["test_loss"] == result["epochs"][-1]["test_loss"]
 
-    twin = execution.build_network(settings.model, (1, 10, 10))
-    runs.load_weights(folder / "weights.pt", twin)
-    images, labels = execution.normalise(tiny_data, "standardised")["training"]
+    twin = build_network(settings.model, (1, 10, 10))
+    load_weights(folder / "weights.pt", twin)
+    images, labels = normalise(tiny_data, "standardised")["training"]
     scores = twin(images).detach()
     assert result["fit_images"] == len(labels) == 150
     assert result["fit_accuracy"] == float((scores.argmax(1) == labels).double().mean())
@@ -756,7 +752,7 @@ def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: Config)
 def test_the_fit_is_of_as_many_training_images_as_are_tested(
     config: Config, monkeypatch: pytest.MonkeyPatch, numbers: int
 ) -> None:
-    monkeypatch.setattr(execution, "TEST_IMAGES", numbers)
+    monkeypatch.setattr(run, "TEST_IMAGES", numbers)
     _, result, _ = run_once(config)
     assert result["fit_images"] == min(numbers, 150)
     assert result["fit_accuracy"] * result["fit_images"] == pytest.approx(
@@ -770,8 +766,8 @@ def test_a_tied_run_is_the_strided_run_in_other_names(config: Config) -> None:
     source, strided, _ = run_once(config)
     folder, tied, _ = run_once(twin_of(config, sharing="tied"))
     original = build_strided(config.model, (1, 10, 10))
-    runs.load_weights(source / "weights.pt", original)
-    expected = execution.eliminate_stride(original, (1, 10, 10)).state_dict()
+    load_weights(source / "weights.pt", original)
+    expected = eliminate_stride(original, (1, 10, 10)).state_dict()
     state = torch.load(folder / "weights.pt", weights_only=True)
     assert state.keys() == expected.keys()
     torch.testing.assert_close(state, dict(expected), rtol=1e-3, atol=1e-5)
@@ -841,7 +837,7 @@ def test_a_network_with_pooling_trains_end_to_end(config: Config, tiny_data: Dat
     )
     weights = torch.load(folder / "weights.pt", weights_only=True)
     assert list(weights) == ["conv1.weight", "conv1.bias", "fc1.weight", "fc1.bias"]
-    images, labels = execution.normalise(tiny_data, "standardised")["test"]
+    images, labels = normalise(tiny_data, "standardised")["test"]
     maps = nn.functional.conv2d(images, weights["conv1.weight"], weights["conv1.bias"]).relu()
     vectors = nn.functional.max_pool2d(maps, 2).flatten(1)
     scores = nn.functional.linear(vectors, weights["fc1.weight"], weights["fc1.bias"])
@@ -887,7 +883,7 @@ def test_a_layer_larger_than_its_map_is_an_error_and_told_in_the_folder(config: 
     large = replace(config, model=replace(config.model, layers=layers))
     with pytest.raises(StrideEliminationError, match="conv1"):
         run_once(large)
-    assert "conv1" in json.loads((runs.run_folder(large) / "failure.json").read_text())["error"]
+    assert "conv1" in json.loads((run_folder(large) / "failure.json").read_text())["error"]
 
 
 def test_a_device_that_is_not_here_is_an_error(config: Config) -> None:
@@ -920,11 +916,11 @@ def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config
     mine = [config, second, twin_of(config), twin_of(config, weights="copy")]
     for settings in (*mine, other_recipe, other_data):
         run_once(settings)
-    runs.run_folder(replace(config, seed=2)).mkdir()  # not finished
+    run_folder(replace(config, seed=2)).mkdir()  # not finished
     (Path(config.outputs) / "runs" / "notes.txt").write_text("A file of mine.")
 
     def found(report: Report) -> list[str]:
-        return sorted(result["run"] for result in runs.finished_runs(report))
+        return sorted(result["run"] for result in finished_runs(report))
 
     assert found(report_of(config)) == sorted(map(run_name, mine))
     assert found(report_of(twin_of(config))) == sorted(map(run_name, mine))
@@ -934,11 +930,11 @@ def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config
 def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Config) -> None:
     report = report_of(config)
     with pytest.raises(InputError, match=r"data=mnist and recipe=tiny.*nothing"):
-        runs.finished_runs(report)
+        finished_runs(report)
     run_once(replace(config, recipe=replace(config.recipe, name="other")))
     run_once(replace(config, data=replace(config.data, name="fashion_mnist")))
     with pytest.raises(InputError) as caught:
-        runs.finished_runs(report)
+        finished_runs(report)
     for told in ("data=mnist recipe=other", "data=fashion_mnist recipe=tiny", config.outputs):
         assert told in str(caught.value)
 
@@ -963,7 +959,7 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     run_once(replace(config, seed=1))
     run_once(config)
     run_once(twin_of(config, weights="copy"))
-    frame = runs.tidy(runs.finished_runs(report_of(config)))
+    frame = tidy(finished_runs(report_of(config)))
     assert list(frame.network) == ["strided", "strided", "unit_stride"]
     assert list(frame.weights) == ["scratch", "scratch", "copy"]
     assert list(frame.seed) == [0, 1, 0]
@@ -972,7 +968,7 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     reached |= {"fit_accuracy", "fit_loss", "fit_images"}
     took = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds"}
     where = {"device", "device_name", "threads", "jobs_at_once", "git_commit", "date"}
-    versions = {f"versions.{name}" for name in ("python", *execution.PACKAGES)}
+    versions = {f"versions.{name}" for name in ("python", *PACKAGES)}
     copied = {
         f"copied.{numbers}.{found}"
         for numbers in ("float32", "float64")
@@ -992,7 +988,5 @@ def test_a_copy_starts_from_the_run_of_the_same_seed(config: Config) -> None:
         _, source, _ = run_once(strided_source(copied))
         assert result["test_correct"] == source["test_correct"]
         assert result["epochs"][0]["test_loss"] == pytest.approx(source["epochs"][-1]["test_loss"])
-    states = [
-        torch.load(runs.run_folder(copied) / "weights.pt", weights_only=True) for copied in copies
-    ]
+    states = [torch.load(run_folder(copied) / "weights.pt", weights_only=True) for copied in copies]
     assert not torch.equal(*[state["network.fc1.weight"] for state in states])

@@ -21,6 +21,8 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
+from experiments.runs.training import Examples, train
+from experiments.settings.schema import Recipe
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
@@ -33,10 +35,8 @@ from stridenet import (
     share,
     verify,
 )
-from stridenet.config import Recipe
 from stridenet.phases import filter_entries
 from stridenet.sharing import Origin, number_of_copies, origins, plain_state
-from stridenet.training import Examples, train
 from stridenet.zoo import lenet, resnet20
 
 COPIES = {

@@ -15,9 +15,24 @@ import pytest
 from matplotlib.collections import LineCollection, PatchCollection, PathCollection
 from matplotlib.figure import Figure
 
-from stridenet import figures, plan_elimination, tables
-from stridenet.elimination import EliminationPlan
-from stridenet.networks import build_strided
+from experiments.reporting.figures import save_figure
+from experiments.reporting.section import save_table
+from experiments.reporting.style import COLOURS
+from experiments.runs.networks import build_strided
+from experiments.studies import table1 as table1_study
+from experiments.studies import table2 as table2_study
+from experiments.studies.copied_weights import copied_weights
+from experiments.studies.sharing import freedom_for_readers
+from experiments.studies.table1 import (
+    accuracy_by_epoch,
+    accuracy_of_seeds,
+    table1,
+    table1_for_readers,
+    training_time,
+)
+from experiments.studies.table2 import feature_maps, table2
+from stridenet import plan_elimination
+from stridenet.plan import EliminationPlan
 from stridenet.sharing import degrees_of_freedom
 
 LENET = (1, 28, 28)
@@ -64,7 +79,7 @@ RUNS = runs(
 
 
 def test_table_1_has_its_columns_and_a_row_for_each_network(lenet: EliminationPlan) -> None:
-    table = tables.table1(RUNS, lenet, "mnist")
+    table = table1(RUNS, lenet, "mnist")
     assert list(table.columns) == TABLE_1
     assert list(table.network) == ["strided", "unit_stride"]
     assert list(table.input) == ["1x28x28", "16x7x7"]
@@ -75,7 +90,7 @@ def test_table_1_has_its_columns_and_a_row_for_each_network(lenet: EliminationPl
 
 
 def test_table_1_has_means_and_deviations_over_the_seeds(lenet: EliminationPlan) -> None:
-    strided, twin = tables.table1(RUNS, lenet, "mnist").itertuples()
+    strided, twin = table1(RUNS, lenet, "mnist").itertuples()
     assert (strided.n, twin.n) == (3, 1)  # the copy is not among them
     assert strided.accuracy_percent_mean == pytest.approx(98)
     assert strided.accuracy_percent_std == pytest.approx(1)  # of a sample: 3 - 1 below the root
@@ -89,7 +104,7 @@ def test_table_1_has_means_and_deviations_over_the_seeds(lenet: EliminationPlan)
 
 @pytest.mark.parametrize("kept", [["strided"], ["unit_stride"]])
 def test_a_network_without_runs_is_a_row_of_blanks(lenet: EliminationPlan, kept: list[str]) -> None:
-    table = tables.table1(RUNS[RUNS.network.isin(kept)], lenet, "mnist").set_index("network")
+    table = table1(RUNS[RUNS.network.isin(kept)], lenet, "mnist").set_index("network")
     (absent,) = {"strided", "unit_stride"} - set(kept)
     assert list(table.index) == ["strided", "unit_stride"]
     row = table.loc[absent]
@@ -101,7 +116,7 @@ def test_a_network_without_runs_is_a_row_of_blanks(lenet: EliminationPlan, kept:
 
 
 def test_only_copies_leave_both_rows_blank(lenet: EliminationPlan) -> None:
-    table = tables.table1(RUNS[RUNS.weights == "copy"], lenet, "mnist")
+    table = table1(RUNS[RUNS.weights == "copy"], lenet, "mnist")
     assert list(table.n) == [0, 0]
     assert table.accuracy_percent_mean.isna().all()
 
@@ -114,7 +129,7 @@ def test_only_fine_tuned_runs_have_a_further_row_and_without_the_papers_numbers(
         ("unit_stride", "fine_tune", 1, 0.94, 34.0),
         ("strided", "file", 0, 0.9, 5.0),
     )
-    table = tables.table1(pd.concat([RUNS, more]), lenet, "mnist").set_index("network")
+    table = table1(pd.concat([RUNS, more]), lenet, "mnist").set_index("network")
     assert list(table.index) == ["strided", "unit_stride", "unit_stride fine_tune"]
     tuned = table.loc["unit_stride fine_tune"]
     assert (tuned.n, tuned.accuracy_percent_mean) == (2, pytest.approx(95))
@@ -142,7 +157,7 @@ def test_networks_treated_in_different_ways_have_rows_of_their_own(
     lenet: EliminationPlan, planned: Planned, composed: Callable[..., Any]
 ) -> None:
     pooled = plan_elimination(build_strided(composed().model, LENET, max_pooling=True), LENET)
-    table = tables.table1(pd.concat([RUNS, TREATED]), lenet, "mnist", pooled).set_index("network")
+    table = table1(pd.concat([RUNS, TREATED]), lenet, "mnist", pooled).set_index("network")
     assert list(table.index) == [
         "strided",
         "unit_stride",
@@ -161,9 +176,9 @@ def test_networks_treated_in_different_ways_have_rows_of_their_own(
     assert table.input["pooling"] == "1x28x28"
     assert table.loc[["strided", "unit_stride"], PAPERS].notna().all(axis=None)
     assert table.drop(["strided", "unit_stride"])[PAPERS].isna().all(axis=None)
-    readable = tables.for_readers(table.reset_index())
+    readable = table1_for_readers(table.reset_index())
     assert [*readable.Network][2:4] == ["Pooling", "Unity Stride tied"]
-    maps = tables.table2(lenet, pooled)
+    maps = table2(lenet, pooled)
     assert list(maps.network) == ["strided", "unit_stride", "pooling"]
     assert (
         maps.iloc[2, 1:].tolist() == maps.iloc[0, 1:].tolist()
@@ -171,7 +186,7 @@ def test_networks_treated_in_different_ways_have_rows_of_their_own(
 
 
 def test_degrees_of_freedom_are_read_with_their_sums(lenet: EliminationPlan) -> None:
-    table = tables.degrees_of_freedom(degrees_of_freedom(lenet))
+    table = freedom_for_readers(degrees_of_freedom(lenet))
     assert table.iloc[-1].to_dict() == {
         "layer": "all",
         "tied": "37,100",
@@ -185,7 +200,7 @@ def test_degrees_of_freedom_are_read_with_their_sums(lenet: EliminationPlan) -> 
 
 
 def test_the_papers_numbers_stand_beside_the_papers_networks(lenet: EliminationPlan) -> None:
-    table = tables.table1(RUNS, lenet, "mnist")
+    table = table1(RUNS, lenet, "mnist")
     assert table.paper_accuracy_percent.tolist() == [98.17, 98.23]
     assert table.paper_training_seconds.tolist() == [451.91, 680.97]
 
@@ -213,7 +228,7 @@ def test_the_papers_numbers_stand_beside_the_papers_networks(lenet: EliminationP
 def test_another_network_has_no_numbers_of_the_paper(
     planned: Planned, overrides: list[str], size: tuple[int, int, int]
 ) -> None:
-    table = tables.table1(RUNS, planned(*overrides, size=size), "mnist")
+    table = table1(RUNS, planned(*overrides, size=size), "mnist")
     assert table[PAPERS].isna().all(axis=None)
     assert list(table.n) == [3, 1]
 
@@ -222,14 +237,14 @@ def test_another_network_whose_twin_is_the_papers_leaves_the_twin_its_numbers(
     planned: Planned,
 ) -> None:
     plan = planned("model.layers.conv1.dilation=2", "model.layers.conv1.kernel=3")
-    table = tables.table1(RUNS, plan, "mnist")
+    table = table1(RUNS, plan, "mnist")
     assert table.layers[1] == "2x2 conv 320, 1x1 conv 80, 3x3 conv 200, 1x1 conv 50, fc 500, fc 10"
     assert table.layers[0].startswith("3x3 conv 20 dilation 2, ")
     assert table[PAPERS].notna().to_numpy().tolist() == [[False, False], [True, True]]
 
 
 def test_other_data_have_no_numbers_of_the_paper(lenet: EliminationPlan) -> None:
-    table = tables.table1(RUNS, lenet, "fashion_mnist")
+    table = table1(RUNS, lenet, "fashion_mnist")
     assert list(table.columns) == TABLE_1
     assert table[PAPERS].isna().all(axis=None)
 
@@ -242,7 +257,7 @@ def test_layers_are_written_with_what_is_not_ordinary(planned: Planned) -> None:
         "model.layers.conv3.dilation=2",
         "model.layers.conv3.kernel=2",
     )
-    strided, twin = tables.table1(RUNS, plan, "mnist").layers
+    strided, twin = table1(RUNS, plan, "mnist").layers
     assert strided == (
         "5x3 conv 20, 2x2 conv 20 groups 20 stride 2x3, 2x2 conv 50 dilation 2, "
         "2x2 conv 50 stride 2, fc 500, fc 10"
@@ -255,7 +270,7 @@ def test_layers_are_written_with_what_is_not_ordinary(planned: Planned) -> None:
 
 
 def test_table_2_is_the_papers(lenet: EliminationPlan) -> None:
-    table = tables.table2(lenet)
+    table = table2(lenet)
     assert list(table.columns) == ["network", "input", "conv1", "conv2", "conv3", "conv4", "fc1"]
     assert table.to_numpy().tolist() == [
         ["strided", "1x28x28", "20x24x24", "20x12x12", "50x8x8", "50x4x4", "500"],
@@ -272,7 +287,7 @@ def test_table_2_follows_a_changed_network(planned: Planned) -> None:
         "~model.layers.fc1",
         size=(3, 32, 40),
     )
-    table = tables.table2(plan)
+    table = table2(plan)
     assert list(table.columns) == ["network", "input", "conv1", "conv2", "conv3", "conv4", "conv5"]
     assert table.to_numpy().tolist() == [
         ["strided", "3x32x40", "20x30x36", "20x10x12", "50x8x10", "50x4x5", "30x6x7"],
@@ -296,7 +311,7 @@ def copies(*found: tuple[int, float]) -> pd.DataFrame:
 
 def test_copied_weights_tells_the_least_agreement_and_the_largest_difference() -> None:
     frame = pd.concat([RUNS[RUNS.weights == "scratch"], copies((9_999, 3e-6), (9_998, 1e-6))])
-    table = tables.copied_weights(frame)
+    table = copied_weights(frame)
     assert table.to_dict("records") == [
         {"numbers": "float32", "n": 2, "images": 10_000, "agreeing_least": 9_998,
          "largest_difference": 3e-6},
@@ -307,7 +322,7 @@ def test_copied_weights_tells_the_least_agreement_and_the_largest_difference() -
 
 
 def test_without_copies_there_is_an_empty_table() -> None:
-    table = tables.copied_weights(RUNS[RUNS.weights == "scratch"])
+    table = copied_weights(RUNS[RUNS.weights == "scratch"])
     assert len(table) == 0
     assert "agreeing_least" in table
 
@@ -318,7 +333,7 @@ def test_without_copies_there_is_an_empty_table() -> None:
 def test_readers_get_the_papers_names_and_a_mean_with_its_deviation(lenet: EliminationPlan) -> None:
     more = runs(("unit_stride", "fine_tune", 0, 0.9, 1.25))
     frame = pd.concat([RUNS[RUNS.network == "strided"], more])
-    readable = tables.for_readers(tables.table1(frame, lenet, "mnist"))
+    readable = table1_for_readers(table1(frame, lenet, "mnist"))
     assert list(readable.Network) == ["Non-Unity Stride", "Unity Stride", "Unity Stride fine_tune"]
     assert list(readable.n) == [3, 0, 1]
     assert list(readable["Accuracy %"]) == ["98.00 ± 1.00", "", "90.00"]
@@ -368,8 +383,8 @@ def as_text(table: pd.DataFrame) -> list[list[str]]:
 def test_a_table_is_saved_as_csv_with_all_its_digits(
     tmp_path: Path, lenet: EliminationPlan
 ) -> None:
-    table = tables.table1(RUNS, lenet, "mnist")
-    tables.save(table, tables.for_readers(table), tmp_path / "table1", CAPTION)
+    table = table1(RUNS, lenet, "mnist")
+    save_table(table, table1_for_readers(table), tmp_path / "table1", CAPTION)
     assert {path.name for path in tmp_path.iterdir()} == {"table1.csv", "table1.md", "table1.tex"}
     read = pd.read_csv(tmp_path / "table1.csv")
     pd.testing.assert_frame_equal(read, table, check_dtype=False, rtol=1e-15)
@@ -379,13 +394,13 @@ def test_a_table_is_saved_as_csv_with_all_its_digits(
 def test_a_table_is_saved_as_markdown_and_latex_that_say_the_same(
     tmp_path: Path, lenet: EliminationPlan, kind: str
 ) -> None:
-    table1 = tables.table1(RUNS, lenet, "mnist")
+    accuracy = table1(RUNS, lenet, "mnist")
     readable = {
         "special": SPECIAL,
-        "table1": tables.for_readers(table1),
-        "table2": tables.table2(lenet),
+        "table1": table1_for_readers(accuracy),
+        "table2": table2(lenet),
     }[kind]
-    tables.save(table1, readable, tmp_path / "table", CAPTION)
+    save_table(accuracy, readable, tmp_path / "table", CAPTION)
     markdown, latex = (tmp_path / f"table.{suffix}" for suffix in ("md", "tex"))
     assert read_markdown(markdown.read_text()) == as_text(readable)
     assert markdown.read_text().endswith(f"\n\n{CAPTION}\n")
@@ -400,7 +415,7 @@ def test_a_table_is_saved_as_markdown_and_latex_that_say_the_same(
 @pytest.mark.parametrize("column", ["agreeing_least", "a & b", "#1", "50 %", "$x$", "{y}", "~x^y"])
 def test_names_of_columns_are_escaped_for_latex_too(tmp_path: Path, column: str) -> None:
     table = pd.DataFrame({"network": ["strided"], column: ["1x28x28"]})
-    tables.save(table, table, tmp_path / "table", CAPTION)
+    save_table(table, table, tmp_path / "table", CAPTION)
     assert read_latex((tmp_path / "table.tex").read_text()) == as_text(table)
 
 
@@ -408,7 +423,7 @@ def test_names_of_columns_are_escaped_for_latex_too(tmp_path: Path, column: str)
 def test_any_caption_is_escaped_for_latex(tmp_path: Path, character: str) -> None:
     caption = f"Processor A{character}B"  # a name from outside
     table = pd.DataFrame({"network": ["strided"]})
-    tables.save(table, table, tmp_path / "table", caption)
+    save_table(table, table, tmp_path / "table", caption)
     (found,) = re.findall(
         r"^\\caption\{(.*)\}$", (tmp_path / "table.tex").read_text(), re.MULTILINE
     )
@@ -440,7 +455,7 @@ def close(values: Sequence[float]) -> Any:
 
 
 def test_accuracy_by_epoch_draws_every_seed_and_the_mean_from_the_first_epoch_on() -> None:
-    figure = figures.accuracy_by_epoch(
+    figure = accuracy_by_epoch(
         [
             results("strided", 0, [0.90, 0.96]),
             results("strided", 1, [0.92, 0.98]),
@@ -452,7 +467,7 @@ def test_accuracy_by_epoch_draws_every_seed_and_the_mean_from_the_first_epoch_on
     (axes,) = figure.axes
     assert axes.get_xlabel() == "epoch"
     assert axes.get_ylabel() == "test accuracy (%)"
-    blue, red = figures.COLOURS["strided"], figures.COLOURS["unit_stride"]
+    blue, red = COLOURS["strided"], COLOURS["unit_stride"]
     assert curves(figure) == [
         (blue, close([1, 2]), close([90, 96])),
         (blue, close([1, 2]), close([92, 98])),
@@ -469,10 +484,10 @@ def test_accuracy_by_epoch_draws_every_seed_and_the_mean_from_the_first_epoch_on
 def test_each_treatment_has_its_own_curve_and_colour() -> None:
     tied = {**results("unit_stride", 0, [0.7, 0.8]), "variant": "tied"}
     strange = {**results("unit_stride", 0, [0.3, 0.4]), "variant": "tied otherwise"}
-    figure = figures.accuracy_by_epoch([results("unit_stride", 0, [0.8, 0.9]), tied, strange])
+    figure = accuracy_by_epoch([results("unit_stride", 0, [0.8, 0.9]), tied, strange])
     assert {colour: y for colour, _, y in curves(figure)} == {
-        figures.COLOURS["unit_stride"]: close([80, 90]),
-        figures.COLOURS["unit_stride tied"]: close([70, 80]),
+        COLOURS["unit_stride"]: close([80, 90]),
+        COLOURS["unit_stride tied"]: close([70, 80]),
         "0.5": close([30, 40]),
     }
     (legend,) = figure.legends  # below, where it hides no curve
@@ -482,9 +497,9 @@ def test_each_treatment_has_its_own_curve_and_colour() -> None:
         "Unity Stride tied, mean of 1",
         "Unity Stride tied otherwise, mean of 1",
     ]
-    of_seeds = figures.accuracy_of_seeds(TREATED, RUNS.assign(paper_accuracy_percent=math.nan))
+    of_seeds = accuracy_of_seeds(TREATED, RUNS.assign(paper_accuracy_percent=math.nan))
     assert points(of_seeds) == [[(0, 95)], [(0, 60), (1, 80)]]
-    seconds = figures.training_time(pd.concat([RUNS, TREATED]))
+    seconds = training_time(pd.concat([RUNS, TREATED]))
     names = [label.get_text().split("\n")[:-1] for label in seconds.axes[0].get_xticklabels()]
     assert names == [["Non-Unity Stride"], ["Unity Stride"], ["Unity Stride", "tied"], ["Pooling"]]
 
@@ -500,7 +515,7 @@ def points(figure: Figure) -> list[list[tuple[float, float]]]:
 
 
 def test_accuracy_of_seeds_draws_all_seeds_and_the_papers_runs(lenet: EliminationPlan) -> None:
-    figure = figures.accuracy_of_seeds(RUNS, tables.table1(RUNS, lenet, "mnist"))
+    figure = accuracy_of_seeds(RUNS, table1(RUNS, lenet, "mnist"))
     (axes,) = figure.axes
     assert axes.get_xlabel() == "seed"
     assert axes.get_ylabel() == "test accuracy (%)"
@@ -520,12 +535,12 @@ def test_accuracy_of_seeds_draws_all_seeds_and_the_papers_runs(lenet: Eliminatio
 def test_accuracy_of_seeds_draws_no_level_where_the_paper_has_no_number(
     lenet: EliminationPlan,
 ) -> None:
-    figure = figures.accuracy_of_seeds(RUNS, tables.table1(RUNS, lenet, "fashion_mnist"))
+    figure = accuracy_of_seeds(RUNS, table1(RUNS, lenet, "fashion_mnist"))
     assert figure.axes[0].get_lines() == []
 
 
 def test_training_time_draws_every_run_and_the_means_from_zero() -> None:
-    figure = figures.training_time(RUNS)
+    figure = training_time(RUNS)
     (axes,) = figure.axes
     assert axes.get_ylabel() == "training steps (seconds)"
     assert axes.get_ylim()[0] == 0
@@ -555,9 +570,9 @@ def test_feature_maps_are_as_many_rectangles_as_channels_all_to_one_scale(
     planned: Planned, overrides: list[str], size: tuple[int, int, int]
 ) -> None:
     plan = planned(*overrides, size=size)
-    strided, twin = tables.table2(plan).drop(columns="network").to_numpy().tolist()
-    names = list(tables.table2(plan).columns[1:])
-    figure = figures.feature_maps(plan)
+    strided, twin = table2(plan).drop(columns="network").to_numpy().tolist()
+    names = list(table2(plan).columns[1:])
+    figure = feature_maps(plan)
     assert len(figure.axes) == 2
     shares = set()
     for axes, maps in zip(figure.axes, (strided, twin), strict=True):
@@ -588,7 +603,7 @@ def boxes(collection: PatchCollection) -> np.ndarray:
 
 
 def test_the_rectangles_of_a_feature_map_do_not_overlap(lenet: EliminationPlan) -> None:
-    for axes in figures.feature_maps(lenet).axes:
+    for axes in feature_maps(lenet).axes:
         for x0, y0, x1, y1 in (boxes(collection).T for collection in axes.collections):
             meets = (
                 (x0[:, None] < x1) & (x0 < x1[:, None]) & (y0[:, None] < y1) & (y0 < y1[:, None])
@@ -597,7 +612,7 @@ def test_the_rectangles_of_a_feature_map_do_not_overlap(lenet: EliminationPlan) 
 
 
 def test_the_phases_of_a_channel_stand_where_the_channel_stands(lenet: EliminationPlan) -> None:
-    strided, twin = figures.feature_maps(lenet).axes
+    strided, twin = feature_maps(lenet).axes
     sizes = [28, 24, 12, 8, 4]
     for size, channels, phases in zip(sizes, strided.collections, twin.collections, strict=False):
         channel = boxes(channels)
@@ -616,8 +631,9 @@ def test_a_figure_is_saved_as_png_and_svg(
         "accuracy_by_epoch": [results("strided", 0, [0.9, 0.95])],
         "training_time": RUNS,
     }
-    figure = getattr(figures, draw)(given[draw])
-    figures.save(figure, tmp_path / draw)
+    study = table2_study if draw == "feature_maps" else table1_study
+    figure = getattr(study, draw)(given[draw])
+    save_figure(figure, tmp_path / draw)
     assert {path.name for path in tmp_path.iterdir()} == {f"{draw}.png", f"{draw}.svg"}
     pixels = matplotlib.image.imread(io.BytesIO((tmp_path / f"{draw}.png").read_bytes()))
     assert pixels.shape[:2] == tuple(int(150 * inches) for inches in figure.get_size_inches()[::-1])
@@ -627,8 +643,8 @@ def test_a_figure_is_saved_as_png_and_svg(
 
 
 def test_runs_that_were_only_evaluated_are_drawn_without_a_warning(lenet: EliminationPlan) -> None:
-    figure = figures.accuracy_by_epoch([results("strided", 0, [])])
+    figure = accuracy_by_epoch([results("strided", 0, [])])
     assert curves(figure) == []
     evaluated = runs(("strided", "scratch", 0, 0.1, None))
-    figures.accuracy_of_seeds(evaluated, tables.table1(evaluated, lenet, "mnist"))
-    figures.training_time(evaluated)
+    accuracy_of_seeds(evaluated, table1(evaluated, lenet, "mnist"))
+    training_time(evaluated)

@@ -19,8 +19,10 @@ from hypothesis import strategies as st
 from scipy.signal import correlate2d
 from torch import nn
 
-from stridenet import eliminate_stride, space_to_depth, theory
-from stridenet.phases import TapMap, expand_filter
+from experiments.paper import theory
+from stridenet import eliminate_stride, space_to_depth
+from stridenet.phases import expand_filter
+from stridenet.taps import TapMap
 
 many = settings(max_examples=200)
 some = settings(max_examples=50)

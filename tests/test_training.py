@@ -12,13 +12,23 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stridenet import eliminate_stride, training
-from stridenet.config import InputError, Recipe
-from stridenet.data import Dataset
-from stridenet.elimination import UnitStrideNetwork
-from stridenet.networks import initialise
+from experiments.runs import training
+from experiments.runs.data import Dataset
+from experiments.runs.networks import initialise
+from experiments.runs.training import (
+    Checkpoint,
+    Examples,
+    History,
+    evaluate,
+    generator,
+    normalise,
+    train,
+)
+from experiments.settings.schema import Recipe
+from stridenet import eliminate_stride
+from stridenet.errors import InputError
 from stridenet.sharing import distance_from_tied, fold_back, number_of_copies, share
-from stridenet.training import Checkpoint, Examples, History, evaluate, generator, normalise, train
+from stridenet.twin import UnitStrideNetwork
 
 CPU = torch.device("cpu")
 RECIPE = Recipe(name="tiny", epochs=2, batch_size=64)

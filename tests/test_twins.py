@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
-from stridenet.tracing import operation_type
+from stridenet.graph.nodes import operation_type
 
 SCOPES = {
     "network": {},

@@ -13,13 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from experiments.command import failed, start
+from experiments.models import convert, load_model
+from experiments.settings.schema import Conversion, Zoo
+from experiments.studies import zoo as surveys
+from experiments.studies.zoo import survey, write_zoo, zoo_for_readers, zoo_table
 from experiments.zoo import main
-from stridenet import survey as surveys
-from stridenet import tables
-from stridenet.config import Conversion, InputError, Zoo
-from stridenet.conversion import convert, load_model
-from stridenet.report import write_zoo
-from stridenet.survey import survey
+from stridenet.errors import InputError
 from stridenet.zoo import ZOO, Block, all_cnn_c, calibrate, lenet, resnet20
 
 PUBLISHED = {  # parameters; torchvision's as its documentation states them
@@ -326,7 +325,7 @@ def made_rows() -> Rows:
 
 
 def test_the_table_has_medians_of_the_rounds_and_whole_numbers_whole() -> None:
-    table = tables.zoo(made_rows()).set_index("model")
+    table = zoo_table(made_rows()).set_index("model")
     row = table.loc["good"]
     assert (row.strided_median, row.unit_stride_median) == pytest.approx((2, 3))
     assert row.ratio_median == pytest.approx(1)  # of 5, 1 and 0.75
@@ -337,7 +336,7 @@ def test_the_table_has_medians_of_the_rounds_and_whole_numbers_whole() -> None:
 
 
 def test_readers_get_both_networks_in_one_entry_and_no_numbers_where_there_is_no_twin() -> None:
-    readable = tables.zoo_for_readers(tables.zoo(made_rows())).set_index("Network")
+    readable = zoo_for_readers(zoo_table(made_rows())).set_index("Network")
     assert not readable.map(lambda entry: "nan" in entry or "NA" in entry).any(axis=None)
     good, hopeless, bad = (readable.loc[name] for name in ("good", "hopeless", "bad"))
     assert (good["Parameters (M)"], good["Multiply-adds (M)"]) == (
@@ -353,7 +352,7 @@ def test_readers_get_both_networks_in_one_entry_and_no_numbers_where_there_is_no
     numbers = ["Strided layers", "Parameters (M)", "Multiply-adds (M)", "Error", "ms", "ratio"]
     assert [hopeless[name] for name in numbers] == [""] * len(numbers)
     assert hopeless["Reason"] == "fc_1 (Foo) has no rule"
-    assert "Reason" not in tables.zoo_for_readers(tables.zoo(made_rows()[:1]))
+    assert "Reason" not in zoo_for_readers(zoo_table(made_rows()[:1]))
 
 
 def test_the_report_has_the_table_in_three_forms_and_every_round(config: Zoo) -> None:

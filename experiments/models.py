@@ -1,0 +1,81 @@
+"""From the settings of a conversion to the user's network, its inputs, and its unit-stride twin."""
+
+from pathlib import Path
+from pkgutil import resolve_name
+from typing import Any
+
+import torch
+from hydra.utils import instantiate
+from torch import Tensor, nn
+
+from experiments.runs.files import load_weights
+from experiments.settings.schema import Conversion
+from stridenet.elimination import eliminate_stride
+from stridenet.errors import InputError
+from stridenet.twin import UnitStrideNetwork
+
+
+def load_model(config: Conversion) -> nn.Module:
+    """The network that `model` describes, drawn from `seed`, in evaluation mode, with its `weights`.
+
+    Raises InputError where the target is not there, does not take the arguments beside it or gives
+    no network, and where the file of weights does not fit.
+    """
+    target = config.model["_target_"]
+    _require(target)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(config.seed)
+        try:
+            model = instantiate(config.model, _convert_="all")
+        except Exception as error:  # the user's function may raise anything
+            raise InputError(
+                f"model._target_={target} failed: {_reason(error.__cause__ or error)}; its arguments "
+                "stand beside it, as in model.num_classes=10"
+            ) from error
+    if not isinstance(model, nn.Module):
+        raise InputError(
+            f"model._target_={target} gives {type(model).__name__}, not a torch.nn.Module; name a "
+            "class of networks, or a function that returns one"
+        )
+    if config.weights is not None:
+        load_weights(Path(config.weights), model)
+    return model.eval()
+
+
+def input_size(config: Conversion) -> Any:
+    """One size (channels, height, width), or a tuple of those where there are several inputs."""
+    sizes = config.input_size
+    return tuple(map(tuple, sizes)) if isinstance(sizes[0], list) else tuple(sizes)
+
+
+def options(config: Conversion) -> dict[str, Any]:
+    """The keyword arguments of eliminate_stride; plan_elimination's too, but for max_parameters."""
+    names = ("scope", "only", "pooling", "output_factor", "batch_norm", "max_parameters")
+    return {name: getattr(config, name) for name in names}
+
+
+def convert(model: nn.Module, config: Conversion) -> UnitStrideNetwork:
+    """The model's twin as the settings say. Raises StrideEliminationError where there is none."""
+    return eliminate_stride(model, input_size(config), **options(config))
+
+
+def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:
+    """One normally distributed tensor (batch, c, h, w) for each input, always the same."""
+    sizes = input_size(config)
+    generator = torch.Generator().manual_seed(config.seed)
+    several = sizes if isinstance(sizes[0], tuple) else (sizes,)
+    return tuple(torch.randn(batch, *size, generator=generator) for size in several)
+
+
+def _require(target: str) -> None:
+    try:
+        resolve_name(target)
+    except Exception as error:  # importing runs the user's file, which may raise anything
+        raise InputError(
+            f"model._target_={target} cannot be imported: {_reason(error)}; write it as "
+            "package.function, or as my_file.function for my_file.py in the current folder"
+        ) from error
+
+
+def _reason(error: BaseException) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -1,0 +1,1 @@
+"""The paper itself: its theory word for word, and its figures drawn anew."""

@@ -1,0 +1,18 @@
+"""Figures as files."""
+
+import io
+from pathlib import Path
+
+import matplotlib as mpl
+from matplotlib.figure import Figure
+
+from experiments.runs.files import write
+
+
+def save_figure(figure: Figure, path: Path) -> None:
+    """Write `path` with .png and .svg, the same bytes for the same figure."""
+    for suffix, metadata in ((".png", {}), (".svg", {"Date": None})):
+        content = io.BytesIO()
+        with mpl.rc_context({"svg.hashsalt": path.name}):
+            figure.savefig(content, format=suffix[1:], dpi=150, metadata=metadata)
+        write(path.with_suffix(suffix), content.getvalue())

@@ -1,0 +1,58 @@
+"""Where numbers come from: settings, machine, versions, commits."""
+
+from dataclasses import asdict
+from typing import Any
+
+import pandas as pd
+
+from experiments.settings.identity import experiment_identity
+from experiments.settings.schema import Report
+
+
+def circumstances_of(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
+    """Everything needed to judge the numbers or to have them again; lists where runs differ."""
+    columns = ["device_name", "threads", "jobs_at_once", "git_commit"]
+    columns += [name for name in runs if name.startswith("versions.")]
+    return {
+        "experiment": experiment_identity(config),
+        "runs": len(runs),
+        "seeds": sorted(map(int, runs.seed.unique())),
+        "dates": [runs.date.min(), runs.date.max()],
+        **{
+            name: [*runs[name].astype(object).where(runs[name].notna(), None).unique()]
+            for name in columns
+        },
+        "model": asdict(config.model),
+        "data": asdict(config.data),
+        "recipe": asdict(config.recipe),
+    }
+
+
+def about_runs(config: Report, runs: pd.DataFrame) -> str:
+    """Where the numbers come from."""
+    data, recipe = config.data, config.recipe
+    note = f" {recipe.note}" if recipe.note else ""
+    length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
+    images = "" if data.train_size is None else f" (first {data.train_size} training images)"
+    text = (
+        f"Experiment {experiment_identity(config)}: data {data.name}{images}, "
+        f"activation {config.model.activation}, recipe {recipe.name} ({length}, batches of "
+        f"{recipe.batch_size}, rate {recipe.learning_rate:g}, momentum {recipe.momentum:g}). "
+        f"Run {machine_of(runs)}.{note}"
+    )
+    commits = {part for commit in runs.git_commit for part in str(commit).split(" then ")}
+    if len(commits) == 1:
+        return text
+    return f"{text} Warning: the runs are of {len(commits)} versions of the code."
+
+
+def machine_of(runs: pd.DataFrame) -> str:
+    """Where the runs were done, with all values of what differs between them."""
+
+    def all_of(column: str) -> str:
+        return " / ".join(map(str, runs[column].unique()))
+
+    return (
+        f"on {all_of('device_name')}, {all_of('threads')} thread(s), "
+        f"{all_of('jobs_at_once')} job(s) at once, torch {all_of('versions.torch')}"
+    )

@@ -1,0 +1,1 @@
+"""One run: data, network, training, and the folder in which it is kept."""

@@ -1,0 +1,64 @@
+"""A run's folder: its place, its lock, its checkpoint."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from filelock import FileLock, Timeout
+
+from experiments.runs.files import load_tensors
+from experiments.settings.identity import run_name
+from experiments.settings.schema import Config
+from stridenet.errors import InputError
+
+if TYPE_CHECKING:
+    from torch import nn
+
+
+def run_folder(config: Config) -> Path:
+    """Where this run is, or will be."""
+    return Path(config.outputs) / "runs" / run_name(config)
+
+
+@contextmanager
+def locked(folder: Path) -> Iterator[None]:
+    """Make the folder and hold it alone; waits, and says so, while another process has it."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError):
+        raise InputError(
+            f"{folder} cannot be made: part of this path is a file; remove it, or take another outputs="
+        ) from None
+    lock = FileLock(folder / "lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"{folder.name}: waiting, another process is at it …", file=sys.stderr, flush=True)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def load_checkpoint(path: Path, network: "nn.Module") -> dict[str, Any] | None:
+    """The checkpoint of the run in this folder, for this network; None if there is none.
+
+    One that cannot be used is told and taken for none: the run then starts anew.
+    """
+    if not path.exists():
+        return None
+    sizes = {name: value.shape for name, value in network.state_dict().items()}
+    try:
+        checkpoint = load_tensors(path)
+        if checkpoint["run"] != path.parent.name:
+            raise InputError(f"{path} is of the run {checkpoint['run']}")
+        if {name: value.shape for name, value in checkpoint["network"].items()} != sizes:
+            raise InputError(f"{path} is of another network")
+    except (InputError, KeyError, TypeError, AttributeError) as error:
+        reason = str(error) if isinstance(error, InputError) else f"{path} is not a checkpoint"
+        print(f"{reason}: starting from the beginning", file=sys.stderr, flush=True)
+        return None
+    return checkpoint

@@ -1,0 +1,169 @@
+"""From a model's settings to a network, and from a generator to its weights."""
+
+import math
+from collections.abc import Mapping
+
+import torch
+from torch import nn
+
+from experiments.settings.schema import Layer, Model, Recipe
+from stridenet.elimination import eliminate_stride, plan_elimination
+from stridenet.errors import InputError
+from stridenet.sharing import fan_in, share
+from stridenet.twin import UnitStrideNetwork
+
+CLASSES = 10  # of MNIST and of Fashion-MNIST
+_ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "elu": nn.ELU,
+    "gelu": nn.GELU,
+    "silu": nn.SiLU,
+    "softplus": nn.Softplus,
+    "sigmoid": nn.Sigmoid,
+    "tanh": nn.Tanh,
+}
+
+
+def build_strided(
+    model: Model, input_size: tuple[int, int, int], max_pooling: bool = False
+) -> nn.Sequential:
+    """The network that the settings describe, before any stride is eliminated.
+
+    Takes images (n, c, h, w) of `input_size` (c, h, w) and returns scores (n, classes). With
+    max_pooling, it has the pooling layers that its strided convolutions stand for (Springenberg et al.,
+    2014). Raises InputError or StrideEliminationError where the layers do not fit each other or the
+    images.
+    """
+    activation = _ACTIVATIONS[model.activation]
+    convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
+    network = nn.Sequential()
+    channels = input_size[0]
+    if not convolutions:
+        channels = _flatten(network, input_size)
+    for name, layer in model.layers.items():
+        pooled = max_pooling and max(layer.stride) > 1
+        _add(network, name, (_pooling if pooled else _layer)(name, layer, channels))
+        channels = layer.channels
+        if name != next(reversed(model.layers)) and not pooled:
+            _add(network, f"{name}_{model.activation}", activation())
+        if [name] == convolutions[-1:]:
+            channels = _flatten(network, input_size)
+    if channels < CLASSES:
+        raise InputError(
+            f"the last of model.layers gives {channels} scores, but there are {CLASSES} classes; "
+            "give it more channels"
+        )
+    return network
+
+
+def build_network(
+    model: Model, input_size: tuple[int, int, int], sharing: str = "free"
+) -> nn.Module:
+    """The network that the settings name: strided, with pooling, or the unit-stride twin.
+
+    Its weights are arbitrary; a twin's are copies of a strided network's, and shared as `sharing` says.
+    """
+    strided = build_strided(model, input_size, model.max_pooling)
+    if not model.eliminate_stride:
+        return strided
+    return share(eliminate_stride(strided, input_size), sharing)
+
+
+def draw_network(
+    model: Model,
+    input_size: tuple[int, int, int],
+    recipe: Recipe,
+    sharing: str,
+    generator: torch.Generator,
+) -> nn.Module:
+    """The network that the settings name with weights drawn as the recipe says, to be trained.
+
+    A tied twin starts from the strided network's draw. A masked one draws by the inputs that its
+    filters' non-zero entries have (recipe.fan_in=nonzero) or by all; a free one by all.
+    """
+    scheme = recipe.initialisation
+    if sharing == "tied":
+        strided = build_strided(model, input_size)
+        initialise(strided, scheme, generator)
+        return share(eliminate_stride(strided, input_size), sharing)
+    network = build_network(model, input_size)
+    if not isinstance(network, UnitStrideNetwork):
+        initialise(network, scheme, generator)
+        return network
+    by_nonzero = sharing == "masked" and recipe.fan_in == "nonzero"
+    initialise(network.network, scheme, generator, fan_in(network) if by_nonzero else None)
+    return share(network, sharing, project=True)
+
+
+def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:
+    if hasattr(network, name):
+        raise InputError(f"model.layers: the name {name} is taken; give the layer another")
+    network.add_module(name, module)
+
+
+def _flatten(network: nn.Sequential, input_size: tuple[int, int, int]) -> int:
+    """Add what turns maps into a vector; returns its length."""
+    _add(network, "flatten", nn.Flatten())
+    return plan_elimination(network, input_size).layers[-1].output.size[0]
+
+
+def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
+    if layer.kind == "fc":
+        return nn.Linear(channels, layer.channels, bias=layer.bias)
+    try:
+        return nn.Conv2d(
+            channels,
+            layer.channels,
+            tuple(layer.kernel),
+            tuple(layer.stride),
+            tuple(layer.padding),
+            tuple(layer.dilation),
+            layer.groups,
+            layer.bias,
+        )
+    except ValueError as error:
+        raise InputError(
+            f"model.layers.{name}.groups={layer.groups} does not divide the {channels} channels "
+            f"before the layer and its own {layer.channels}"
+        ) from error
+
+
+def _pooling(name: str, layer: Layer, channels: int) -> nn.Module:
+    """What the strided convolution stands for, with the same window and stride."""
+    if layer.channels != channels:
+        raise InputError(
+            f"model.layers.{name}.channels={layer.channels}: pooling in its place keeps the {channels} "
+            "channels that it is given"
+        )
+    if any(2 * zeros > extent for zeros, extent in zip(layer.padding, layer.kernel, strict=True)):
+        raise InputError(
+            f"model.layers.{name}.padding={layer.padding}: pooling in its place takes at most half "
+            f"its kernel {layer.kernel}"
+        )
+    sizes = (layer.kernel, layer.stride, layer.padding, layer.dilation)
+    return nn.MaxPool2d(*map(tuple, sizes))  # type: ignore[arg-type]
+
+
+@torch.no_grad()
+def initialise(
+    network: nn.Module,
+    scheme: str,
+    generator: torch.Generator,
+    fan_in: Mapping[str, int] | None = None,
+) -> None:
+    """Draw all weights anew, each layer by its own fan-in, from `generator` alone.
+
+    pytorch: weights and biases uniform within ±1/sqrt(fan-in), as torch's layers start.
+    xavier: weights uniform within ±sqrt(3/fan-in), biases zero, as in Caffe.
+    fan_in: of the layers, by name, that have another one than all inputs of a filter.
+    """
+    for name, module in network.named_modules():
+        if not isinstance(module, (nn.Conv2d, nn.Linear)):
+            continue
+        inputs = (fan_in or {}).get(name, module.weight[0].numel())
+        bound = math.sqrt((1 if scheme == "pytorch" else 3) / inputs)
+        module.weight.uniform_(-bound, bound, generator=generator)
+        if module.bias is not None:
+            bias_bound = bound if scheme == "pytorch" else 0.0
+            module.bias.uniform_(-bias_bound, bias_bound, generator=generator)

@@ -1,0 +1,65 @@
+"""What finished runs say: result.json of one, of an experiment, and all as one table."""
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from experiments.settings.identity import experiment_identity
+from experiments.settings.schema import Experiment
+from stridenet.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def read_result(folder: Path) -> dict[str, Any] | None:
+    """The result of a finished run; None if it is not finished."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    try:
+        result = json.loads(path.read_text())
+        if not isinstance(result, dict) or "experiment" not in result:
+            raise ValueError("not a run's result")
+    except ValueError as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete {folder} and run it again"
+        ) from error
+    return result
+
+
+def all_results(experiment: Experiment) -> list[dict[str, Any]]:
+    """The results of all finished runs in the experiment's outputs, whatever they are of."""
+    folder = Path(experiment.outputs) / "runs"
+    return [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]
+
+
+def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
+    """The results of the experiment's runs. Raises InputError if there are none."""
+    results, wanted = all_results(experiment), experiment_identity(experiment)
+    chosen = [result for result in results if result["experiment"] == wanted]
+    if not chosen:
+        kinds = ("data", "recipe")
+        others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
+        raise InputError(
+            f"no finished run in {Path(experiment.outputs) / 'runs'} has these layers, "
+            f"data={experiment.data.name} and recipe={experiment.recipe.name}, each with these "
+            "settings; run experiments.train first, or give the report the settings of the runs that "
+            f"you mean (there are runs of {' and '.join(sorted(others)) or 'nothing'})"
+        )
+    return chosen
+
+
+def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
+    """One row a run: what it was, what it reached, what it took."""
+    import pandas as pd
+
+    frame = pd.json_normalize(results).drop(columns=["epochs"])
+    frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
+    return frame.sort_values(["network", "weights", "seed"], ignore_index=True)
+
+
+def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
+    """The network of each run and how it is treated, as in "unit_stride masked rate_by_copies"."""
+    treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
+    return (runs.network + " " + treated).str.strip()

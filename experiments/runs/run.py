@@ -1,0 +1,257 @@
+"""One run from its settings to its result: data, network, training, folder."""
+
+import contextlib
+import math
+import sys
+import time
+import traceback
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, nn
+
+from experiments.runs import files
+from experiments.runs.data import load
+from experiments.runs.folder import load_checkpoint, locked, run_folder
+from experiments.runs.machine import choose_device, circumstances, prepare
+from experiments.runs.networks import build_network, build_strided, draw_network
+from experiments.runs.results import read_result
+from experiments.runs.training import (
+    Checkpoint,
+    Examples,
+    History,
+    evaluate,
+    generator,
+    length,
+    normalise,
+    train,
+)
+from experiments.settings.identity import experiment_identity, strided_source, variant
+from experiments.settings.schema import STARTING_WEIGHTS, Config, Recipe
+from stridenet.elimination import eliminate_stride
+from stridenet.errors import InputError, StrideEliminationError
+from stridenet.sharing import distance_from_tied, number_of_copies, origins, plain_state, share
+from stridenet.twin import UnitStrideNetwork
+from stridenet.verification import compare_scores
+
+START = 3.0  # of a run: seconds before its first step
+TEST_IMAGES = 10_000
+
+
+def run_once(
+    config: Config, jobs_at_once: int = 1, bar: bool = True
+) -> tuple[Path, dict[str, Any], bool]:
+    """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
+
+    jobs_at_once: how many runs go on side by side, for whoever reads the seconds. bar: of progress.
+    """
+    folder = run_folder(config)
+    failure, checkpoint = folder / "failure.json", folder / "checkpoint.pt"
+    with locked(folder):
+        result = read_result(folder)
+        new = result is None
+        if result is None:
+            failure.unlink(missing_ok=True)
+            for half_written in folder.glob(".*-*"):  # when the process was killed
+                half_written.unlink()
+            try:
+                files.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
+                result = _execute(config, folder, jobs_at_once, bar)
+                files.write_json(folder / "result.json", result)
+            except Exception as error:
+                with contextlib.suppress(OSError):  # on a full disk, say, the first one tells more
+                    files.write_json(
+                        failure, {"error": str(error), "trace": traceback.format_exc()}
+                    )
+                raise
+        checkpoint.unlink(missing_ok=True)
+    return folder, result, new
+
+
+def estimate(config: Config) -> tuple[float, int]:
+    """About how many seconds a run takes, by timing a few steps, and the bytes of its weights."""
+    height, width = config.data.image_size
+    batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
+    network = build_network(config.model, (1, height, width), config.sharing)
+    device = choose_device(config.device)
+    prepare(config.threads)
+    images, layers = torch.zeros(4 * batch, 1, height, width), network
+    if isinstance(network, UnitStrideNetwork):
+        images, layers = network.rearrange(images), network.network
+    layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    splits = {"training": Examples(images, torch.zeros(len(images), dtype=torch.int64), device)}
+    few = replace(config.recipe, epochs=1, steps=None, learning_rate=1e-6)
+    once, twice = (train(layers, splits, few, 0, device, title=None) for _ in range(2))
+    step = min(once.wall_seconds, twice.wall_seconds) / 4
+
+    steps, per_epoch = length(config.recipe, config.data.train_size or most)
+    evaluations = math.ceil(steps / per_epoch) + 1
+    if config.weights == "copy":
+        steps, evaluations = 0, 10  # both networks, in float32 and float64
+    # An evaluation has only the forward pass, a third of a step.
+    seconds = steps * step + evaluations * TEST_IMAGES / batch * step / 3
+    return START + seconds, sum(tensor.nbytes for tensor in _plain(network).values())
+
+
+@dataclass
+class Observed:
+    """What training is to know of a twin: its parameters' copies, if rates depend on them, and how to
+    measure its distance from the strided networks."""
+
+    copies: dict[str, int] | None = None
+    distance: Callable[[], dict[str, Any]] | None = None
+
+
+def _observed(twin: UnitStrideNetwork, recipe: Recipe) -> Observed:
+    found = origins(twin)
+    return Observed(
+        number_of_copies(twin, found) if recipe.rate_by_copies else None,
+        lambda: {"distance": distance_from_tied(twin, found)},
+    )
+
+
+def _plain(network: nn.Module) -> dict[str, Tensor]:
+    """What weights.pt holds: the same names for a twin, however it is shared."""
+    if isinstance(network, UnitStrideNetwork):
+        return plain_state(network)
+    return network.state_dict()
+
+
+def _fit(
+    layers: nn.Module, training: tuple[Tensor, Tensor], device: torch.device
+) -> dict[str, float]:
+    """How well the images are learned that were trained on: of as many of them as are tested."""
+    inputs, labels = (part[:TEST_IMAGES] for part in training)
+    correct, loss = evaluate(layers, Examples(inputs, labels, device))
+    return {"fit_accuracy": correct / len(labels), "fit_loss": loss, "fit_images": len(labels)}
+
+
+def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
+    """Train or evaluate, save the weights, and return what result.json is to say."""
+    device = choose_device(config.device)
+    about = circumstances(config, device, jobs_at_once)  # of the code that starts here
+    prepare(config.threads)
+    network, strided = _starting_networks(config)
+    images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
+    test_images = images["test"][0]
+
+    layers, rearrangement_seconds, observed = network, None, Observed()
+    if isinstance(network, UnitStrideNetwork):  # once, before training: section 6 of the paper
+        began = time.perf_counter()
+        images = {name: (network.rearrange(x), labels) for name, (x, labels) in images.items()}
+        rearrangement_seconds = time.perf_counter() - began
+        layers, observed = network.network, _observed(network, config.recipe)
+    layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    splits = {name: Examples(*pair, device) for name, pair in images.items()}
+
+    title = folder.name.rpartition("-")[0] if bar else None
+    history, about["git_commit"] = _train(
+        config, folder, layers, splits, observed, about["git_commit"], title
+    )
+    fit = _fit(layers, images["training"], device) if history.steps else {}
+    copied = {}
+    if config.weights == "copy" and strided is not None and isinstance(network, UnitStrideNetwork):
+        copied = {
+            numbers: compare_scores(strided, network, test_images, numbers)
+            for numbers in ("float32", "float64")
+        }
+    files.save_tensors(folder / "weights.pt", _plain(network))
+    last = history.epochs[-1]
+    return {
+        "run": folder.name,
+        "experiment": experiment_identity(config),
+        "network": config.model.name,
+        "weights": config.weights if config.weights in STARTING_WEIGHTS else "file",
+        "sharing": config.sharing,
+        "variant": variant(config),
+        "seed": config.seed,
+        "test_accuracy": last["test_accuracy"],
+        "test_correct": last["test_correct"],
+        "test_images": len(test_images),
+        "test_loss": last["test_loss"],
+        **fit,
+        "training_wall_seconds": history.wall_seconds if history.steps else None,
+        "training_cpu_seconds": history.cpu_seconds if history.steps else None,
+        "rearrangement_seconds": rearrangement_seconds,
+        "copied": copied,
+        "epochs": history.epochs,
+        **about,
+        "config": asdict(config),
+    }
+
+
+def _train(
+    config: Config,
+    folder: Path,
+    layers: nn.Module,
+    splits: dict[str, Examples],
+    observed: Observed,
+    commit: str | None,
+    title: str | None,
+) -> tuple[History, str | None]:
+    """Train from the run's checkpoint, if it has one, and keep one after each epoch.
+
+    Returns the git commit, too: "… then …" if the run went on with other code than it began with.
+    """
+    recipe = config.recipe
+    if config.weights == "copy":
+        recipe = replace(recipe, epochs=0, steps=None)
+    checkpoint, commits = folder / "checkpoint.pt", [commit]
+    resume = load_checkpoint(checkpoint, layers)
+    if resume is not None:
+        print(f"{folder.name}: going on from its checkpoint", file=sys.stderr, flush=True)
+        commits = [*dict.fromkeys([*resume["commits"], commit])]
+
+    def save(state: Checkpoint) -> None:
+        files.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
+
+    device = next(layers.parameters()).device
+    history = train(
+        layers,
+        splits,
+        recipe,
+        config.seed,
+        device,
+        title=title,
+        resume=resume,
+        save=save,
+        copies=observed.copies,
+        observe=observed.distance,
+    )
+    return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
+
+
+def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
+    """The network of this run with its starting weights, and the strided one they were copied from."""
+    height, width = config.data.image_size
+    input_size = (1, height, width)
+    if config.weights in ("copy", "fine_tune"):
+        source = run_folder(strided_source(config))
+        if read_result(source) is None:
+            raise InputError(
+                f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "
+                "same run with model=strided weights=scratch first"
+            )
+        strided = build_strided(config.model, input_size)
+        files.load_weights(source / "weights.pt", strided)
+        if not config.model.eliminate_stride:
+            return strided, None
+        return share(eliminate_stride(strided, input_size), config.sharing), strided
+    if config.weights == "scratch":
+        draw = generator(config.seed, "weights")
+        return draw_network(config.model, input_size, config.recipe, config.sharing, draw), None
+    network = build_network(config.model, input_size)
+    files.load_weights(Path(config.weights), network)
+    if isinstance(network, UnitStrideNetwork):
+        try:
+            network = share(network, config.sharing)
+        except StrideEliminationError as error:
+            raise InputError(
+                f"sharing={config.sharing} starts from weights that are {config.sharing} already, as "
+                f"such a run saves them, and those in {config.weights} are not; take sharing=free"
+            ) from error
+    return network, None

@@ -1,0 +1,1 @@
+"""What a command is given. Imports no torch, so that `--help` answers at once."""

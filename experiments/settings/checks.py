@@ -1,0 +1,283 @@
+"""From what was typed to settings that hold together: types, ranges, choices."""
+
+import math
+import os
+import re
+from collections.abc import Collection, Iterable
+from dataclasses import fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from experiments.settings.schema import (
+    ACTIVATIONS,
+    DATA_SETS,
+    STARTING_WEIGHTS,
+    Bench,
+    Config,
+    Conversion,
+    ConversionBench,
+    Experiment,
+    Export,
+    Figures,
+    Layer,
+    Model,
+    Recipe,
+    Zoo,
+)
+from stridenet.errors import InputError
+from stridenet.options import SHARING
+
+Settings = TypeVar("Settings", bound=Experiment | Figures | Conversion | ConversionBench)
+
+
+def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
+    """Settings as a checked dataclass, everything written in one way only: sizes as [h, w],
+    convolutions before fully connected layers. Raises InputError."""
+    config = _typed(schema, OmegaConf.to_container(settings), "")
+    if isinstance(config, Experiment):
+        _check_experiment(config)
+    if isinstance(config, Figures):
+        _check_network(config)
+        convolutions = [name for name, layer in config.model.layers.items() if layer.kind == "conv"]
+        require_convolution(config.layer, convolutions)
+    if isinstance(config, Zoo):
+        _check_zoo(config)
+    elif isinstance(config, Conversion):
+        _check_conversion(config)
+    if isinstance(config, Export):
+        _check_export(config)
+    if isinstance(config, ConversionBench):
+        for key in ("rounds", "steps", "batch_size"):
+            at_least(key, getattr(config, key), 1)
+        _check_machine(config)
+    return config
+
+
+def _check_experiment(config: Experiment) -> None:
+    if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
+        raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
+    _check_network(config)
+    _check_recipe(config.recipe)
+    if isinstance(config, Config):
+        _check_run(config)
+    if isinstance(config, Bench):
+        at_least("rounds", config.rounds, 1)
+        at_least("steps", config.steps, 1)
+    if isinstance(config, (Config, Bench)):
+        _check_machine(config)
+
+
+def _check_network(config: Experiment | Figures) -> None:
+    config.model = _resolve_model(config.model)
+    if config.model.max_pooling and config.model.eliminate_stride:
+        raise InputError(
+            "model.max_pooling and model.eliminate_stride: only one of them can be true"
+        )
+    one_of("data.name", config.data.name, DATA_SETS)
+    config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
+    at_least("data.validation_size", config.data.validation_size, 0)
+    at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
+    at_least("data.download_timeout", config.data.download_timeout, 0)
+
+
+def _check_zoo(config: Zoo) -> None:
+    config.models = _names("models", config.models)
+    if config.of_user:
+        _check_conversion(config)
+        if config.models is not None:
+            raise InputError(
+                f"models={config.models} are of the zoo, and model._target_ is a model of your own: "
+                "give one of the two"
+            )
+    else:
+        default = Conversion(model={"_target_": None}, input_size=None)
+        free = ("seed", "max_parameters", "outputs")
+        for name in (one.name for one in fields(Conversion) if one.name not in free):
+            if getattr(config, name) != getattr(default, name):
+                raise InputError(
+                    f"{name}={getattr(config, name)}: the zoo's models have settings of their own; "
+                    "give model._target_ and input_size too, or leave it out"
+                )
+        _check_seed(config.seed)
+    at_least("rounds", config.rounds, 1)
+    _check_threads(config.threads)
+
+
+def _check_conversion(config: Conversion) -> None:
+    target = config.model.get("_target_")
+    if not isinstance(target, str):
+        raise InputError(f"model._target_={target} must be package.function")
+    sizes = config.input_size
+    nested = isinstance(sizes, list) and any(isinstance(size, list) for size in sizes)
+    if not all(_is_size(size) for size in (sizes if nested else [sizes])):
+        raise InputError(
+            f"input_size={sizes} must be the positive sizes of one input without its batch, as in "
+            "[3,224,224], or a list of these for several inputs"
+        )
+    if config.weights is not None and not Path(config.weights).is_file():
+        raise InputError(f"weights={config.weights} is not a file; null: drawn from the seed")
+    one_of("scope", config.scope, ("network", "layer"))
+    one_of("batch_norm", config.batch_norm, ("shared", "per_phase"))
+    config.only = _names("only", config.only)
+    if not _is_size(config.output_factor) and not _is_size([config.output_factor]):
+        raise InputError(
+            f"output_factor={config.output_factor} must be one positive whole number, or one an axis"
+        )
+    at_least("max_parameters", config.max_parameters, 1)
+    _check_seed(config.seed)
+
+
+def _check_export(config: Export) -> None:
+    one_of("network", config.network, ("unit_stride", "strided"))
+    one_of("rearrange", config.rearrange, ("graph", "host"))
+    if config.rearrange == "host" and config.network == "strided":
+        raise InputError(
+            "rearrange=host: the strided network takes ordinary images; it needs network=unit_stride"
+        )
+    at_least("batch", 1 if config.batch is None else config.batch, 1)
+
+
+def _typed(schema: type[Any], content: Any, place: str) -> Any:
+    """A dataclass from plain content; unknown keys and wrong types are errors."""
+    try:
+        typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
+    except (OmegaConfBaseException, TypeError, ValueError) as error:
+        key = ".".join(filter(None, [place, getattr(error, "full_key", None)]))
+        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
+    assert isinstance(typed, schema)
+    return typed
+
+
+def _resolve_model(model: Model) -> Model:
+    one_of("model.activation", model.activation, ACTIVATIONS)
+    if not model.layers:
+        raise InputError("model.layers is empty; give at least one layer")
+    layers = {}
+    for name, content in model.layers.items():
+        key = f"model.layers.{name}"
+        layer = _typed(Layer, content, key)
+        if not re.fullmatch(r"[A-Za-z]\w*", name):
+            raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
+        one_of(f"{key}.kind", layer.kind, ("conv", "fc"))
+        at_least(f"{key}.channels", layer.channels, 1)
+        at_least(f"{key}.groups", layer.groups, 1)
+        if layer.kind == "fc" and layer.groups != 1:
+            raise InputError(f"{key}.groups={layer.groups}: a fully connected layer has no groups")
+        for size, least in {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}.items():
+            value = _per_axis(f"{key}.{size}", getattr(layer, size), least)
+            if layer.kind == "fc" and value != [least, least]:
+                raise InputError(f"{key}.{size}={value}: a fully connected layer has no {size}")
+            setattr(layer, size, value)
+        layers[name] = layer
+    return replace(
+        model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc"))
+    )
+
+
+def _check_recipe(recipe: Recipe) -> None:
+    if (recipe.epochs is None) == (recipe.steps is None):
+        raise InputError(
+            f"recipe.epochs={recipe.epochs} and recipe.steps={recipe.steps}: give one of the two, "
+            "and null for the other"
+        )
+    for key in ("epochs", "steps"):
+        at_least(f"recipe.{key}", getattr(recipe, key) or 0, 0)
+    at_least("recipe.batch_size", recipe.batch_size, 1)
+    for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay"):
+        at_least(f"recipe.{key}", getattr(recipe, key), 0)
+    if not recipe.momentum < 1:
+        raise InputError(f"recipe.momentum={recipe.momentum} must be below 1")
+    if not 0 < recipe.learning_rate < math.inf:
+        raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0, and finite")
+    one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
+    one_of("recipe.fan_in", recipe.fan_in, ("nonzero", "filter"))
+    one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
+
+
+def _check_run(config: Config) -> None:
+    _check_seed(config.seed)
+    twin = config.model.eliminate_stride
+    if config.weights == "copy" and not twin:
+        raise InputError(
+            "weights=copy copies a strided network's weights into its twin: it needs model=unit_stride"
+        )
+    if config.weights == "fine_tune" and config.model.max_pooling:
+        raise InputError(
+            "weights=fine_tune goes on from a strided network's weights, which model=pooling has not"
+        )
+    one_of("sharing", config.sharing, SHARING)
+    if config.sharing != "free" and not twin:
+        raise InputError(
+            f"sharing={config.sharing} is of a twin's parameters: it needs model=unit_stride"
+        )
+    # Where these change nothing, they are to make no other run.
+    if config.sharing == "tied" or not twin or config.weights == "copy":
+        config.recipe = replace(config.recipe, rate_by_copies=False)
+    if config.sharing != "masked" or config.weights != "scratch":
+        config.recipe = replace(config.recipe, fan_in="nonzero")
+    if config.weights not in STARTING_WEIGHTS and not Path(config.weights).is_file():
+        raise InputError(
+            f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
+        )
+
+
+def _check_seed(seed: int) -> None:
+    if not 0 <= seed < 2**32:
+        raise InputError(f"seed={seed} must be from 0 to {2**32 - 1}")
+
+
+def _check_threads(threads: int) -> None:
+    cores = os.cpu_count() or 1
+    if not 1 <= threads <= cores:
+        raise InputError(f"threads={threads} must be from 1 to {cores}, the cores there are")
+
+
+def _names(key: str, value: Any) -> list[str] | None:
+    """One name or several, as a list."""
+    names = [value] if isinstance(value, str) else value
+    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+        return names
+    raise InputError(f"{key}={value} must be a name, or a list of names as in [one,other]")
+
+
+def _is_size(value: Any) -> bool:
+    """Whether these are positive whole numbers, one an axis."""
+    return isinstance(value, list) and value != [] and all(map(_is_positive, value))
+
+
+def _is_positive(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+
+
+def _check_machine(config: Config | Bench | ConversionBench) -> None:
+    _check_threads(config.threads)
+    one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
+
+
+def _per_axis(key: str, value: Any, least: int) -> list[int]:
+    """One number for both axes, or [h, w], as a list of two."""
+    axes = value if isinstance(value, list) else [value, value]
+    whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
+    if len(axes) != 2 or not whole or min(axes) < least:
+        raise InputError(f"{key}={value} must be one whole number or [h, w], at least {least}")
+    return axes
+
+
+def at_least(key: str, value: float, least: int) -> None:
+    if not least <= value < math.inf:  # not a number fails too
+        raise InputError(f"{key}={value} must be at least {least}, and finite")
+
+
+def one_of(key: str, value: str, known: Iterable[str]) -> None:
+    if value not in known:
+        raise InputError(f"{key}={value} is unknown; take one of {', '.join(known)}")
+
+
+def require_convolution(name: str, convolutions: Collection[str]) -> None:
+    """Raise InputError unless the layer is one of the network's convolutions."""
+    if name not in convolutions:
+        cure = f"take one of {', '.join(convolutions)}" if convolutions else "the network has none"
+        raise InputError(f"layer={name} is no convolution; {cure}")

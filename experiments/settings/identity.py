@@ -1,0 +1,67 @@
+"""Which run it is: a hash of all that decides its numbers, and of nothing else."""
+
+import hashlib
+import json
+import re
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.settings.schema import STARTING_WEIGHTS, Config, Experiment, Model
+
+
+def experiment_identity(experiment: Experiment) -> str:
+    """The same for all runs that may stand in one table: one strided network, data and recipe."""
+    data, recipe = asdict(experiment.data), asdict(experiment.recipe)
+    del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_by_copies"]
+    return content_hash([*_model(experiment.model), data, recipe])
+
+
+def model_identity(experiment: Experiment) -> str:
+    """The same wherever the strided network and the size of the images are the same."""
+    return content_hash([*_model(experiment.model), experiment.data.image_size])
+
+
+def _model(model: Model) -> list[Any]:
+    content = asdict(model)
+    del content["eliminate_stride"], content["max_pooling"]
+    return [list(content.pop("layers").items()), content]  # the layers' order counts
+
+
+def variant(config: Config) -> str:
+    """How the network is treated otherwise than in the paper, in words; "" if in no way."""
+    parts = {
+        config.sharing: config.sharing != "free",
+        "fan_in=filter": config.recipe.fan_in == "filter",
+        "rate_by_copies": config.recipe.rate_by_copies,
+    }
+    return " ".join(part for part, applies in parts.items() if applies)
+
+
+def run_name(config: Config) -> str:
+    """A run's folder, as in unit_stride-scratch-paper-s3-3f4611ee or unit_stride-tied-scratch-….
+
+    The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
+    the way in which settings were written are not in it; of a file of weights, the content is.
+    """
+    weights, content = config.weights, ""
+    if weights not in STARTING_WEIGHTS:
+        with Path(weights).open("rb") as file:
+            weights, content = "file", hashlib.file_digest(file, "sha256").hexdigest()
+    name, treated = config.model.name, variant(config)
+    decides = [experiment_identity(config), name, weights, content, config.seed]
+    identity = content_hash([*decides, *filter(None, [treated])])
+    words = re.split("[ =]", treated)
+    parts = [name, *words, weights, config.recipe.name, f"s{config.seed}", identity]
+    return "-".join(filter(None, parts))
+
+
+def strided_source(config: Config) -> Config:
+    """The run whose weights `weights=copy` and `fine_tune` start from."""
+    model = replace(config.model, eliminate_stride=False)
+    recipe = replace(config.recipe, rate_by_copies=False, fan_in="nonzero")
+    return replace(config, model=model, recipe=recipe, weights="scratch", sharing="free")
+
+
+def content_hash(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]

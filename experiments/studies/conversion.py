@@ -1,0 +1,244 @@
+"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either form.
+
+Of each pair, both are timed in turn, round by round, as in stridenet.benchmark; a network that does not
+give what the strided one gives is not timed.
+"""
+
+import warnings
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from functools import partial
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
+from experiments.reporting.section import Section
+from experiments.runs.machine import choose_device, circumstances, prepare
+from experiments.settings.schema import ConversionBench
+from experiments.studies.training_step import Chunk, seconds
+from stridenet.elimination import eliminate_stride
+from stridenet.errors import StrideEliminationError
+from stridenet.sizes import written
+from stridenet.zoo import calibrate
+
+SIZE = (3, 224, 224)  # of an image
+NETWORK = "resnet50"  # of torchvision, which is converted
+TOLERANCE = 1e-4  # of the largest number that the strided network gives
+LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channels_last}
+
+
+@dataclass(frozen=True)
+class Stem:
+    """The first convolution of a network of torchvision: of images with three channels."""
+
+    channels: int
+    kernel: int
+    stride: int
+    padding: int
+
+    def __str__(self) -> str:
+        padded = f", padding {self.padding}" if self.padding else ""
+        return f"{self.kernel}x{self.kernel} conv {self.channels} stride {self.stride}{padded}"
+
+    def build(self) -> nn.Module:
+        """The layer alone, with weights as torch's layers start."""
+        layer = nn.Conv2d(3, self.channels, self.kernel, self.stride, self.padding)
+        return nn.Sequential(layer).eval()
+
+
+STEMS = {
+    "ResNet": Stem(64, 7, 2, 3),
+    "AlexNet": Stem(64, 11, 4, 2),
+    "ConvNeXt": Stem(96, 4, 4, 0),
+    "ViT-B/16": Stem(768, 16, 16, 0),
+}
+
+
+@torch.no_grad()
+def benchmark_conversion(config: ConversionBench) -> dict[str, Any]:
+    """Time everything. Returns the seconds of every round, and what a reader needs to judge them.
+
+    Raises StrideEliminationError for a network that does not give what the strided one gives.
+    """
+    prepare(config.threads)
+    # Each new tensor would be filled with NaN first, which is no part of a forward pass.
+    torch.utils.deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]
+    device = choose_device(config.device)
+    torch.manual_seed(0)
+    cases = [(name, layout) for name in STEMS for layout in LAYOUTS]
+    with tqdm(total=(1 + len(cases)) * (config.rounds + 1), disable=None) as bar:
+        bar.set_description(NETWORK)
+        conversion = _conversion(config, bar)
+        stems = []
+        for name, layout in cases:
+            bar.set_description(f"{name}, {layout}")
+            stems.append(_stem(name, layout, config, device, bar))
+    return {
+        "size": [*SIZE],
+        "conversion": conversion,
+        "stems": stems,
+        **circumstances(config, device),
+        "config": asdict(config),
+    }
+
+
+def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
+    """Both conversions of one network, on the processor."""
+    model, images = _network(), torch.randn(2, *SIZE)
+    fuse = _fuse()
+    converters: dict[str, Callable[[], nn.Module]] = {
+        "eliminate_stride": lambda: eliminate_stride(model, SIZE, scope="layer"),
+        "fuse": lambda: fuse(model),
+    }
+    for name, convert in converters.items():
+        check(name, model, convert(), images)
+    timed = {
+        name: partial(seconds, convert, 1, images.device) for name, convert in converters.items()
+    }
+    return {"model": NETWORK, "scope": "layer", "seconds": in_turn(timed, config.rounds, bar)}
+
+
+def _stem(
+    name: str, layout: str, config: ConversionBench, device: torch.device, bar: "tqdm[Any]"
+) -> dict[str, Any]:
+    """A forward pass of one stem and of its twin, on images in one layout."""
+    stem = STEMS[name]
+    model = stem.build()
+    twin = eliminate_stride(model, SIZE, scope="layer")
+    images = torch.randn(config.batch_size, *SIZE).to(device, memory_format=LAYOUTS[layout])
+    networks = dict(zip(NETWORKS, (model, twin), strict=True))
+    for each in networks.values():
+        each.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
+    check(name, model, twin, images)
+    timed = {
+        network: partial(seconds, partial(each, images), config.steps, device)
+        for network, each in networks.items()
+    }
+    return {
+        "stem": name,
+        "layer": str(stem),
+        "layout": layout,
+        "multiply_adds": dict(zip(NETWORKS, twin.plan.multiply_adds, strict=True)),
+        "seconds": in_turn(timed, config.rounds, bar),
+    }
+
+
+def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[dict[str, float]]:
+    """The seconds of each, in turn, round by round, after a round that is not counted."""
+    measured = []
+    for _ in range(rounds + 1):
+        measured.append({name: chunk() for name, chunk in timed.items()})
+        bar.update()
+    return measured[1:]
+
+
+@torch.no_grad()
+def check(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None:
+    """Raise StrideEliminationError unless both give the same on these images, up to rounding."""
+    expected, obtained = model(images), other(images)
+    difference = float((obtained - expected).abs().max())
+    allowed = TOLERANCE * float(expected.abs().max())
+    if not difference <= allowed:  # not a number fails too
+        raise StrideEliminationError(
+            f"{name}: the converted network is not equal to the strided one, and is not timed; they "
+            f"differ by {difference:.2g}, of {allowed:.2g} allowed"
+        )
+
+
+def _network() -> nn.Module:
+    """The network to be converted, with random weights and the statistics of random images."""
+    from torchvision import models
+
+    model = getattr(models, NETWORK)(weights=None)
+    calibrate(model, torch.randn(4, *SIZE))
+    return model
+
+
+def _fuse() -> Callable[[nn.Module], nn.Module]:
+    """torch.fx's fusion of convolutions with the BatchNorm behind them, in a copy of the network."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports
+        from torch.fx.experimental.optimization import fuse
+    return fuse
+
+
+TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a forward pass
+
+
+def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
+    """Milliseconds of both conversions of one network: median and quartiles over the rounds, and how
+    many times as long as torch.fx's fuse the elimination takes in a round."""
+    milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
+    columns = {
+        "eliminate_stride": milliseconds.eliminate_stride,
+        "fuse": milliseconds.fuse,
+        "ratio": milliseconds.eliminate_stride / milliseconds.fuse,
+    }
+    return pd.DataFrame([{"model": measured["conversion"]["model"], **spread(columns)}])
+
+
+def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry."""
+    titles = {"eliminate_stride": "eliminate_stride", "fuse": "torch.fx's fuse", "ratio": "ratio"}
+    return pd.DataFrame({"Network": table.model, **spreads(table, titles)})
+
+
+def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
+    """Milliseconds of a forward pass of each stem and of its twin, and the ratio of each round."""
+    rows = []
+    for stem in measured["stems"]:
+        milliseconds = 1000 * pd.DataFrame(stem["seconds"])
+        adds = {f"{name}_multiply_adds": stem["multiply_adds"][name] for name in NETWORKS}
+        rows.append(
+            {
+                **{key: stem[key] for key in ("stem", "layer", "layout")},
+                **adds,
+                **of_rounds(milliseconds.strided, milliseconds.unit_stride),
+            }
+        )
+    return pd.DataFrame(rows)
+
+
+def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry; multiply-adds as a ratio."""
+    adds = table.unit_stride_multiply_adds / table.strided_multiply_adds
+    return pd.DataFrame(
+        {
+            "Stem": table.stem,
+            "Layer": table.layer,
+            "Layout": table.layout,
+            "Multiply-adds": adds.map("{:.2f}".format),
+            **spreads(table, TIMES),
+        }
+    )
+
+
+def conversion_sections(measured: dict[str, Any]) -> list[Section]:
+    """What experiments.conversion_benchmark measured."""
+    config, size = measured["config"], written(measured["size"])
+    rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
+    about = (
+        f"On {measured['device_name']}, {measured['threads']} thread(s), "
+        f"torch {measured['versions']['torch']}."
+    )
+    conversions = (
+        f"Milliseconds of a conversion of {measured['conversion']['model']} for images {size}, on the "
+        f"processor, {rounds}: each strided convolution by itself (scope=layer), beside torch.fx's "
+        "fusion of convolutions with BatchNorm. Ratio: of both in a round."
+    )
+    stems = (
+        f"Milliseconds of a forward pass of first layers and of their unit-stride twins, {rounds} of "
+        f"{config['steps']} passes each, batches of {config['batch_size']} images {size}, float32. "
+        "Ratio: twin over strided; below 1, elimination pays."
+    )
+    timed, passes = conversion_table(measured), stem_table(measured)
+    readable = conversions_for_readers(timed), stems_for_readers(passes)
+    wide = ("Layer", "Multiply-adds")
+    return [
+        Section("conversion", "Conversion", conversions, about, timed, readable[0]),
+        Section("stems", "Stems", stems, about, passes, readable[1], wide),
+    ]

@@ -1,0 +1,338 @@
+"""What experiment=sharing found: the paper's claims about training, judged by paired differences."""
+
+import math
+import textwrap
+from dataclasses import dataclass
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.reporting.figures import save_figure
+from experiments.reporting.formats import blank_or, mean_and_deviation
+from experiments.reporting.provenance import about_runs, circumstances_of
+from experiments.reporting.section import WIDTH, Section
+from experiments.reporting.statistics import interval, verdict
+from experiments.reporting.style import MARKERS, colour_of
+from experiments.runs.files import write, write_json
+from experiments.runs.results import arms, finished_runs, tidy
+from experiments.settings.schema import Report
+from stridenet.errors import InputError
+from stridenet.plan import EliminationPlan
+from stridenet.sharing import degrees_of_freedom
+
+ARMS = {  # as they are called here, by what they are in the runs
+    "strided": "strided",
+    "unit_stride tied": "tied",
+    "unit_stride masked": "masked",
+    "unit_stride": "free",
+    "unit_stride masked rate_by_copies": "masked, rate by copies",
+    "unit_stride rate_by_copies": "free, rate by copies",
+    "pooling": "pooling",
+}
+STARTS = {"scratch": "from scratch", "fine_tune": "fine-tuned"}
+QUANTITIES = {  # of a run: the unit of its differences
+    "test accuracy": "points",
+    "loss of the first epoch": "nats",
+    "loss on training images": "nats",
+    "test loss": "nats",
+    "test loss − loss on training images": "nats",
+    "CPU time of training": "%",
+}
+TWINS = (("free", "strided"), ("free, rate by copies", "strided"))
+PARTS = (("masked", "tied"), ("free", "masked"))  # without equalities; without zeros
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence of the paper, and the quantity of which a pair's first arm should have more."""
+
+    text: str
+    quantity: str
+    pairs: tuple[tuple[str, str], ...] = TWINS
+    starts: tuple[str, ...] = ("scratch", "fine_tune")
+
+
+CLAIMS = (
+    Claim("The twin is more accurate", "test accuracy"),
+    Claim("It learns more slowly", "loss of the first epoch"),
+    Claim("It takes more time to train", "CPU time of training", TWINS[:1], ("scratch",)),
+    Claim("Its capacity ruins the training", "loss on training images"),
+    Claim("Sharing parameters helps generalisation", "test loss", (*TWINS, *PARTS)),
+    Claim("The gap between test and training is larger", "test loss − loss on training images"),
+)
+
+
+def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a run and epoch: arm, weights, seed, epoch, accuracy, losses, and the distance from the
+    tied subspace in its two parts, as a share of the norm of all shared parameters."""
+    rows = [
+        {
+            "run": result["run"],
+            "arm": ARMS.get(arm),
+            "weights": result["weights"],
+            "seed": result["seed"],
+            "epoch": row["epoch"],
+            "test_accuracy": row["test_accuracy"],
+            "test_loss": row["test_loss"],
+            "training_loss": row["training_loss"],
+            **_distance(row.get("distance", {} if arm == "strided" else None)),
+        }
+        for result, arm in zip(results, arms(pd.DataFrame(results)), strict=True)
+        for row in result["epochs"]
+    ]
+    table = pd.DataFrame(rows)
+    return table[table.arm.notna() & table.weights.isin([*STARTS])]
+
+
+def _distance(layers: dict[str, dict[str, float]] | None) -> dict[str, float]:
+    if not layers:  # the strided network is where distance is measured from; pooling has none
+        return dict.fromkeys(("zeros", "copies"), math.nan if layers is None else 0.0)
+    parts = pd.DataFrame(layers).pow(2).sum(axis=1).pow(0.5)
+    return {part: float(parts[part] / parts["norm"]) for part in ("zeros", "copies")}
+
+
+def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
+    """One row a run: arm, weights, seed, and QUANTITIES, with the distance after the last epoch."""
+    epochs = by_epoch(results)
+    last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
+    first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
+    measured = ["fit_loss", "training_cpu_seconds"]  # which runs of older versions may lack
+    of_runs = pd.DataFrame(results).set_index("run").reindex(columns=measured)
+    table = last[["arm", "weights", "seed", "zeros", "copies"]].copy()
+    table["test accuracy"] = 100 * last.test_accuracy
+    table["loss of the first epoch"] = first.training_loss
+    table["loss on training images"] = of_runs.fit_loss
+    table["test loss"] = last.test_loss
+    table["test loss − loss on training images"] = last.test_loss - of_runs.fit_loss
+    table["CPU time of training"] = of_runs.training_cpu_seconds
+    table = table[table["loss of the first epoch"].notna()]  # trained at all
+    order = {arm: place for place, arm in enumerate(ARMS.values())}
+    starts = {start: place for place, start in enumerate(STARTS)}
+    keys = [table.weights.map(starts), table.arm.map(order), table.seed]
+    return table.iloc[np.lexsort([key.to_numpy() for key in reversed(keys)])].reset_index()
+
+
+def differences(
+    runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
+) -> "pd.Series[float]":
+    """Of one arm from the other, for each seed that both have; of time, in percent."""
+    wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
+    pairs = wide.reindex(columns=[arm, against]).dropna()
+    if QUANTITIES[quantity] == "%":
+        return 100 * (pairs[arm] / pairs[against] - 1)
+    return pairs[arm] - pairs[against]
+
+
+def claims(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a claim, start and pair of arms: the mean difference, paired by seed, its interval, and
+    whether it supports that the first arm has more of the quantity.
+
+    runs: as by_run gives them.
+    """
+    rows = []
+    for claim in CLAIMS:
+        for weights, (arm, against) in product(claim.starts, claim.pairs):
+            found = interval(differences(runs, claim.quantity, weights, arm, against))
+            rows.append(
+                {
+                    "claim": claim.text,
+                    "start": STARTS[weights],
+                    "arm": arm,
+                    "against": against,
+                    "quantity": claim.quantity,
+                    "unit": QUANTITIES[claim.quantity],
+                    **found,
+                    "verdict": verdict(found["low"], found["high"]),
+                }
+            )
+    return pd.DataFrame(rows)
+
+
+def summary(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a start and arm: n, mean and deviation of every quantity, and the paired difference of
+    accuracy from the strided network with its interval."""
+    rows = []
+    for (weights, arm), group in runs.groupby(["weights", "arm"], sort=False):
+        row: dict[str, Any] = {"start": STARTS[weights], "arm": arm, "n": len(group)}
+        for quantity in (*QUANTITIES, "zeros", "copies"):
+            row |= {
+                f"{quantity}_mean": group[quantity].mean(),
+                f"{quantity}_std": group[quantity].std(),
+            }
+        paired = differences(runs, "test accuracy", weights, arm)
+        found = interval(paired if arm != "strided" else paired.iloc[:0])
+        row |= {f"difference_{key}": found[key] for key in ("mean", "low", "high")}
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """The arms of experiment=sharing, a mean and its deviation in one entry."""
+    difference = table.difference_mean.map(blank_or("{:+.2f}"))
+    bounds = table.difference_low.map(blank_or(" [{:+.2f}, ")) + table.difference_high.map(
+        blank_or("{:+.2f}]")
+    )
+    percent = table.assign(
+        **{f"{part}_{of}": 100 * table[f"{part}_{of}"]
+           for part in ("zeros", "copies") for of in ("mean", "std")}
+    )  # fmt: skip
+    return pd.DataFrame(
+        {
+            "Start": table.start,
+            "Arm": table.arm,
+            "n": table.n,
+            "Accuracy %": mean_and_deviation(table, "test accuracy", 2),
+            "Difference": difference + bounds,
+            "First epoch": mean_and_deviation(table, "loss of the first epoch", 3),
+            "Training images": mean_and_deviation(table, "loss on training images", 4),
+            "Gap": mean_and_deviation(table, "test loss − loss on training images", 4),
+            "Zeros %": mean_and_deviation(percent, "zeros", 1),
+            "Copies %": mean_and_deviation(percent, "copies", 1),
+            "CPU s": mean_and_deviation(table, "CPU time of training", 0),
+        }
+    )
+
+
+def claims_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Each claim with its difference and interval in one entry."""
+    digits = table.unit.map({"points": 2, "nats": 4, "%": 1})
+
+    def number(column: str) -> list[str]:
+        pairs = zip(table[column], digits, strict=True)
+        return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
+
+    bounds = zip(number("mean"), number("low"), number("high"), strict=True)
+    return pd.DataFrame(
+        {
+            "Claim": table.claim.where(~table.claim.duplicated(), ""),
+            "Start": table.start,
+            "Compared": table.arm + " − " + table.against,
+            "Quantity": table.quantity + " (" + table.unit + ")",
+            "n": table.n,
+            "Difference": [m + (f" [{low}, {high}]" if low else "") for m, low, high in bounds],
+            "Verdict": table.verdict,
+        }
+    )
+
+
+def freedom_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """As people read it, with a line of sums."""
+    total = table.sum(numeric_only=True)
+    whole = pd.concat([table, pd.DataFrame([{"layer": "all", **total}])], ignore_index=True)
+    numbers = whole.drop(columns="layer").map(blank_or("{:,.0f}"))
+    return whole[["layer"]].join(numbers).rename(columns={"paper": "paper's formula"})
+
+
+OF_ARMS = (
+    "After the last epoch, mean ± standard deviation over n seeds. Difference: of accuracy from the "
+    "strided network of the same seed, in points, with its 95 % interval. Training images: the loss on "
+    "the first {images:,} of them; gap: how much higher the test loss is. Zeros and copies: distance "
+    "from the tied subspace, in percent of the weights' norm: of what stands at structural zeros, and "
+    "of copies from their mean."
+)
+OF_CLAIMS = (
+    "Differences between two arms, paired by seed, with the 95 % interval of the mean (Student's): "
+    "that the first has more is supported where the interval lies above zero, contradicted where it "
+    "lies below. Each of the {n} intervals stands by itself: of twenty without any effect, one leaves "
+    "zero by chance. CPU time is of runs side by side; `make bench` measures it better."
+)
+
+
+def write_findings(config: Report) -> list[str]:
+    """Write tables and figure of experiment=sharing into outputs/report; returns what to print."""
+    results = finished_runs(config)
+    runs, epochs = by_run(results), by_epoch(results)
+    if runs.empty:
+        raise InputError(
+            f"outputs={config.outputs} has no trained run of an arm of experiment=sharing; first run "
+            "`python -m experiments.train experiment=sharing`"
+        )
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    every = tidy(results)
+    about = about_runs(config, every)
+    write_json(folder / "sharing_about.json", circumstances_of(config, every))
+    write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
+    write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
+    of_every_arm, judged = summary(runs), claims(runs)
+    images = max(result.get("fit_images", 0) for result in results)
+    of_arms, of_claims = OF_ARMS.format(images=images), OF_CLAIMS.format(n=len(judged))
+    wide = ("Difference", "Training images", "Gap")
+    readable = claims_for_readers(judged)
+    of_all = Section(
+        "sharing", "Sharing", of_arms, about, of_every_arm, sharing_for_readers(of_every_arm), wide
+    )
+    of_each = Section("claims", "Claims", of_claims, about, judged, readable)
+    save_figure(sharing_figure(epochs), folder / "sharing")
+    of_each.save(folder)  # too wide for a terminal, which gets a paragraph a claim
+    return [
+        of_all.save(folder),
+        textwrap.fill(f"Claims: {of_claims}", WIDTH),
+        *_paragraphs(readable),
+        textwrap.fill(about, WIDTH),
+        f"Tables (csv, md, tex) and the figure (png, svg) are in {folder}.",
+    ]
+
+
+def _paragraphs(claims: pd.DataFrame) -> list[str]:
+    """Each claim with the lines that are about it."""
+    of_claim = claims.Claim.replace("", None).ffill()
+    paragraphs = []
+    for claim, rows in claims.groupby(of_claim, sort=False):
+        lines = rows[["Start", "Compared", "n", "Difference", "Verdict"]]
+        text = lines.to_string(index=False, header=False)
+        paragraphs.append(f"{textwrap.fill(f'{claim}: {rows.Quantity.iloc[0]}', WIDTH)}\n{text}")
+    return paragraphs
+
+
+def freedom_section(plan: EliminationPlan) -> Section:
+    table = degrees_of_freedom(plan)
+    caption = (
+        "Weights of each convolution that training can choose: of the strided filter (tied), of the "
+        "twin's without its structural zeros (masked), and all (free). Striding is these equalities "
+        "and zeros; the paper's formula for the twin's filter counts the masked one."
+    )
+    readable = freedom_for_readers(table)
+    return Section("degrees_of_freedom", "Degrees of freedom", caption, "", table, readable)
+
+
+def sharing_figure(epochs: pd.DataFrame) -> Figure:
+    """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
+    above and fine-tuned below. epochs: as findings.by_epoch gives them."""
+    panels = {
+        "test_accuracy": ("Test accuracy (%)", 100),
+        "training_loss": ("Mean training loss of the epoch", 1),
+        "zeros": ("Weight at structural zeros (%)", 100),
+        "copies": ("Copies from their mean (%)", 100),
+    }
+    figure = Figure(figsize=(13, 6.6), layout="constrained")
+    grid = figure.subplots(len(STARTS), len(panels), squeeze=False)
+    for row, (weights, start) in zip(grid, STARTS.items(), strict=True):
+        for axes, (column, (title, scale)) in zip(row, panels.items(), strict=True):
+            rows = epochs[(epochs.weights == weights) & epochs[column].notna()]
+            if column == "test_accuracy" and weights == "scratch":
+                rows = rows[rows.epoch > 0]  # before, it is that of chance
+            for place, (name, arm) in enumerate(ARMS.items()):
+                seeds = rows[rows.arm == arm].groupby("epoch")[column]
+                mean, deviation = scale * seeds.mean(), scale * seeds.std()
+                aside = mean.index + 0.03 * (place - len(ARMS) / 2)  # so that none hides another
+                style: dict[str, Any] = {
+                    "color": colour_of(name),
+                    "marker": MARKERS[name],
+                    "label": arm,
+                }
+                axes.errorbar(aside, mean, deviation, ms=5, lw=1.4, elinewidth=0.8, **style)
+            axes.set_title(title, fontsize=11)
+            axes.set_xlabel("epoch")
+            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.grid(axis="y", color="0.9")
+        row[0].set_ylabel(start, fontsize=12, fontweight="bold")
+    handles, labels = grid[0][0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
+    return figure

@@ -1,0 +1,194 @@
+"""Table 1: accuracy and training time, beside the paper's, and the figures of both."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.reporting.formats import NETWORKS, PRINTED, blank_or, mean_and_deviation, printed
+from experiments.reporting.provenance import machine_of
+from experiments.reporting.published import PAPER
+from experiments.reporting.section import Section
+from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure, order_of
+from experiments.runs.results import arms
+from experiments.settings.identity import experiment_identity
+from experiments.settings.schema import Report
+from experiments.studies.table2 import layers_of, maps_of
+from stridenet.errors import InputError
+from stridenet.plan import EliminationPlan
+
+
+def table1(
+    runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
+) -> pd.DataFrame:
+    """Accuracy and training time of each network over its n seeds, the paper's beside them.
+
+    runs: as runs.tidy gives them. One row for each network trained from scratch, n = 0 included, and
+    one for each that is treated otherwise, has pooling (which `pooling` is the plan of) or was
+    fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a file of weights
+    are left out: different files are no repetitions.
+    """
+    trained = runs[runs.weights.isin(["scratch", "fine_tune"])].assign(network=arms)
+    started = trained.groupby(["network", "weights"])
+    measured = started.agg(
+        n=("seed", "size"),
+        accuracy_percent_mean=("test_accuracy", lambda a: 100 * a.mean()),
+        accuracy_percent_std=("test_accuracy", lambda a: 100 * a.std()),
+        training_seconds_mean=("training_wall_seconds", "mean"),
+        training_seconds_std=("training_wall_seconds", "std"),
+    )
+    scratch = pd.MultiIndex.from_product([NETWORKS, ["scratch"]], names=["network", "weights"])
+    others = sorted(measured.index.difference(scratch), key=lambda row: (row[1] != "scratch", row))
+    measured = measured.reindex([*scratch, *others]).reset_index()
+    measured["n"] = measured.n.fillna(0).astype(int)
+    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
+    architecture = pd.DataFrame(
+        [
+            {"built": name, "layers": layers_of(of, name), "maps": " ".join(maps_of(of, name))}
+            for name, of in plans.items()
+        ]
+    )
+    architecture["input"] = architecture.maps.str.partition(" ")[0]
+    paper = PAPER if data == "mnist" else PAPER.iloc[:0]
+    measured["built"] = measured.network.str.partition(" ")[0]
+    table = measured.merge(architecture, how="left").merge(paper, how="left")
+    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
+    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
+    table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
+    return table[
+        [
+            "network",
+            "input",
+            "layers",
+            "n",
+            "accuracy_percent_mean",
+            "accuracy_percent_std",
+            "paper_accuracy_percent",
+            "training_seconds_mean",
+            "training_seconds_std",
+            "paper_training_seconds",
+        ]
+    ]
+
+
+def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Table 1 with a mean and its deviation in one entry, and the paper's names.
+
+    With columns reference_…, those of published results stand between ours and the paper's.
+    """
+    columns = {
+        "Network": table.network.map(printed),
+        "Input": table["input"],
+        "Layers": table["layers"],
+        "n": table.n,
+    }
+    for quantity, title, unit, digits in (
+        ("accuracy_percent", "Accuracy", "%", 2),
+        ("training_seconds", "Training", "s", 1),
+    ):
+        columns[f"{title} {unit}"] = mean_and_deviation(table, quantity, digits)
+        if "reference_n" in table:
+            reference = mean_and_deviation(table, f"reference_{quantity}", digits)
+            columns[f"reference's {unit}"] = reference
+        columns[f"paper's {unit}"] = table[f"paper_{quantity}"].map(blank_or("{:.2f}"))
+    return pd.DataFrame(columns)
+
+
+def table1_section(
+    config: Report, table: pd.DataFrame, plan: EliminationPlan, about: str
+) -> Section:
+    caption = (
+        "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
+        "one run. Seconds are those of the training steps."
+    )
+    reference = _reference(config, plan)
+    if reference is not None:
+        measured, machine = reference
+        table = table.merge(measured, how="left")
+        counts = table.reference_n[table.reference_n > 0].astype(int).unique()
+        n = " and ".join(map(str, counts))
+        caption += f" The reference is this experiment's published result, n = {n}, {machine}."
+    readable = table1_for_readers(table)
+    return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
+
+
+def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
+    """The published means of this experiment by network, if there are any, and where they are from."""
+    path = Path(config.reference or "", "runs.csv")
+    if config.reference is None or not path.exists():
+        return None
+    try:
+        published = pd.read_csv(path, dtype={"experiment": str})
+        published = published[published.experiment == experiment_identity(config)]
+        if published.empty:
+            return None
+        table = table1(published, plan, config.data.name)
+        machine = machine_of(published)
+    except (ValueError, KeyError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it, or reference=null") from error
+    measured = table[["n", *(name for name in table if name.endswith(("_mean", "_std")))]]
+    return measured.add_prefix("reference_").assign(network=table.network), machine
+
+
+def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
+    """Test accuracy after each epoch: a thin line a seed, a thick one their mean."""
+    kinds = ["network", "variant", "weights", "seed"]
+    epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
+    epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
+    figure, axes = new_figure()
+    for network, rows in epochs.groupby("network"):
+        style: dict[str, Any] = {"color": colour_of(network), "marker": MARKERS.get(network, "o")}
+        for _, run in rows.groupby("seed"):
+            axes.plot(run.epoch, 100 * run.test_accuracy, lw=0.8, alpha=0.4, ms=3, **style)
+        mean = rows.groupby("epoch").test_accuracy.mean()
+        label = f"{printed(network)}, mean of {rows.seed.nunique()}"
+        axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
+    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    networks = epochs.network.nunique()  # none where nothing was trained, recipe.epochs=0
+    if networks > len(NETWORKS):
+        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no curve
+    elif networks:
+        axes.legend()
+    return figure
+
+
+def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """The last test accuracy of every seed, the two networks of a seed joined by a line."""
+    figure, axes = new_figure()
+    scratch = runs[runs.weights == "scratch"].assign(network=arms)
+    wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
+    for network in wide:
+        axes.scatter(wide.index, wide[network], c=colour_of(network), marker=MARKERS.get(network, "o"),
+                     label=printed(network), zorder=2)  # fmt: skip
+    both = wide.dropna()
+    axes.vlines(both.index, both.min(axis=1), both.max(axis=1), color="0.7", lw=1, zorder=1)
+    for row in table.itertuples():
+        if row.network in COLOURS and not pd.isna(row.paper_accuracy_percent):
+            label = f"{PRINTED[row.network]}, the paper's one run"
+            axes.axhline(
+                row.paper_accuracy_percent, ls="--", lw=1.2, c=COLOURS[row.network], label=label
+            )
+    axes.set(xlabel="seed", ylabel="test accuracy (%)", title="Test accuracy of every seed")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no seed
+    return figure
+
+
+def training_time(runs: pd.DataFrame) -> Figure:
+    """Seconds of training steps of every run, the mean as a bar."""
+    scratch = runs[runs.weights == "scratch"].assign(network=arms)
+    networks = sorted({*scratch.network}, key=order_of)
+    figure, axes = new_figure(width=max(6.4, 1.6 * len(networks)))  # inches; for the labels
+    for place, network in enumerate(networks):
+        seconds = scratch[scratch.network == network].training_wall_seconds
+        name = printed(network).replace("Stride ", "Stride\n").replace(" rate", "\nrate")
+        label = f"{name}\n{seconds.mean():.1f} s, n = {len(seconds)}"
+        axes.bar(label, seconds.mean(), width=0.5, color=colour_of(network), alpha=0.45)
+        axes.scatter([place] * len(seconds), seconds, c=colour_of(network), s=14, zorder=2)
+    axes.set(ylabel="training steps (seconds)", title="Training time of every run")
+    axes.set_ylim(bottom=0)
+    return figure

@@ -1,0 +1,279 @@
+"""What a training step costs: both networks, our loop and a plain one, beside a matrix product.
+
+All are timed in turn, round by round, so that whatever else the machine does meets all alike; what is
+published are medians of the ratios within a round (tables.benchmark).
+"""
+
+import itertools
+import json
+import multiprocessing
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, replace
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.profiler import ProfilerActivity, profile
+from torch.utils.data import DataLoader
+from tqdm import tqdm
+
+from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
+from experiments.reporting.published import PAPER
+from experiments.reporting.section import Section
+from experiments.runs.data import ORIGINS, load
+from experiments.runs.machine import choose_device, circumstances, prepare
+from experiments.runs.networks import build_network, build_strided, initialise
+from experiments.runs.training import Examples, generator, normalise, synchronise, train
+from experiments.settings.identity import model_identity
+from experiments.settings.schema import Bench, Report
+from experiments.studies.table2 import is_the_papers
+from stridenet.elimination import plan_elimination
+from stridenet.errors import InputError
+from stridenet.twin import UnitStrideNetwork
+
+MATRIX = 2048  # rows and columns of the product
+PRODUCTS = 3  # of them a round
+Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
+
+
+def benchmark(config: Bench) -> dict[str, Any]:
+    """Time everything. Returns the seconds of every round, and what a reader needs to judge them."""
+    prepare(config.threads)
+    device = choose_device(config.device)
+    folder = Path(config.outputs) / "data"
+    images, labels = normalise(load(config.data, folder), config.recipe.pixels)["training"]
+    ours: dict[str, Chunk] = {}
+    for name in NETWORKS:
+        layers, inputs = _network(config, name), images
+        if isinstance(layers, UnitStrideNetwork):
+            rearrange = layers.rearrange
+            inputs, layers = rearrange(images), layers.network
+        layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        ours[name] = _our_loop(layers, Examples(inputs, labels, device), config, device)
+
+    matrix = torch.rand(MATRIX, MATRIX, device=device)
+    timed: dict[str, Chunk] = {
+        **{f"ours_{name}": ours[name] for name in NETWORKS},
+        "matrix_product": lambda: seconds(lambda: matrix @ matrix, PRODUCTS, device),
+        "rearrangement": lambda: seconds(lambda: rearrange(images), 1, device),
+    }
+    # A process of its own, which is not set up as ours is.
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_plain, (config, device)
+    ) as plain:
+        for name in NETWORKS:
+            timed[f"plain_{name}"] = partial(_result, plain, name)
+        for chunk in timed.values():
+            chunk()  # the first time is slower
+        rounds = [
+            {name: chunk() for name, chunk in timed.items()}
+            for _ in tqdm(range(config.rounds), desc="rounds", disable=None)
+        ]
+    height, width = config.data.image_size
+    plan = plan_elimination(build_strided(config.model, (1, height, width)), (1, height, width))
+    adds = [layer.multiply_adds for layer in plan.layers if layer.weight_size]
+    return {
+        "model": model_identity(config),
+        "paper": is_the_papers(plan, config.data.name),
+        "multiply_adds": dict(zip(NETWORKS, map(sum, zip(*adds, strict=True)), strict=True)),
+        "first_layer_multiply_adds": dict(zip(NETWORKS, adds[0], strict=True)),
+        "images": len(images),
+        "matrix": MATRIX,
+        "seconds": rounds,  # of a step, of a product, of the rearrangement of all images
+        "operators": {name: _operators(ours[name]) for name in NETWORKS},
+        **circumstances(config, device),
+        "config": asdict(config),
+    }
+
+
+def _network(config: Bench, name: str) -> nn.Module:
+    model = replace(config.model, eliminate_stride=name == "unit_stride", max_pooling=False)
+    height, width = config.data.image_size
+    network = build_network(model, (1, height, width))
+    initialise(network, config.recipe.initialisation, generator(0, "weights"))
+    return network
+
+
+def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torch.device) -> Chunk:
+    recipe = replace(config.recipe, epochs=None, steps=config.steps)
+
+    def chunk() -> float:
+        history = train(layers, {"training": examples}, recipe, 0, device, title=None)
+        return history.wall_seconds / history.steps
+
+    return chunk
+
+
+_plain: dict[str, Chunk] = {}  # in the process of the plain loop
+
+
+def _start_plain(config: Bench, device: torch.device) -> None:
+    """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
+    from torchvision import datasets, transforms
+
+    torch.set_num_threads(config.threads)
+    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
+    if config.data.image_size != [28, 28]:
+        steps.insert(0, transforms.Resize(config.data.image_size))
+    official = getattr(datasets, ORIGINS[config.data.name].name)
+    data = official(Path(config.outputs) / "data", transform=transforms.Compose(steps))
+    loader = DataLoader(data, batch_size=config.recipe.batch_size, shuffle=True)
+    for name in NETWORKS:
+        network = _network(config, name).to(device)
+        _plain[name] = _plain_loop(network, _batches(loader), config, device)
+
+
+def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
+    """Epoch after epoch, so that a chunk of steps does not pay for the start of one."""
+    while True:
+        yield from loader
+
+
+def _plain_loop(
+    network: nn.Module, batches: Iterator[Any], config: Bench, device: torch.device
+) -> Chunk:
+    recipe = config.recipe
+    optimizer = torch.optim.SGD(
+        network.parameters(),
+        lr=recipe.learning_rate,
+        momentum=recipe.momentum,
+        weight_decay=recipe.weight_decay,
+    )
+
+    def chunk() -> float:
+        began = time.perf_counter()
+        for images, labels in itertools.islice(batches, config.steps):
+            optimizer.zero_grad()
+            loss = F.cross_entropy(network(images.to(device)), labels.to(device))
+            loss.backward()
+            optimizer.step()
+        synchronise(device)
+        return (time.perf_counter() - began) / config.steps
+
+    return chunk
+
+
+def _plain_chunk(name: str) -> float:
+    return _plain[name]()
+
+
+def _result(plain: ProcessPoolExecutor, name: str) -> float:
+    return plain.submit(_plain_chunk, name).result()
+
+
+def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
+    """Of one time of the work, when it is done so many times."""
+    synchronise(device)
+    began = time.perf_counter()
+    for _ in range(times):
+        work()
+    synchronise(device)
+    return (time.perf_counter() - began) / times
+
+
+def _operators(chunk: Chunk) -> dict[str, float]:
+    """Share of the processor's time of each of torch's operators, the largest first."""
+    with profile(activities=[ProfilerActivity.CPU]) as profiled:
+        chunk()
+    spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
+    whole = sum(spent.values())
+    return {
+        name: spent[name] / whole for name in sorted(spent, key=spent.__getitem__, reverse=True)
+    }
+
+
+def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
+    """What experiments.benchmark measured: median and quartiles over the rounds, by network, and the
+    ratio of the networks, unit stride over strided, of each round."""
+    seconds = pd.DataFrame(measured["seconds"])
+    batch = measured["config"]["recipe"]["batch_size"]
+    rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product
+
+    def share(network: str) -> "pd.Series[float]":
+        # Forward, and twice as much backward, but no gradient of the images.
+        adds = (
+            3 * measured["multiply_adds"][network] - measured["first_layer_multiply_adds"][network]
+        )
+        return 2 * adds * batch / seconds[f"ours_{network}"] / rate
+
+    def fixed(strided: float, unit_stride: float) -> dict[str, float]:
+        ratio = unit_stride / strided
+        return {"strided_median": strided, "unit_stride_median": unit_stride, "ratio_median": ratio}
+
+    ours, plain = ([seconds[f"{loop}_{n}"] for n in NETWORKS] for loop in ("ours", "plain"))
+    once = 1000 * seconds.rearrangement
+    rows = {
+        "multiply-adds": fixed(*(measured["multiply_adds"][n] for n in NETWORKS)),
+        **(
+            {"paper's training (s)": fixed(*PAPER.paper_training_seconds)}
+            if measured["paper"]
+            else {}
+        ),
+        "our loop (ms)": of_rounds(*(1000 * each for each in ours)),
+        "plain loop (ms)": of_rounds(*(1000 * each for each in plain)),
+        "plain loop / ours": of_rounds(*(p / o for p, o in zip(plain, ours, strict=True))),
+        "share of peak (%)": of_rounds(*(100 * share(n) for n in NETWORKS)),
+        "rearrangement (ms)": {
+            key.replace("strided", "unit_stride"): value
+            for key, value in of_rounds(once, once).items()
+            if key.startswith("strided")
+        },
+    }
+    return pd.DataFrame([{"quantity": quantity, **row} for quantity, row in rows.items()])
+
+
+def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians with their quartiles in one entry."""
+    titles = {network: PRINTED[network] for network in NETWORKS}
+    entries = spreads(table, {**titles, "ratio": "ratio"})
+    entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
+    return pd.DataFrame({"": table.quantity, **entries})
+
+
+OPERATORS = 4  # of torch, of which the share of the time is told
+
+
+def benchmark_section(measured: dict[str, Any]) -> Section:
+    """What experiments.benchmark measured."""
+    config, table = measured["config"], benchmark_table(measured)
+    operators = "; ".join(
+        f"{PRINTED[network]}: "
+        + ", ".join(f"{name} {share:.0%}" for name, share in list(shares.items())[:OPERATORS])
+        for network, shares in measured["operators"].items()
+    )
+    caption = (
+        "Milliseconds of a training step, in our loop and in a plain one in the style of PyTorch's "
+        f"MNIST example; median (quartiles) of {config['rounds']} rounds of {config['steps']} steps "
+        f"each, all in turn, batches of {config['recipe']['batch_size']}. Peak: the rate of "
+        f"multiply-adds in a product of matrices of {measured['matrix']} rows and columns. "
+        f"Rearrangement: of all {measured['images']:,} images, once before training; the plain loop "
+        "does it batch by batch. Where the time "
+        f"of a step goes: {operators}."
+    )
+    about = (
+        f"On {measured['device_name']}, {measured['threads']} thread(s), "
+        f"torch {measured['versions']['torch']}."
+    )
+    readable = benchmark_for_readers(table)
+    return Section("benchmark", "Benchmark", caption, about, table, readable)
+
+
+def benchmark_sections(config: Report) -> list[Section]:
+    """What was measured of this network, if anything."""
+    path = Path(config.outputs) / "benchmark.json"
+    if not path.exists():
+        return []
+    try:
+        measured = json.loads(path.read_text())
+        same = measured["model"] == model_identity(config)
+        return [benchmark_section(measured)] if same else []
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(
+            f"{path} is damaged ({error}); delete it, or `make bench` again"
+        ) from error

@@ -1,0 +1,260 @@
+"""What the conversion does to each model of the zoo, or to one of the user's own.
+
+One model at a time: convert it, verify the twin, time a forward pass of both. A row is kept in a file
+as soon as it is measured, so that an interrupted survey goes on where it was.
+"""
+
+import json
+import math
+import textwrap
+import time
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from torch import Tensor, nn
+from tqdm import tqdm
+
+from experiments.models import convert, load_model, random_inputs
+from experiments.reporting.formats import NETWORKS, blank_or, of_rounds, spreads
+from experiments.reporting.provenance import machine_of
+from experiments.reporting.section import WIDTH, Section
+from experiments.runs.files import write_json
+from experiments.runs.machine import circumstances, prepare
+from experiments.settings.schema import Zoo
+from experiments.studies.conversion import TIMES
+from stridenet.errors import InputError, StrideEliminationError
+from stridenet.plan import EliminationPlan
+from stridenet.sizes import written
+from stridenet.verification import LayerReport, VerificationReport, verify
+from stridenet.zoo import ZOO, calibrate
+
+BATCH = 2  # images on which a twin is verified
+CALIBRATION = 4  # images from which an untrained network's BatchNorm layers take their statistics
+
+
+def survey(config: Zoo) -> list[dict[str, Any]]:
+    """A row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
+
+    What was measured with the same settings is not measured again, unless `force`. A model of the
+    user's own always is: its source may have changed.
+    """
+    prepare(config.threads)
+    folder = Path(config.outputs) / "zoo"
+    folder.mkdir(parents=True, exist_ok=True)
+    rows = []
+    with tqdm(_chosen(config).items(), disable=None) as bar:
+        for name, chosen in bar:
+            bar.set_description(name)
+            path = folder / f"{name}.json"
+            row = None if config.force or config.of_user else _kept(path, chosen)
+            if row is None:
+                row = measure(name, chosen, calibrated=not config.of_user)
+                write_json(path, row)
+                bar.write(f"{name}: {verdict(row)}")
+            rows.append(row)
+    return rows
+
+
+def verdict(row: dict[str, Any]) -> str:
+    """What became of one model, in a line."""
+    if "reason" in row:
+        return f"no twin: {row['reason']}"
+    if row["passed"]:
+        return f"equal up to rounding, over {row['layers_compared']} layers"
+    return f"NOT equal, from {row['first_failure']} on"
+
+
+def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
+    """Convert, verify and time one model. Where it has no twin, the row has the reason instead.
+
+    calibrated: its BatchNorm layers first get the statistics of random images.
+    """
+    row = {
+        "model": name,
+        "input": " and ".join(written(images.shape[1:]) for images in random_inputs(config, 1)),
+        **circumstances(config, torch.device("cpu")),
+        "config": _identity(config),
+    }
+    model = load_model(config).float()
+    if calibrated:
+        calibrate(model, *random_inputs(config, CALIBRATION))
+    try:
+        began = time.perf_counter()
+        twin = convert(model, config)
+        row["conversion_seconds"] = time.perf_counter() - began
+        row |= _planned(twin.plan)
+        row |= _verified(verify(model, twin, _one_or_several(random_inputs(config, BATCH))))
+    except StrideEliminationError as error:
+        return {**row, "reason": str(error)}
+    return {**row, "seconds": forward_seconds(model, twin, random_inputs(config, 1), config.rounds)}
+
+
+@torch.inference_mode()
+def forward_seconds(
+    model: nn.Module, twin: nn.Module, inputs: tuple[Tensor, ...], rounds: int
+) -> list[dict[str, float]]:
+    """Seconds of a forward pass of both networks, in turn, round by round, after one not counted."""
+
+    def once(network: nn.Module) -> float:
+        began = time.perf_counter()
+        network(*inputs)
+        return time.perf_counter() - began
+
+    networks = {"strided": model, "unit_stride": twin}
+    measured = [{name: once(each) for name, each in networks.items()} for _ in range(rounds + 1)]
+    return measured[1:]
+
+
+def _planned(plan: EliminationPlan) -> dict[str, int]:
+    """What the twin costs."""
+    costs = {"parameters": plan.parameters, "multiply_adds": plan.multiply_adds}
+    return {"strided_layers": plan.strided_layers} | {
+        f"{network}_{quantity}": number
+        for quantity, pair in costs.items()
+        for network, number in zip(NETWORKS, pair, strict=True)
+    }
+
+
+def _verified(report: VerificationReport) -> dict[str, Any]:
+    """How far the twin is from the model; None stands for a number that is not finite."""
+    numbers = {
+        "relative_error": max(map(_relative_error, report.layers)),
+        "share_of_bound": max(layer.share_of_bound for layer in report.layers),
+        "output_difference": report.output_difference,
+    }
+    return {
+        "passed": report.passed,
+        "first_failure": report.first_failure,
+        "layers_compared": len(report.layers),
+        **{name: n if math.isfinite(n) else None for name, n in numbers.items()},
+    }
+
+
+def _relative_error(layer: LayerReport) -> float:
+    """The layer's largest error as a share of the largest value of its map."""
+    if not layer.largest_error:
+        return 0.0
+    return layer.largest_error / layer.largest_value if layer.largest_value else math.inf
+
+
+def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:
+    return inputs if len(inputs) > 1 else inputs[0]
+
+
+def _chosen(config: Zoo) -> dict[str, Zoo]:
+    """The settings of each model that is asked for, by name."""
+    if config.of_user:
+        return {config.model["_target_"]: config}
+    names = [*ZOO] if config.models is None else config.models
+    for name in names:
+        if name not in ZOO:
+            raise InputError(f"models: {name} is not in the zoo; it has {', '.join(ZOO)}")
+    return {name: replace(config, **ZOO[name]) for name in ZOO if name in names}
+
+
+def _identity(config: Zoo) -> dict[str, Any]:
+    """What decides a row: not where it is kept, nor which others were asked for."""
+    settings = asdict(config)
+    for name in ("outputs", "models", "force"):
+        del settings[name]
+    return settings
+
+
+def _kept(path: Path, config: Zoo) -> dict[str, Any] | None:
+    """The row that was measured with the same settings; None if there is none."""
+    try:
+        row = json.loads(path.read_text())
+        return row if row["config"] == _identity(config) else None
+    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
+        return None
+
+
+ZOO_COLUMNS = (
+    "model",
+    "input",
+    "scope",
+    "strided_layers",
+    *(
+        f"{network}_{quantity}"
+        for quantity in ("parameters", "multiply_adds")
+        for network in NETWORKS
+    ),
+    "layers_compared",
+    "relative_error",
+    "share_of_bound",
+    "output_difference",
+    "passed",
+    "first_failure",
+    *(f"{name}_{part}" for name in (*NETWORKS, "ratio") for part in ("median", "low", "high")),
+    "conversion_seconds",
+    "git_commit",
+    "date",
+    "reason",
+)
+
+
+def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+    """The survey's rows: what each twin costs, how far it is from its network, milliseconds of a
+    forward pass of both; or the reason why there is no twin."""
+
+    def timed(row: dict[str, Any]) -> dict[str, float]:
+        milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
+        return of_rounds(milliseconds.strided, milliseconds.unit_stride)
+
+    table = pd.DataFrame([{**row, "scope": row["config"]["scope"], **timed(row)} for row in rows])
+    return table.reindex(columns=[*ZOO_COLUMNS]).convert_dtypes()
+
+
+def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """Both networks' numbers in one entry; blanks and the reason where there is no twin."""
+
+    def pair(quantity: str) -> "pd.Series[str]":
+        strided, twin = (
+            (table[f"{network}_{quantity}"] / 1e6).map(blank_or("{:,.2f}")) for network in NETWORKS
+        )
+        return (strided + " → " + twin).where(strided != "", "")
+
+    reasons = {"Reason": table.reason.fillna("")} if table.reason.notna().any() else {}
+    verdict = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
+    return pd.DataFrame(
+        {
+            "Network": table.model,
+            "Input": table["input"],
+            "Scope": table.scope,
+            "Strided layers": table.strided_layers.map(blank_or("{}")),
+            "Parameters (M)": pair("parameters"),
+            "Multiply-adds (M)": pair("multiply_adds"),
+            "Twin is": verdict,
+            "Error": table.relative_error.map(blank_or("{:.1e}")),
+            "of bound": table.share_of_bound.map(blank_or("{:.2g}")),
+            **spreads(table, TIMES),
+            **reasons,
+        }
+    )
+
+
+def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
+    """Write the survey's table and all its rounds into outputs/report; returns what to print."""
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    measured = pd.json_normalize(rows)
+    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    about = f"Measured {machine_of(measured)}, commit {commits}."
+    table = zoo_table(rows)
+    caption = (
+        "Each network beside its unit-stride twin: multiply-adds and milliseconds of the forward "
+        f"pass of one input, median (quartiles) of {config.rounds} rounds in turn, in float32. Error: "
+        "the largest of any layer in float64, as a share of the largest value of its map, and as a "
+        "share of the rounding bound at its position: up to 1, the layer is equal up to rounding."
+    )
+    name = "own_model" if config.of_user else "zoo"  # which keeps the zoo's table
+    write_json(folder / f"{name}.json", rows)
+    readable = zoo_for_readers(table)
+    section = Section(
+        name, "The zoo", caption, about, table, readable, ("Input", "Scope", "Reason")
+    )
+    reasons = [f"{row['model']}: {row['reason']}" for row in rows if "reason" in row]
+    return [section.save(folder), *reasons, textwrap.fill(about, WIDTH)]

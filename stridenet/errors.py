@@ -1,0 +1,9 @@
+"""What goes wrong, said in one line: what was found, where, and what would help."""
+
+
+class StrideEliminationError(ValueError):
+    """The network, or an input, that has no unit-stride form here; says where and what would help."""
+
+
+class InputError(ValueError):
+    """What the user gave, or the machine lacks; one line that names the value and the cure."""

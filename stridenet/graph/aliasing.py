@@ -1,0 +1,52 @@
+"""Which operations share memory: a map that is changed in place must not be read later."""
+
+import operator
+from inspect import signature
+from typing import Any, cast
+
+import torch
+from torch import fx, nn
+
+from stridenet.errors import StrideEliminationError
+from stridenet.graph.nodes import place, tensors
+
+_VIEWS = {
+    operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
+    "flatten", "view", "reshape", "permute", "transpose", "contiguous", "split", "chunk", "detach",
+    torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze", "view_as", "expand", "narrow", "unflatten",
+}  # fmt: skip
+
+
+def refuse_late_readers(traced: fx.GraphModule) -> None:
+    """A map that an operation changes in place must not be read later, save by way of its result."""
+    nodes = list(traced.graph.nodes)
+    order = {node: index for index, node in enumerate(nodes)}
+    memory: dict[fx.Node, fx.Node] = {}  # of each node: the first that has the same memory
+    for node in nodes:
+        sources = node.all_input_nodes
+        module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
+        view = node.target in _VIEWS or isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
+        changes = _is_in_place(node, module)
+        memory[node] = memory[sources[0]] if sources and (view or changes) else node
+        if not sources or not changes:
+            continue
+        for other in nodes[: order[node]]:
+            late = [user for user in other.users if order[user] > order[node]]
+            if late and memory.get(other) is memory[node] and tensors(other.meta["value"]):
+                raise StrideEliminationError(
+                    f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
+                    f"{place(traced, late[0])} reads later; write it out of place (x = F.relu(x))"
+                )
+
+
+def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    if module is not None:
+        return bool(getattr(module, "inplace", False))
+    name = getattr(node.target, "__name__", str(node.target))
+    if name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[-2:] != "__"):
+        return True
+    try:
+        given = signature(cast(Any, node.target)).bind(*node.args, **node.kwargs)
+    except (TypeError, ValueError):
+        return False
+    return given.arguments.get("inplace") is True

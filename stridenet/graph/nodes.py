@@ -1,0 +1,91 @@
+"""What is read from one node of a traced network: its operation, its sizes, where its channels are."""
+
+from typing import Any
+
+from torch import Tensor, fx, nn
+from torch.nn.utils import parametrize
+
+from stridenet.sizes import Size, written
+
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+BATCH = 10_007  # images while tracing: a prime, so that a size that comes from them can be told
+
+
+Axis = tuple[fx.Node, int]  # of a node's result: one of its spatial axes
+
+
+def tensors(value: Any) -> list[Tensor]:
+    """The tensors of a value: itself, or those of a tuple."""
+    if isinstance(value, Tensor):
+        return [value]
+    return [v for v in value if isinstance(v, Tensor)] if isinstance(value, (tuple, list)) else []
+
+
+def operations(traced: fx.GraphModule) -> list[fx.Node]:
+    """What a traced network does to tensors, in order; a plan has a layer for each."""
+    others = ("placeholder", "output", "get_attr")
+    nodes = traced.graph.nodes
+    return [n for n in nodes if n.op not in others and tensors(n.meta["value"])]
+
+
+def operation_of(traced: Any, node: fx.Node) -> Any:
+    """What a node does, as the rules know it: a module's type, a function, or a method's name."""
+    if node.op == "call_module":
+        return operation_type(traced.get_submodule(str(node.target)))
+    return node.target
+
+
+def operation_type(module: nn.Module) -> Any:
+    """The class of torch.nn that a module is by what it computes, else its own class."""
+    forwards = ("forward", "_conv_forward", "_check_input_dim")
+    own = type(module)
+    if parametrize.is_parametrized(module):
+        own = own.__mro__[1]
+    for base in own.__mro__:
+        if base.__module__.startswith("torch.nn.modules") and base is not nn.Module:
+            same = all(getattr(own, f, None) is getattr(base, f, None) for f in forwards)
+            return base if same else own
+    return own
+
+
+def place(traced: Any, node: fx.Node) -> str:
+    """A node as errors name it: "features.0 (Conv2d)"."""
+    if node.op == "call_module":
+        return f"{node.target} ({type(traced.get_submodule(str(node.target))).__name__})"
+    return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
+
+
+def size_of(node: fx.Node) -> str:
+    """The sizes of what a node gives, without the batch, as errors name them."""
+    values = tensors(node.meta["value"])
+    return ", ".join(written(v.shape[1:]) for v in values) if values else repr(node.meta["value"])
+
+
+def shape(node: fx.Node) -> Size:
+    """Of what a node gives, with the batch; the first of several."""
+    return tuple(tensors(node.meta["value"])[0].shape)
+
+
+def channel(node: fx.Node) -> int:
+    """Which dimension holds the channels."""
+    return int(node.meta.get("channel", 1))
+
+
+def spatial(node: fx.Node) -> list[int]:
+    """Which dimensions are spatial: all but batch and channels."""
+    return (
+        [d for d in range(1, len(shape(node))) if d != channel(node)]
+        if len(shape(node)) > 2
+        else []
+    )
+
+
+def axes(node: fx.Node) -> list[Axis]:
+    """The spatial axes of a node's result."""
+    return [(node, axis) for axis in range(len(spatial(node)))]
+
+
+def extents(node: fx.Node) -> list[int]:
+    """The sizes of its spatial axes."""
+    return [shape(node)[d] for d in spatial(node)]

@@ -1,0 +1,1 @@
+"""ONNX files of networks: written, and checked before they appear."""

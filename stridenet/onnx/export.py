@@ -1,0 +1,364 @@
+"""A network as an ONNX file, which has passed its checks before it appears under its name.
+
+The file is written, checked and run in a hidden folder beside its place, and moved there last: whoever
+finds it finds one that onnx accepts, that computes in onnxruntime what the network computes in PyTorch
+and that, of a twin, has no stride above 1.
+"""
+
+import contextlib
+import copy
+import importlib
+import inspect
+import io
+import json
+import logging
+import os
+import tempfile
+import warnings
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from stridenet import host
+from stridenet.errors import InputError, StrideEliminationError
+from stridenet.onnx.check import (
+    Comparison,
+    Images,
+    StridedNode,
+    check_graph,
+    compare,
+    outputs_of,
+    reason,
+)
+from stridenet.plan import EliminationPlan
+from stridenet.sizes import Size, checked_sizes, written
+from stridenet.twin import UnitStrideNetwork
+
+PACKAGES = ("onnx", "onnxscript", "onnxruntime")
+SINGLE_FILE_LIMIT = (
+    2**30
+)  # bytes of weights; protobuf ends at 2 GiB, so that more lie in a file beside
+TRACED_BATCH = 2  # torch.export takes an axis of size 1 for one that is always 1
+CHECKED_BATCHES = (1, 3)  # where the batch is free
+
+
+@dataclass(frozen=True)
+class ExportReport:
+    """What was written, and what the checks found."""
+
+    path: Path
+    layout: Path | None  # of the rearrangement that is left to the host
+    operators: dict[str, int]  # how many nodes of each, the most frequent first
+    strided: tuple[StridedNode, ...]  # strides above 1; of a twin, those that its plan keeps
+    comparison: Comparison
+
+    def __str__(self) -> str:
+        found = self.comparison
+        lines = [
+            f"{self.path}: {', '.join(f'{n} {name}' for name, n in self.operators.items())}",
+            f"strides above 1: {'; '.join(map(str, self.strided)) or 'none'}",
+            f"onnxruntime against PyTorch, batches of {' and '.join(map(str, found.batches))}: largest "
+            f"difference {found.difference:.2g} of at most {found.tolerance:.2g} (largest output "
+            f"{found.largest_output:.2g})",
+        ]
+        if self.layout:
+            lines.append(f"{self.layout}: how the host rearranges the images")
+        return "\n".join(lines)
+
+
+def export_onnx(
+    network: nn.Module,
+    path: str | os.PathLike[str],
+    input_size: Sequence[Any] | None = None,
+    *,
+    rearrange: str = "graph",
+    batch: int | None = None,
+    tolerance: float | None = None,
+) -> ExportReport:
+    """Write `network`, in evaluation mode, into the ONNX file `path`, and check the file.
+
+    network: a twin, or any network of images of `input_size` (channels, height, width); of several
+        inputs, a sequence of sizes. Weights are float32. The network is left as it is: a copy on the
+        CPU is exported.
+    rearrange: whether a twin's file takes ordinary images ("graph"), or their phase form, which the
+        host makes ("host"). How is then described in NET.layout.json beside NET.onnx and in the file's
+        metadata; stridenet.host does it in NumPy.
+    batch: images at once; None leaves it free.
+    tolerance: largest difference allowed between onnxruntime and PyTorch; by default what rounding
+        may do to this network, see onnx_check.compare.
+
+    Weights of more than 1 GiB go into NET.onnx.data. Raises InputError for a wrong argument or a
+    missing package, and StrideEliminationError where the network cannot be exported, or the file fails
+    a check: a stride above 1 in a twin, or an output that is not PyTorch's. An earlier file then stays.
+    """
+    path = Path(path)
+    _check_arguments(path, rearrange, batch)
+    require_packages()
+    subject = _subject(network, input_size, rearrange)
+    batches = [subject.images(count) for count in ((batch,) if batch else CHECKED_BATCHES)]
+    with _staged(path) as folder:
+        program = _translate(subject, batch)
+        _annotate(program, subject)
+        _save(program, folder / path.name)
+        if subject.layout:
+            _write_layout(subject.layout, folder / layout_path(path).name)
+        operators, strided = check_graph(folder / path.name, subject.plan)
+        feeds = [subject.fed(images) for images in batches]
+        comparison = compare(folder / path.name, subject.network, batches, feeds, tolerance)
+    layout = layout_path(path) if subject.layout else None
+    return ExportReport(path, layout, operators, strided, comparison)
+
+
+def layout_path(path: Path) -> Path:
+    """Where the description of the host's rearrangement lies: NET.layout.json beside NET.onnx."""
+    return path.with_suffix(".layout.json")
+
+
+def require_packages() -> None:
+    """Raise InputError unless everything that an export needs is installed."""
+    try:
+        with _quietly():
+            for package in PACKAGES:
+                importlib.import_module(package)
+    except ImportError as error:
+        raise InputError(
+            f"an export to ONNX needs {', '.join(PACKAGES)} ({error}): pip install 'stridenet[onnx]'"
+        ) from error
+
+
+def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
+    if rearrange not in ("graph", "host"):
+        raise InputError(f"rearrange={rearrange} is unknown; take one of graph, host")
+    if batch is not None and (not isinstance(batch, int) or batch < 1):
+        raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
+    if path.is_dir():
+        raise InputError(f"{path} is a folder; name the file, as in {path / 'net.onnx'}")
+
+
+# What is exported -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class _Subject:
+    """A network ready for export: on the CPU, in evaluation mode, of known inputs."""
+
+    network: nn.Module  # takes ordinary images
+    names: tuple[str, ...]  # of its inputs
+    sizes: tuple[Size, ...]  # of one image of each
+    plan: EliminationPlan | None  # of a twin
+    layout: dict[str, Any] | None  # where the host rearranges
+
+    @property
+    def exported(self) -> nn.Module:
+        """What the file computes: the whole network, or what follows the rearrangement."""
+        if self.layout and isinstance(self.network, UnitStrideNetwork):
+            return self.network.network
+        return self.network
+
+    def images(self, count: int) -> Images:
+        """Random ordinary images (count, c, h, w) for each input."""
+        generator = torch.Generator().manual_seed(count)
+        return tuple(
+            torch.randn(count, *size, generator=generator, dtype=torch.float32, device="cpu")
+            for size in self.sizes
+        )
+
+    def fed(self, images: Images) -> dict[str, np.ndarray]:
+        """What the file's inputs get for these images: where the host rearranges, as it does it."""
+        arrays = tuple(tensor.numpy() for tensor in images)
+        if self.layout:
+            rearranged = host.rearrange(self.layout, *arrays)
+            arrays = rearranged if isinstance(rearranged, tuple) else (rearranged,)
+        return dict(zip(self.names, arrays, strict=True))
+
+
+def _subject(network: nn.Module, input_size: Sequence[Any] | None, rearrange: str) -> _Subject:
+    _require_float32(network)
+    sizes = None if input_size is None else checked_sizes(input_size)
+    plan = layout = None
+    if isinstance(network, UnitStrideNetwork):
+        plan = network.plan
+        made_for = tuple(each.size for each in plan.inputs)
+        names = tuple(each.name for each in plan.inputs)
+        if sizes not in (None, made_for):
+            raise InputError(
+                f"input_size={input_size}, but this twin was made for "
+                f"{' and '.join(map(written, made_for))}; leave input_size out"
+            )
+        sizes = made_for
+        layout = describe_layout(plan) if rearrange == "host" else None
+    elif rearrange == "host":
+        raise InputError(
+            f"rearrange=host, but a {type(network).__name__} takes ordinary images; only the twin "
+            "that eliminate_stride returns can leave a rearrangement to the host"
+        )
+    elif sizes is None:
+        raise InputError("input_size is missing: give the size of one image, as in (1, 28, 28)")
+    else:
+        names = _parameter_names(network, len(sizes))
+    network = copy.deepcopy(network).to("cpu").eval()
+    return _Subject(network, names, sizes, plan, layout)
+
+
+def _require_float32(network: nn.Module) -> None:
+    for name, tensor in (*network.named_parameters(), *network.named_buffers()):
+        if tensor.is_meta:
+            raise StrideEliminationError(f"{name} is on the meta device: load the weights first")
+        if tensor.is_floating_point() and tensor.dtype != torch.float32:
+            raise InputError(
+                f"{name} is {str(tensor.dtype).removeprefix('torch.')}, for which onnxruntime has no "
+                "convolution on the CPU, so that the file could not be checked; export copy.deepcopy("
+                "network).float(), and let the tool for the device convert the file"
+            )
+
+
+def _parameter_names(network: nn.Module, count: int) -> tuple[str, ...]:
+    """What the network's forward calls its first `count` inputs."""
+    names: list[str] = []
+    for parameter in inspect.signature(network.forward).parameters.values():
+        if parameter.kind == parameter.VAR_POSITIONAL:
+            names += [f"{parameter.name}_{number}" for number in range(len(names), count)]
+        else:
+            names.append(parameter.name)
+    return tuple(names[:count])
+
+
+# The host's rearrangement ---------------------------------------------------------------------------
+
+
+def describe_layout(plan: EliminationPlan) -> dict[str, Any]:
+    """How a twin's inputs come about: numbers, which stridenet.host reads, and the same in words."""
+    return {
+        "format": "phase form: space-to-depth, channel-major as torch's pixel_unshuffle",
+        "inputs": [
+            {
+                "name": each.name,
+                "dtype": "float32",
+                "image_size": list(each.size),
+                "padding": [list(pair) for pair in each.padding],
+                "factor": list(each.map.factor),
+                "phase_form_size": list(each.map.unit_stride_size),
+                **_axis_order(len(each.map.factor)),
+            }
+            for each in plan.inputs
+        ],
+    }
+
+
+def _axis_order(axes: int) -> dict[str, Any]:
+    """The order of a phase form of so many spatial axes, as an einops pattern and in words."""
+    blocks, factors, phases = (" ".join(f"{x}{axis}" for axis in range(axes)) for x in "ifp")
+    split = " ".join(f"(i{axis} f{axis})" for axis in range(axes))
+    channel = "c"
+    for axis in range(axes):
+        channel = f"({channel} * f{axis} + p{axis})"
+    positions = ", ".join(f"i{axis} * f{axis} + p{axis}" for axis in range(axes))
+    return {
+        "einops": f"n c {split} -> n (c {factors}) {blocks}",
+        "steps": [
+            "put zeros around each image: padding is [before, after] of each spatial axis",
+            f"add zeros after the end of each axis up to a multiple of its factor ({factors})",
+            f"the phase form's value [n, {channel}, {blocks.replace(' ', ', ')}] is value "
+            f"[n, c, {positions}] of that, for each phase ({phases}) from 0 to factor - 1",
+            "values lie in row-major order, the last axis contiguous",
+        ],
+    }
+
+
+def _write_layout(layout: dict[str, Any], path: Path) -> None:
+    path.write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+
+
+# Translation and file -------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def _quietly() -> Iterator[None]:
+    """Without what torch's exporter prints, logs and warns of: its errors come as exceptions."""
+    disabled = logging.root.manager.disable
+    logging.disable(logging.CRITICAL)
+    try:
+        with (
+            warnings.catch_warnings(),
+            contextlib.redirect_stdout(io.StringIO()),
+            contextlib.redirect_stderr(io.StringIO()),
+        ):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        logging.disable(disabled)
+
+
+def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
+    network = subject.exported
+    arrays = subject.fed(subject.images(batch or TRACED_BATCH)).values()
+    inputs = tuple(map(torch.from_numpy, arrays))
+    outputs = len(outputs_of(network, inputs))
+    names = ["output"] if outputs == 1 else [f"output_{number}" for number in range(outputs)]
+    try:
+        with _quietly():
+            program = torch.onnx.export(
+                network,
+                inputs,
+                dynamo=True,
+                verbose=False,
+                input_names=subject.names,
+                output_names=names,
+                dynamic_shapes=None if batch else _free_batch(network, inputs),
+            )
+    except Exception as error:  # what the user's forward raises while it is traced varies
+        fixed = "" if batch else ", or give batch=1 if they depend on the number of images"
+        raise StrideEliminationError(
+            f"{type(subject.network).__name__} cannot be exported ({reason(error)}); write its "
+            f"forward without decisions on values{fixed}"
+        ) from error
+    assert program is not None
+    return program
+
+
+def _free_batch(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
+    """For each parameter of forward, a tuple for *inputs: axis 0 may have any size."""
+    free = {0: torch.export.Dim("batch")}
+    given = inspect.signature(network.forward).bind(*inputs).arguments.values()
+    return tuple(free if isinstance(value, Tensor) else (free,) * len(value) for value in given)
+
+
+def _annotate(program: torch.onnx.ONNXProgram, subject: _Subject) -> None:
+    """Say in the file what it is; take out in which folders of this machine the code lay."""
+    for node in program.model.graph.all_nodes():
+        node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
+    properties = program.model.metadata_props
+    properties["stridenet.network"] = "unit_stride" if subject.plan else "strided"
+    if subject.layout:
+        properties["stridenet.layout"] = json.dumps(subject.layout)
+
+
+def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
+    weights = program.model.graph.initializers.values()
+    size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
+    with _quietly():
+        program.save(path, external_data=size > SINGLE_FILE_LIMIT)
+
+
+@contextlib.contextmanager
+def _staged(path: Path) -> Iterator[Path]:
+    """A folder for all files of an export, which take their places if nothing fails."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
+        folder = Path(temporary)
+        yield folder
+        made = {file.name for file in folder.iterdir()}
+        companions = (path.with_name(f"{path.name}.data"), layout_path(path))
+        for place in (*companions, path):  # the model last, when what it refers to is there
+            if place.name in made:
+                with (folder / place.name).open("rb") as file:
+                    os.fsync(file.fileno())
+                os.replace(folder / place.name, place)
+        for place in companions:
+            if place.name not in made:  # it is of an export that this one replaces
+                place.unlink(missing_ok=True)

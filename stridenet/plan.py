@@ -1,0 +1,173 @@
+"""Every size of the twin, before any weight exists: of its layers, of its inputs, of the whole."""
+
+from dataclasses import dataclass
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING
+
+from stridenet.layers import Padding
+from stridenet.options import Options
+from stridenet.phases import FeatureMap
+from stridenet.sizes import Size, written
+from stridenet.taps import Taps, TransposedTapMap, phase_size
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class LayerPlan:
+    """One operation of the network, and what the twin makes of it."""
+
+    name: str  # the module's path, or the node's name for a function
+    operation: str  # "Conv2d", "relu", …
+    inputs: tuple[FeatureMap, ...]  # those that are maps or vectors
+    output: FeatureMap
+    weight_size: Size = ()  # of the strided filter; () if there is none
+    maps: tuple[Taps, ...] = ()  # one an axis; () unless it is a window over positions
+    masked: bool = False  # the input's phantoms are filled first
+    padding: Padding | None = None  # at scope="layer": put around the map, which is rearranged here
+    parameters: tuple[int, int] = (0, 0)  # strided, unit-stride
+    strided: bool = False  # had a stride above one, and lost it
+    module: str = ""  # its path in the strided network, where several layers may have one
+
+    @property
+    def input(self) -> FeatureMap:
+        """The first of `inputs`."""
+        return self.inputs[0]
+
+    @property
+    def unit_stride_weight_size(self) -> Size:
+        """Size of the twin's filter."""
+        if not self.maps or not self.weight_size:
+            return self.weight_size
+        return (
+            self.weight_size[0] * prod(tap_map.output_factor for tap_map in self.maps),
+            self.weight_size[1] * prod(tap_map.input_factor for tap_map in self.maps),
+            *(tap_map.twin_kernel for tap_map in self.maps),
+        )
+
+    @property
+    def structural_zeros(self) -> int:
+        """Entries of the twin's filter that no strided weight stands behind."""
+        if not self.maps or not self.weight_size:
+            return 0
+        taps = prod(int((tap_map.taps >= 0).sum()) for tap_map in self.maps)
+        return prod(self.unit_stride_weight_size) - prod(self.weight_size[:2]) * taps
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """Of one image's forward pass, strided and unit-stride."""
+        if not self.weight_size:
+            return 0, 0
+        if not self.maps:
+            positions = prod(self.output.size) // self.weight_size[0]
+            return (prod(self.weight_size) * positions,) * 2
+        positions = prod(
+            tap_map.size if isinstance(tap_map, TransposedTapMap) else tap_map.output_size
+            for tap_map in self.maps
+        )
+        blocks = (phase_size([m.output_size], [m.output_factor]) for m in self.maps)
+        return (
+            prod(self.weight_size) * positions,
+            prod(self.unit_stride_weight_size) * prod(chain(*blocks)),
+        )
+
+
+def changes(layer: LayerPlan) -> bool:
+    """Whether a map of its is rearranged, or its stride is to go."""
+    return layer.strided or any(m.phases > 1 for m in (*layer.inputs, layer.output))
+
+
+@dataclass(frozen=True)
+class InputPlan:
+    """One input of the twin."""
+
+    name: str  # of the argument of forward
+    size: Size  # (channels, height, width) of the images
+    padding: Padding  # zeros put around an image before it is rearranged
+    map: FeatureMap  # of the padded image
+
+
+@dataclass(frozen=True)
+class EliminationPlan:
+    """Every size of the twin, before any weight exists."""
+
+    inputs: tuple[InputPlan, ...]
+    layers: tuple[LayerPlan, ...]
+    options: Options
+    parameters: tuple[int, int]  # of the strided and of the unit-stride network
+    bytes_each: int  # of a parameter
+
+    @property
+    def input(self) -> FeatureMap:
+        """The map that the first input becomes."""
+        return self.inputs[0].map
+
+    @property
+    def input_size(self) -> tuple:
+        """As eliminate_stride was given it: the size of the image, or of each input."""
+        sizes = tuple(given.size for given in self.inputs)
+        return sizes[0] if len(sizes) == 1 else sizes
+
+    @property
+    def multiply_adds(self) -> tuple[int, int]:
+        """Of one image's forward pass through either network."""
+        both = [layer.multiply_adds for layer in self.layers]
+        return sum(strided for strided, _ in both), sum(twin for _, twin in both)
+
+    @property
+    def strided_layers(self) -> int:
+        """How many layers lose a stride."""
+        return sum(layer.strided for layer in self.layers)
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
+        import pandas as pd  # not needed to convert, and slow to import
+
+        return pd.DataFrame(
+            {
+                "layer": layer.name,
+                "operation": layer.operation,
+                "strided_map": written(layer.output.size),
+                "unit_stride_map": written(layer.output.unit_stride_size),
+                "strided_filter": written(layer.weight_size),
+                "unit_stride_filter": written(layer.unit_stride_weight_size),
+                "strided_weights": prod(layer.weight_size) if layer.weight_size else 0,
+                "unit_stride_weights": prod(layer.unit_stride_weight_size)
+                if layer.weight_size
+                else 0,
+                "structural_zeros": layer.structural_zeros,
+                "strided_parameters": layer.parameters[0],
+                "unit_stride_parameters": layer.parameters[1],
+                "strided_multiply_adds": layer.multiply_adds[0],
+                "unit_stride_multiply_adds": layer.multiply_adds[1],
+                "masked": layer.masked,
+                "stride_eliminated": layer.strided,
+            }
+            for layer in self.layers
+        )
+
+    def __str__(self) -> str:
+        frame = self.to_frame()
+        filters = frame[frame.strided_filter != ""]
+        changed = (filters.strided_filter != filters.unit_stride_filter) | (
+            filters.strided_map != filters.unit_stride_map
+        )
+        rows = filters if len(filters) <= 20 else filters[changed]
+        pairs = {
+            column: rows[f"strided_{column}"] + " -> " + rows[f"unit_stride_{column}"]
+            for column in ("map", "filter")
+        }
+        table = rows[["layer"]].assign(**pairs).to_string(index=False)
+        if len(rows) < len(filters):
+            table += f"\n... and {len(filters) - len(rows)} layers with filters as they were"
+        inputs = (f"{written(i.size)} -> {written(i.map.unit_stride_size)}" for i in self.inputs)
+        before, after = self.parameters
+        return (
+            f"input {', '.join(inputs)}\n{table}\n"
+            f"strides eliminated in {self.strided_layers} layers; parameters {before:,} -> {after:,} "
+            f"({frame.structural_zeros.sum():,} structural zeros; "
+            f"{before * self.bytes_each / 1e6:,.1f} -> {after * self.bytes_each / 1e6:,.1f} MB), "
+            f"multiply-adds {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}"
+        )

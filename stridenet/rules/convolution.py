@@ -1,0 +1,153 @@
+"""The rules of convolutions and of transposed convolutions."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from itertools import chain
+from math import prod
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from stridenet.errors import StrideEliminationError
+from stridenet.graph.factors import Factors
+from stridenet.graph.nodes import CONVOLUTIONS, axes, extents, place, shape
+from stridenet.layers import DepthToSpace
+from stridenet.phases import expand_bias, expand_filter
+from stridenet.plan import LayerPlan
+from stridenet.rules.base import Call, sequence
+from stridenet.rules.windows import Window, Windowed
+from stridenet.sizes import written
+from stridenet.taps import Taps, TransposedTapMap
+
+
+class Convolution(Windowed):
+    """Conv1d, Conv2d, Conv3d."""
+
+    def applies(self, call: Call) -> bool:
+        rank = len(call.module.kernel_size) + 2
+        return super().applies(call) and len(shape(call.maps[0])) == rank and self._ordinary(call)
+
+    @staticmethod
+    def _ordinary(call: Call) -> bool:
+        conv, named = call.module, place(call.traced, call.node)
+        first, second = conv.out_channels, conv.in_channels
+        if conv.transposed:
+            first, second = second, first
+        made_with = (first, second // conv.groups, *conv.kernel_size)
+        numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
+        if tuple(conv.weight.shape) != made_with or any(isinstance(n, int) for n in numbers):
+            raise StrideEliminationError(
+                f"{named} was changed after it was made: its weight {written(conv.weight.shape)} and "
+                f"its kernel, stride, dilation and padding {numbers} do not go together"
+            )
+        return conv.padding_mode == "zeros"
+
+    def windows(self, call: Call) -> list[Window]:
+        conv = call.module
+        numbers = zip(conv.kernel_size, conv.stride, conv.dilation, _padding(conv), strict=True)
+        return [Window(*axis) for axis in numbers]
+
+    def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        conv = call.module
+        size = (conv.out_channels, conv.in_channels // conv.groups, *conv.kernel_size)
+        return replace(layer, weight_size=size)
+
+    @staticmethod
+    def _counted(call: Call, layer: LayerPlan) -> LayerPlan:
+        filters = prod(layer.unit_stride_weight_size)
+        phases = prod(tap_map.output_factor for tap_map in layer.maps)
+        bias = 0 if call.module.bias is None else phases * layer.weight_size[0]
+        return replace(layer, parameters=(layer.parameters[0], filters + bias))
+
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        return self._counted(call, super().plan(call, layer))
+
+    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        return self._counted(call, super().plan_alone(call, layer))
+
+    def strided_filter(self, call: Call) -> Tensor:
+        """(out, in / groups, *kernel)."""
+        return call.module.weight.detach()
+
+    def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
+        padding = [tap_map.twin_padding for tap_map in layer.maps]
+        inside = all(before == after >= 0 for before, after in padding)
+        parts: dict[str, nn.Module] = {}
+        if not inside:
+            zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
+            parts["padding"] = zero_pad(tuple(chain.from_iterable(reversed(padding))))
+        own = [before for before, _ in padding] if inside else [0] * len(padding)
+        parts["convolution"] = self._convolution(call, layer, own)
+        return parts
+
+    def _convolution(self, call: Call, layer: LayerPlan, padding: list[int]) -> nn.Module:
+        module = call.module
+        out_channels, in_channels, *kernel = layer.unit_stride_weight_size
+        kind: Any = CONVOLUTIONS[len(kernel) - 1]
+        with torch.device("meta"):  # no memory, and no draw from the global random generator
+            twin = kind(
+                in_channels * module.groups,
+                out_channels,
+                tuple(kernel),
+                padding=tuple(padding),
+                groups=module.groups,
+                bias=module.bias is not None,
+            )
+        weight = expand_filter(self.strided_filter(call), layer.maps).contiguous()
+        twin.weight = nn.Parameter(weight, _requires_grad(module, "weight"))
+        if module.bias is not None:
+            bias = expand_bias(module.bias.detach(), layer.maps).clone()
+            twin.bias = nn.Parameter(bias, _requires_grad(module, "bias"))
+        return cast(nn.Module, twin.train(module.training))
+
+
+class TransposedConvolution(Convolution):
+    """ConvTranspose1d, 2d, 3d: f(out) = s·f(in), and a plain convolution between phase forms."""
+
+    def tie(self, call: Call, factors: Factors) -> None:
+        for a, b, stride in zip(
+            axes(call.maps[0]), axes(call.node), call.module.stride, strict=True
+        ):
+            factors.tie(b, a, stride, call.named)
+
+    def _maps(self, call: Call, factors: Sequence[int]) -> tuple[Taps, ...]:
+        conv = call.module
+        numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
+        sizes = (extents(call.maps[0]), extents(call.node), factors)
+        return tuple(TransposedTapMap(*axis) for axis in zip(*numbers, *sizes, strict=True))
+
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        maps = self._maps(call, layer.input.factor)
+        masked = any(tap_map.reads_phantoms for tap_map in maps)
+        return self._counted(call, replace(layer, maps=maps, masked=masked))
+
+    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        maps = self._maps(call, layer.input.factor)
+        return self._counted(call, replace(layer, maps=maps, padding=((0, 0),) * len(maps)))
+
+    def strided_filter(self, call: Call) -> Tensor:
+        weight, groups = call.module.weight.detach(), call.module.groups
+        return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        if layer.padding is None:
+            return super().build(call, layer)
+        factor = tuple(tap_map.output_factor for tap_map in layer.maps)
+        restore = DepthToSpace(replace(layer.output, factor=factor))
+        return sequence(**self.parts(call, layer), restore=restore)
+
+
+def _requires_grad(module: nn.Module, name: str) -> bool:
+    """Of a parameter, or of what a parametrization makes it from."""
+    return bool(getattr(module, name).requires_grad)
+
+
+def _padding(conv: Any) -> list[tuple[int, int]]:
+    """Zeros before and after each axis."""
+    if conv.padding == "valid":
+        return [(0, 0) for _ in conv.kernel_size]
+    if conv.padding == "same":
+        totals = [d * (k - 1) for d, k in zip(conv.dilation, conv.kernel_size, strict=True)]
+        return [(total // 2, total - total // 2) for total in totals]
+    return [(int(zeros), int(zeros)) for zeros in conv.padding]

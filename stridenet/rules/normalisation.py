@@ -1,0 +1,46 @@
+"""The rule of BatchNorm, whose statistics are over all positions of a channel."""
+
+from dataclasses import replace
+from itertools import chain
+
+import torch
+from torch import nn
+
+from stridenet.graph.nodes import channel
+from stridenet.layers import PhantomMask, PhaseBatchNorm, Pixels, SharedBatchNorm
+from stridenet.plan import LayerPlan
+from stridenet.rules.base import Call, Rule, device_of
+from stridenet.rules.pointwise import repeated
+
+
+class BatchNormalisation(Rule):
+    """Statistics over all phases of a channel, as in the strided network, or of each phase."""
+
+    def applies(self, call: Call) -> bool:
+        return super().applies(call) and channel(call.node) == 1
+
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        own, phases = layer.parameters[0], layer.output.phases
+        return replace(
+            layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases)
+        )
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        module, phases = call.module, layer.output.phases
+        shared = call.how.batch_norm == "shared"
+        kind = (
+            SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
+        )
+        features = module.num_features * (1 if shared else phases)
+        with torch.device("meta"):
+            twin = kind(
+                features, module.eps, module.momentum, module.affine, module.track_running_stats
+            )
+        for name, tensor in chain(module.named_parameters(), module.named_buffers()):
+            many = phases if tensor.ndim and not shared else 1
+            setattr(twin, name, repeated(tensor, many))
+        if shared:
+            twin.pixels = Pixels(layer.output, device_of(call))
+        elif layer.output.ragged:
+            twin.mask = PhantomMask(layer.output, device_of(call))
+        return twin.train(module.training)

@@ -1,0 +1,104 @@
+"""What the rules of operations share that read a window at each position and step by a stride."""
+
+from dataclasses import replace
+from typing import NamedTuple
+
+from torch import nn
+
+from stridenet.graph.factors import Factors
+from stridenet.graph.nodes import axes, channel, extents, shape
+from stridenet.layers import PhantomMask, SpaceToDepth, WindowMaximum
+from stridenet.phases import FeatureMap
+from stridenet.plan import LayerPlan
+from stridenet.rules.base import Call, Rule, device_of, sequence
+from stridenet.taps import TapMap
+
+
+class Window(NamedTuple):
+    """One axis of a convolution or pooling, as torch's layers say it."""
+
+    kernel: int
+    stride: int
+    dilation: int
+    padding: tuple[int, int]
+
+
+class Windowed(Rule):
+    """Reads a window around each of its positions, and steps by its stride: f(in) = s·f(out)."""
+
+    def windows(self, call: Call) -> list[Window]:
+        """One for each spatial axis."""
+        raise NotImplementedError
+
+    def outside(self, call: Call) -> float:
+        """What a window reads outside the map."""
+        return 0.0
+
+    def applies(self, call: Call) -> bool:
+        return super().applies(call) and channel(call.maps[0]) == 1
+
+    def _effective(self, call: Call) -> list[Window]:
+        """A stride that is never taken counts as one, and there is no room for it."""
+        effective = []
+        for window, size, length in zip(
+            self.windows(call), extents(call.maps[0]), extents(call.node), strict=True
+        ):
+            if length == 1:
+                before = window.padding[0]
+                reach = window.dilation * (window.kernel - 1) + 1
+                window = window._replace(stride=1, padding=(before, reach - size - before))
+            effective.append(window)
+        return effective
+
+    def tie(self, call: Call, factors: Factors) -> None:
+        lengths = extents(call.node)
+        for a, b, window, length in zip(
+            axes(call.maps[0]), axes(call.node), self.windows(call), lengths, strict=True
+        ):
+            if length > 1:  # a single output is where it is in any form
+                factors.tie(a, b, window.stride, call.named)
+
+    def is_strided(self, call: Call) -> bool:
+        return any(window.stride > 1 for window in self.windows(call))
+
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        maps = tuple(
+            TapMap(*window, size, output, source if length == 1 else None)
+            for window, size, length, source, output in zip(
+                self._effective(call),
+                extents(call.maps[0]),
+                extents(call.node),
+                layer.input.factor,
+                layer.output.factor,
+                strict=True,
+            )
+        )
+        return replace(layer, maps=maps, masked=any(tap_map.reads_phantoms for tap_map in maps))
+
+    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        maps, padding = [], []
+        for window, size, length in zip(
+            self._effective(call), extents(call.maps[0]), extents(call.node), strict=True
+        ):
+            alone = TapMap(window.kernel, window.stride, window.dilation, (0, 0), size, 1)
+            read = window.stride * (length - 1 + alone.twin_kernel)  # all that the twin reads
+            padding.append((window.padding[0], read - size - window.padding[0]))
+            maps.append(replace(alone, size=read))
+        source = FeatureMap(
+            (layer.input.channels, *(m.size for m in maps)), tuple(m.stride for m in maps)
+        )
+        return replace(layer, inputs=(source,), maps=tuple(maps), padding=tuple(padding))
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        parts: dict[str, nn.Module] = {}
+        outside = self.outside(call)
+        if layer.padding is not None:
+            size = shape(call.maps[0])[1:]
+            parts["rearrange"] = SpaceToDepth(size, layer.padding, layer.input.factor, outside)
+        if layer.masked:
+            parts["mask"] = PhantomMask(layer.input, device_of(call), outside)
+        return sequence(**parts, **self.parts(call, layer))
+
+    def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
+        """What follows mask and rearrangement, by name."""
+        return {"maximum": WindowMaximum(layer.maps, self.outside(call))}
