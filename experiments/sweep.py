@@ -24,7 +24,7 @@ from tqdm import tqdm
 
 from experiments.command import one_line
 from experiments.runs.folder import run_folder
-from experiments.runs.results import read_result
+from experiments.runs.results import published_result, read_result
 from experiments.settings.checks import resolve
 from experiments.settings.identity import experiment_identity, variant
 from experiments.settings.schema import Config
@@ -46,9 +46,12 @@ class Job:
     config: Config
     folder: Path
     seconds: float = 0.0  # expected
+    published: dict[str, Any] | None = None  # its row, if it has been published
 
     def result(self) -> dict[str, Any] | None:
         """The run's result once it is done."""
+        if self.published is not None:
+            return self.published
         with contextlib.suppress(InputError):  # damaged
             return read_result(self.folder)
         return None
@@ -167,7 +170,8 @@ def missing() -> list[str]:
 
 def line(folder: Path, result: dict[str, Any]) -> str:
     """What is said of a run that is done."""
-    return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}"
+    diverged = " (diverged)" if result.get("diverged") else ""
+    return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}{diverged}"
 
 
 def _jobs(config: DictConfig) -> list[Job]:
@@ -194,7 +198,7 @@ def _jobs(config: DictConfig) -> list[Job]:
             run = resolve(settings, Config)
         except Exception as error:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
-        return Job(overrides, run, run_folder(run))
+        return Job(overrides, run, run_folder(run), published=published_result(run))
 
     return [job_of(job) for job in jobs]
 

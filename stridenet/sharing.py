@@ -298,12 +298,12 @@ def number_of_copies(
     found: origins(twin), where they are known.
     """
     found = found or origins(twin)
-    named = {name: _plain(name) for name, _ in twin.network.named_parameters()}
+    named = {name: plain_name(name) for name, _ in twin.network.named_parameters()}
     return {name: found[plain].copies for name, plain in named.items() if plain in found}
 
 
-def _plain(name: str) -> str:
-    """Of a parameter, without what torch's parametrization puts into it."""
+def plain_name(name: str) -> str:
+    """The name of a parameter without what torch's parametrization puts into it."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
@@ -420,6 +420,36 @@ def distance_from_tied(
             "norm": float(tensor.norm()),
         }
     return rows
+
+
+def gradient_ratios(
+    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
+) -> dict[str, float]:
+    """ρ of each changed filter: ‖gradient of the twin's weights‖² / ‖gradient of the strided ones‖².
+
+    The gradient on a strided weight is the sum over its copies. By Cauchy and Schwarz ρ is at least
+    1 / copies, which is reached where all copies have one gradient and nothing reaches the structural
+    zeros; it is larger the more they disagree. Keys are the names of the twin's tensors; tied ones,
+    whose copies have no gradients of their own, and those without a gradient are left out.
+
+    found: origins(twin), where they are known.
+    """
+    found = found or origins(twin)
+    ratios = {}
+    for name, parameter in twin.network.named_parameters():
+        origin = found.get(plain_name(name))
+        if origin is None or origin.copied or parameter.grad is None:
+            continue
+        if parameter.shape != origin.entries.shape or parameter.ndim < 2:
+            continue
+        gradient = parameter.grad.double().flatten()
+        entries = origin.entries.flatten().to(gradient.device)
+        sums = gradient.new_zeros(origin.size.numel() + 1)  # the last one is of structural zeros
+        sums.index_add_(0, entries % len(sums), gradient)
+        strided = float(sums[:-1].square().sum())
+        if strided > 0:
+            ratios[plain_name(name)] = float(gradient.square().sum()) / strided
+    return ratios
 
 
 # Counting -------------------------------------------------------------------------------------------

@@ -58,11 +58,17 @@ class Origin:
     cure: str  # what the user can do when all sources fail
 
 
-def load(data: Data, folder: Path) -> Dataset:
+def generator(seed: int, purpose: str) -> torch.Generator:
+    """A stream of its own for each purpose: what one draws does not shift the others."""
+    digest = hashlib.sha256(f"{purpose} {seed}".encode()).digest()
+    return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
+
+
+def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
     """Read a data set from the files below `folder`, which are fetched where they are missing.
 
-    The validation images are the last of the official training images, and `data.train_size`
-    takes the first of what remains. Images of another size than the official 28x28 are resized.
+    The validation images are the last of the official training images, and `data.train_size` draws
+    so many of what remains, by `seed`. Images of another size than the official 28x28 are resized.
 
     Raises:
         InputError: the name or the sizes in `data` are wrong, `folder` is a file, or no source
@@ -83,9 +89,10 @@ def load(data: Data, folder: Path) -> Dataset:
             f"data.train_size={data.train_size} and data.validation_size={data.validation_size} "
             f"do not fit: {origin.name} has {len(images)} training images to divide"
         )
+    drawn = torch.randperm(most, generator=generator(seed, "training images"))[:size].sort().values
     return Dataset(
-        train_images=_resize(images[:size], data.image_size),
-        train_labels=labels[:size],
+        train_images=_resize(images[drawn], data.image_size),
+        train_labels=labels[drawn],
         validation_images=_resize(images[most:], data.image_size),
         validation_labels=labels[most:],
         test_images=_resize(test_images, data.image_size),

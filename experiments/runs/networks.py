@@ -35,7 +35,6 @@ def build_strided(
     2014). Raises InputError or StrideEliminationError where the layers do not fit each other or the
     images.
     """
-    activation = _ACTIVATIONS[model.activation]
     convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
     network = nn.Sequential()
     channels = input_size[0]
@@ -45,8 +44,10 @@ def build_strided(
         pooled = max_pooling and max(layer.stride) > 1
         _add(network, name, (_pooling if pooled else _layer)(name, layer, channels))
         channels = layer.channels
-        if name != next(reversed(model.layers)) and not pooled:
-            _add(network, f"{name}_{model.activation}", activation())
+        last = name == next(reversed(model.layers))
+        activation = layer.activation or ("identity" if last else model.activation)
+        if activation != "identity" and not pooled:
+            _add(network, f"{name}_{activation}", _ACTIVATIONS[activation]())
         if [name] == convolutions[-1:]:
             channels = _flatten(network, input_size)
     if channels < CLASSES:

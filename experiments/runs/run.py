@@ -1,7 +1,6 @@
 """One run from its settings to its result: data, network, training, folder."""
 
 import contextlib
-import math
 import sys
 import time
 import traceback
@@ -15,26 +14,41 @@ from omegaconf import OmegaConf
 from torch import Tensor, nn
 
 from experiments.runs import files
-from experiments.runs.data import load
+from experiments.runs.data import generator, load
 from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, draw_network
-from experiments.runs.results import read_result
+from experiments.runs.results import pack_bits, published_result, read_result
 from experiments.runs.training import (
     Checkpoint,
     Examples,
     History,
     evaluate,
-    generator,
     length,
     normalise,
+    points,
     train,
 )
-from experiments.settings.identity import experiment_identity, strided_source, variant
-from experiments.settings.schema import STARTING_WEIGHTS, Config, Recipe
+from experiments.settings.identity import (
+    LOOP,
+    experiment_identity,
+    rate_of,
+    strided_source,
+    variant,
+)
+from experiments.settings.schema import STARTING_WEIGHTS, Config
 from stridenet.elimination import eliminate_stride
 from stridenet.errors import InputError, StrideEliminationError
-from stridenet.sharing import distance_from_tied, number_of_copies, origins, plain_state, share
+from stridenet.sharing import (
+    Origin,
+    distance_from_tied,
+    gradient_ratios,
+    number_of_copies,
+    origins,
+    plain_name,
+    plain_state,
+    share,
+)
 from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import compare_scores
 
@@ -51,6 +65,9 @@ def run_once(
     """
     folder = run_folder(config)
     failure, checkpoint = folder / "failure.json", folder / "checkpoint.pt"
+    row = published_result(config)
+    if row is not None:
+        return folder, row, False
     with locked(folder):
         result = read_result(folder)
         new = result is None
@@ -84,34 +101,61 @@ def estimate(config: Config) -> tuple[float, int]:
         images, layers = network.rearrange(images), network.network
     layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = {"training": Examples(images, torch.zeros(len(images), dtype=torch.int64), device)}
-    few = replace(config.recipe, epochs=1, steps=None, learning_rate=1e-6)
+    few = replace(config.recipe, epochs=1, steps=None, evaluations=1, learning_rate=1e-6)
     once, twice = (train(layers, splits, few, 0, device, title=None) for _ in range(2))
     step = min(once.wall_seconds, twice.wall_seconds) / 4
 
     steps, per_epoch = length(config.recipe, config.data.train_size or most)
-    evaluations = math.ceil(steps / per_epoch) + 1
+    evaluated = config.data.validation_size * (1 + len(points(config.recipe, steps, per_epoch)))
+    evaluated += 2 * TEST_IMAGES  # and as many of the training images
     if config.weights == "copy":
-        steps, evaluations = 0, 10  # both networks, in float32 and float64
+        steps, evaluated = 0, 10 * TEST_IMAGES  # both networks, in float32 and float64
     # An evaluation has only the forward pass, a third of a step.
-    seconds = steps * step + evaluations * TEST_IMAGES / batch * step / 3
+    seconds = steps * step + evaluated / batch * step / 3
     return START + seconds, sum(tensor.nbytes for tensor in _plain(network).values())
 
 
 @dataclass
 class Observed:
-    """What training is to know of a twin: its parameters' copies, if rates depend on them, and how to
-    measure its distance from the strided networks."""
+    """What training is to know of a twin: by what number the rate of each parameter is multiplied, and
+    how to measure its distance from the strided networks and its gradients."""
 
-    copies: dict[str, int] | None = None
+    scales: dict[str, float] | None = None
     distance: Callable[[], dict[str, Any]] | None = None
+    rho: Callable[[], dict[str, float]] | None = None
 
 
-def _observed(twin: UnitStrideNetwork, recipe: Recipe) -> Observed:
-    found = origins(twin)
+def _observed(twin: UnitStrideNetwork, config: Config) -> Observed:
+    found, tied = (
+        origins(twin),
+        config.sharing == "tied",
+    )  # whose copies have no gradients of their own
     return Observed(
-        number_of_copies(twin, found) if recipe.rate_by_copies else None,
+        rate_scales(twin, found, config.recipe.rate_scaling, config.sharing),
         lambda: {"distance": distance_from_tied(twin, found)},
+        (lambda: gradient_ratios(twin, found)) if config.rho_every and not tied else None,
     )
+
+
+def rate_scales(
+    twin: UnitStrideNetwork, found: dict[str, Origin], scaling: str, sharing: str
+) -> dict[str, float]:
+    """Of each parameter, by its name: by what number recipe.rate_scaling multiplies its rate.
+
+    copies: how many copies of each strided number the twin has, so that the mean of the copies takes
+    the strided network's step. effective: that number times the strided fan-in over the twin's, since
+    an output moves by the rate times the number of its inputs (docs/protocol.md, the step account).
+    Structural zeros that stay zero (masked) are no inputs. Biases have no fan-in.
+    """
+    scales: dict[str, float] = dict(number_of_copies(twin, found)) if scaling != "none" else {}
+    if scaling == "effective":
+        for name, _ in twin.network.named_parameters():
+            origin = found.get(plain_name(name))
+            if origin is not None and len(origin.size) > 1 and not origin.copied:
+                inputs = origin.entries[0] >= 0 if sharing == "masked" else origin.entries[0]
+                many = int(inputs.sum()) if sharing == "masked" else inputs.numel()
+                scales[name] *= origin.size[1:].numel() / many
+    return scales
 
 
 def _plain(network: nn.Module) -> dict[str, Tensor]:
@@ -123,11 +167,11 @@ def _plain(network: nn.Module) -> dict[str, Tensor]:
 
 def _fit(
     layers: nn.Module, training: tuple[Tensor, Tensor], device: torch.device
-) -> dict[str, float]:
+) -> dict[str, float | None]:
     """How well the images are learned that were trained on: of as many of them as are tested."""
     inputs, labels = (part[:TEST_IMAGES] for part in training)
-    correct, loss = evaluate(layers, Examples(inputs, labels, device))
-    return {"fit_accuracy": correct / len(labels), "fit_loss": loss, "fit_images": len(labels)}
+    fit = evaluate(layers, Examples(inputs, labels, device))
+    return {"fit_accuracy": fit.accuracy, "fit_loss": fit.loss, "fit_images": len(labels)}
 
 
 def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
@@ -136,7 +180,8 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)
     network, strided = _starting_networks(config)
-    images = normalise(load(config.data, Path(config.outputs) / "data"), config.recipe.pixels)
+    data = load(config.data, Path(config.outputs) / "data", config.seed)
+    images = normalise(data, config.recipe.pixels)
     test_images = images["test"][0]
 
     layers, rearrangement_seconds, observed = network, None, Observed()
@@ -144,9 +189,10 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
         began = time.perf_counter()
         images = {name: (network.rearrange(x), labels) for name, (x, labels) in images.items()}
         rearrangement_seconds = time.perf_counter() - began
-        layers, observed = network.network, _observed(network, config.recipe)
+        layers, observed = network.network, _observed(network, config)
     layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = {name: Examples(*pair, device) for name, pair in images.items()}
+    test = splits.pop("test")  # read once, after the last step
 
     title = folder.name.rpartition("-")[0] if bar else None
     history, about["git_commit"] = _train(
@@ -160,25 +206,30 @@ def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict
             for numbers in ("float32", "float64")
         }
     files.save_tensors(folder / "weights.pt", _plain(network))
-    last = history.epochs[-1]
+    tested = evaluate(layers, test)
     return {
         "run": folder.name,
+        "loop": LOOP,
         "experiment": experiment_identity(config),
         "network": config.model.name,
         "weights": config.weights if config.weights in STARTING_WEIGHTS else "file",
         "sharing": config.sharing,
         "variant": variant(config),
         "seed": config.seed,
-        "test_accuracy": last["test_accuracy"],
-        "test_correct": last["test_correct"],
+        "learning_rate": rate_of(config) if config.weights != "copy" else None,
+        "diverged": history.diverged,
+        "test_accuracy": tested.accuracy,
+        "test_correct": tested.correct,
         "test_images": len(test_images),
-        "test_loss": last["test_loss"],
+        "test_loss": tested.loss,
+        "test_bits": pack_bits(tested.right),
         **fit,
         "training_wall_seconds": history.wall_seconds if history.steps else None,
         "training_cpu_seconds": history.cpu_seconds if history.steps else None,
         "rearrangement_seconds": rearrangement_seconds,
         "copied": copied,
         "epochs": history.epochs,
+        "rho": history.rho,
         **about,
         "config": asdict(config),
     }
@@ -197,7 +248,8 @@ def _train(
 
     Returns the git commit, too: "… then …" if the run went on with other code than it began with.
     """
-    recipe = config.recipe
+    rate = rate_of(config) if config.weights != "copy" else 1.0
+    recipe = replace(config.recipe, learning_rate=rate)
     if config.weights == "copy":
         recipe = replace(recipe, epochs=0, steps=None)
     checkpoint, commits = folder / "checkpoint.pt", [commit]
@@ -219,8 +271,10 @@ def _train(
         title=title,
         resume=resume,
         save=save,
-        copies=observed.copies,
+        scales=observed.scales,
         observe=observed.distance,
+        probe=observed.rho,
+        probe_every=config.rho_every,
     )
     return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
 
@@ -230,7 +284,10 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
     height, width = config.data.image_size
     input_size = (1, height, width)
     if config.weights in ("copy", "fine_tune"):
-        source = run_folder(strided_source(config))
+        start = strided_source(config)
+        source = run_folder(start)
+        if config.published is not None:  # its weights are not published: trained in this same job
+            run_once(replace(start, published=None), bar=False)
         if read_result(source) is None:
             raise InputError(
                 f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "

@@ -9,11 +9,13 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.settings.identity import rate_of
 from experiments.settings.schema import (
     ACTIVATIONS,
     DATA_SETS,
+    RATED,
     STARTING_WEIGHTS,
     Bench,
     Config,
@@ -144,6 +146,11 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
     """A dataclass from plain content; unknown keys and wrong types are errors."""
     try:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
+    except MissingMandatoryValue as error:
+        key = ".".join(filter(None, [place, error.full_key]))
+        raise InputError(
+            f"{key} has no value yet: give it, or make the search that its comment in conf/ names"
+        ) from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = ".".join(filter(None, [place, getattr(error, "full_key", None)]))
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
@@ -171,6 +178,8 @@ def _resolve_model(model: Model) -> Model:
             if layer.kind == "fc" and value != [least, least]:
                 raise InputError(f"{key}.{size}={value}: a fully connected layer has no {size}")
             setattr(layer, size, value)
+        if layer.activation is not None:
+            one_of(f"{key}.activation", layer.activation, ACTIVATIONS)
         layers[name] = layer
     return replace(
         model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc"))
@@ -190,11 +199,33 @@ def _check_recipe(recipe: Recipe) -> None:
         at_least(f"recipe.{key}", getattr(recipe, key), 0)
     if not recipe.momentum < 1:
         raise InputError(f"recipe.momentum={recipe.momentum} must be below 1")
-    if not 0 < recipe.learning_rate < math.inf:
-        raise InputError(f"recipe.learning_rate={recipe.learning_rate} must be above 0, and finite")
+    recipe.learning_rate = _rates(recipe.learning_rate)
+    one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adam"))
+    one_of("recipe.schedule", recipe.schedule, ("linear", "constant", "inverse"))
+    one_of("recipe.rate_scaling", recipe.rate_scaling, ("none", "copies", "effective"))
+    at_least("recipe.evaluations", 1 if recipe.evaluations is None else recipe.evaluations, 1)
     one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
     one_of("recipe.fan_in", recipe.fan_in, ("nonzero", "filter"))
     one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
+
+
+def _rates(given: Any) -> float | dict[str, float]:
+    """One positive number, or one for each of some networks."""
+    rates = given if isinstance(given, dict) else {"": given}
+    for name, rate in rates.items():
+        key = f"recipe.learning_rate{name and '.'}{name}"
+        if name not in ("", *RATED):
+            raise InputError(f"{key} is of no network; a rate is for one of {', '.join(RATED)}")
+        if rate == "???":
+            raise InputError(
+                f"{key} has not been chosen yet: run the search that this experiment names, or give it"
+            )
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
+            raise InputError(f"{key}={rate} must be a number above 0, and finite")
+    if not rates:
+        raise InputError("recipe.learning_rate={} has no rate for any network")
+    numbers = {name: float(rate) for name, rate in sorted(rates.items())}
+    return numbers if isinstance(given, dict) else numbers[""]
 
 
 def _check_run(config: Config) -> None:
@@ -215,9 +246,12 @@ def _check_run(config: Config) -> None:
         )
     # Where these change nothing, they are to make no other run.
     if config.sharing == "tied" or not twin or config.weights == "copy":
-        config.recipe = replace(config.recipe, rate_by_copies=False)
+        config.recipe = replace(config.recipe, rate_scaling="none")
     if config.sharing != "masked" or config.weights != "scratch":
         config.recipe = replace(config.recipe, fan_in="nonzero")
+    at_least("rho_every", config.rho_every, 0)
+    if config.weights != "copy":
+        rate_of(config)  # says so where there is none
     if config.weights not in STARTING_WEIGHTS and not Path(config.weights).is_file():
         raise InputError(
             f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"

@@ -7,14 +7,19 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.schema import STARTING_WEIGHTS, Config, Experiment, Model
+from experiments.settings.schema import STARTING_WEIGHTS, Config, Experiment, Model, Recipe
+from stridenet.errors import InputError
+
+# Counts the versions of the training loop, so that results of two are never in one table. 1: batches
+# of what was left of an epoch too, curves on the test images. 2: docs/protocol.md.
+LOOP = 2
 
 
 def experiment_identity(experiment: Experiment) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
-    del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_by_copies"]
-    return content_hash([*_model(experiment.model), data, recipe])
+    del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_scaling"]
+    return content_hash([LOOP, *_model(experiment.model), data, recipe])
 
 
 def model_identity(experiment: Experiment) -> str:
@@ -28,12 +33,31 @@ def _model(model: Model) -> list[Any]:
     return [list(content.pop("layers").items()), content]  # the layers' order counts
 
 
+def rate_of(config: Config) -> float:
+    """The learning rate of this run's network: that of its sharing where it has one."""
+    shared = config.model.eliminate_stride and config.sharing != "free"
+    return rate_for(config.recipe, config.sharing if shared else config.model.name)
+
+
+def rate_for(recipe: Recipe, name: str) -> float:
+    """The learning rate of one of schema.RATED. Raises InputError where there is none."""
+    rates = recipe.learning_rate
+    if not isinstance(rates, dict):
+        return float(rates)
+    if name not in rates:
+        raise InputError(
+            f"recipe.learning_rate has rates for {', '.join(rates)}, but none for {name}; "
+            f"give recipe.learning_rate.{name}"
+        )
+    return float(rates[name])
+
+
 def variant(config: Config) -> str:
     """How the network is treated otherwise than in the paper, in words; "" if in no way."""
     parts = {
         config.sharing: config.sharing != "free",
         "fan_in=filter": config.recipe.fan_in == "filter",
-        "rate_by_copies": config.recipe.rate_by_copies,
+        f"by_{config.recipe.rate_scaling}": config.recipe.rate_scaling != "none",
     }
     return " ".join(part for part, applies in parts.items() if applies)
 
@@ -59,7 +83,7 @@ def run_name(config: Config) -> str:
 def strided_source(config: Config) -> Config:
     """The run whose weights `weights=copy` and `fine_tune` start from."""
     model = replace(config.model, eliminate_stride=False)
-    recipe = replace(config.recipe, rate_by_copies=False, fan_in="nonzero")
+    recipe = replace(config.recipe, rate_scaling="none", fan_in="nonzero")
     return replace(config, model=model, recipe=recipe, weights="scratch", sharing="free")
 
 

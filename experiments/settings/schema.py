@@ -9,9 +9,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
-ACTIVATIONS = ("relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh")
+ACTIVATIONS = (
+    "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh", "identity"
+)  # fmt: skip
 DATA_SETS = ("mnist", "fashion_mnist")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
+RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: the free twin
 
 
 @dataclass
@@ -26,6 +29,9 @@ class Layer:
     padding: Any = 0  # zeros on both sides
     groups: int = 1
     bias: bool = True
+    activation: str | None = (
+        None  # after this layer; null: model.activation, after all but the last
+    )
 
 
 @dataclass
@@ -54,29 +60,37 @@ class Data:
 
     name: str = MISSING  # mnist | fashion_mnist
     image_size: Any = field(default_factory=lambda: [28, 28])  # resized if not their own
-    train_size: int | None = None  # the first so many training images; null: all
-    validation_size: int = 0  # so many of the last training images are kept apart
+    train_size: int | None = None  # so many training images, drawn by the run's seed; null: all
+    validation_size: int = 5000  # so many of the last training images are kept apart
     download_timeout: float = 300.0  # seconds
 
 
 @dataclass
 class Recipe:
-    """How a network is trained: stochastic gradient descent on the cross-entropy."""
+    """How a network is trained: by gradients of the cross-entropy, in whole batches."""
 
     name: str = MISSING
     epochs: int | None = None  # either epochs or steps; 0 evaluates the starting weights
     steps: int | None = None
-    batch_size: int = 64
-    learning_rate: float = 0.01  # at step t: learning_rate * (1 + rate_decay * t) ** -rate_power
-    rate_decay: float = 0.0
+    evaluations: int | None = (
+        None  # so many points of the curves, evenly spread; null: one an epoch
+    )
+    batch_size: int = 64  # what is left of an epoch behind its last whole batch is not trained on
+    optimizer: str = "sgd"  # sgd | adam
+    # One number, or one for each network, as in {strided: 0.01, unit_stride: 0.02, masked: 0.02}.
+    learning_rate: Any = 0.01
+    # Of the rate: linear (to zero) | constant | inverse ((1 + rate_decay·t)^−rate_power at step t).
+    schedule: str = "linear"
+    rate_decay: float = 0.0001
     rate_power: float = 0.75
     bias_rate_factor: float = 1.0  # rate of the biases over that of the weights
-    momentum: float = 0.9
+    momentum: float = 0.9  # of sgd; of adam, its β₁
     weight_decay: float = 0.0005
     initialisation: str = "pytorch"  # pytorch | xavier (as Caffe's: by fan-in, biases zero)
     # Of a twin; like its sharing, part of a run's identity but not of an experiment's.
     fan_in: str = "nonzero"  # nonzero | filter: entries of a masked filter that count as its inputs
-    rate_by_copies: bool = False  # rates times the copies of each strided weight
+    # Rates times the copies of each strided weight (copies), and over the ratio of fan-ins (effective).
+    rate_scaling: str = "none"  # none | copies | effective
     pixels: str = "standardised"  # standardised (mean 0, deviation 1) | scaled (by 1/256)
     note: str = ""  # what a reader of its results should know; part of no identity
 
@@ -116,6 +130,10 @@ class Config(Experiment):
     seed: int = 0
     weights: str = "scratch"  # scratch | copy (evaluate only) | fine_tune | a file of weights
     sharing: str = "free"  # of a twin's parameters: tied | masked | free
+    rho_every: int = 0  # steps between two looks at a twin's gradients (ρ); 0: never
+    published: str | None = (
+        None  # a folder of published results: a run that is in it counts as done
+    )
     device: str = "auto"  # auto | cpu | cuda | mps
     threads: int = 1
 

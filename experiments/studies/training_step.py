@@ -26,10 +26,10 @@ from tqdm import tqdm
 from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
-from experiments.runs.data import ORIGINS, load
+from experiments.runs.data import ORIGINS, generator, load
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise
-from experiments.runs.training import Examples, generator, normalise, synchronise, train
+from experiments.runs.training import Examples, normalise, synchronise, train
 from experiments.settings.identity import model_identity
 from experiments.settings.schema import Bench, Report
 from experiments.studies.table2 import is_the_papers
