@@ -24,7 +24,8 @@ from tqdm import tqdm
 
 from experiments.command import one_line
 from experiments.runs.folder import run_folder
-from experiments.runs.results import published_result, read_result
+from experiments.runs.published import published_result
+from experiments.runs.results import read_result
 from experiments.settings.checks import resolve
 from experiments.settings.identity import experiment_identity, variant
 from experiments.settings.schema import Config

@@ -1,15 +1,14 @@
 """What finished runs say: result.json of one, of an experiment, and all as one table."""
 
 import base64
-import csv
 import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.settings.identity import LOOP, experiment_identity, run_name
-from experiments.settings.schema import Config, Experiment
+from experiments.settings.identity import experiment_identity
+from experiments.settings.schema import Experiment
 from stridenet.errors import InputError
 
 if TYPE_CHECKING:
@@ -31,41 +30,6 @@ def read_result(folder: Path) -> dict[str, Any] | None:
             f"{path} is damaged ({error}); delete {folder} and run it again"
         ) from error
     return result
-
-
-def published_result(config: Config) -> dict[str, Any] | None:
-    """The row of this run in the settings' folder `published`; None if there is none. It has fewer
-    columns than a result."""
-    if config.published is None:
-        return None
-    return published_rows(Path(config.published)).get(run_name(config))
-
-
-def published_rows(folder: Path) -> dict[str, dict[str, Any]]:
-    """The rows of runs.csv in a folder of published results, by the run's name; {} if it has none.
-
-    Raises InputError if they are of another version of the training loop.
-    """
-    path = folder / "runs.csv"
-    if not path.exists():
-        return {}
-    try:
-        with path.open(newline="") as file:
-            rows = list(csv.DictReader(file))
-        for row in rows:
-            if int(row["loop"]) != LOOP:
-                raise InputError(
-                    f"{path} has runs of training loop {row['loop']}, and this is loop {LOOP}: they "
-                    "cannot stand in one table (docs/protocol.md); give another published="
-                )
-        return {
-            row["run"]: {**row, "test_accuracy": int(row["test_correct"]) / int(row["test_images"])}
-            for row in rows
-        }
-    except (KeyError, ValueError) as error:
-        if isinstance(error, InputError):
-            raise
-        raise InputError(f"{path} is damaged ({error}); restore it") from error
 
 
 def pack_bits(right: "Tensor") -> str:

@@ -18,7 +18,8 @@ from experiments.runs.data import generator, load
 from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, draw_network
-from experiments.runs.results import pack_bits, published_result, read_result
+from experiments.runs.published import published_result
+from experiments.runs.results import pack_bits, read_result
 from experiments.runs.training import (
     Checkpoint,
     Examples,

@@ -1,0 +1,208 @@
+"""Published results: the finished runs of one experiment in a few small files, which are committed.
+
+runs.csv has a row a run, epochs.csv a row for each point of its curves, rho.csv what was seen of its
+gradients (where asked), correct.npz a bit for each test image, about.json where all of it is from. A
+run whose row is there counts as done wherever the work goes on, without its folder or weights.
+"""
+
+import io
+import zipfile
+from dataclasses import dataclass, field
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from filelock import FileLock
+
+from experiments.runs import files
+from experiments.runs.results import unpack_bits
+from experiments.settings.identity import LOOP, run_name
+from experiments.settings.schema import Config
+from stridenet.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+WHOLE = {"train_size": "Int64", "validation_correct": "Int64", "jobs_at_once": "Int64"}
+
+
+@dataclass
+class Published:
+    """The published results of one experiment."""
+
+    runs: "pd.DataFrame"  # one row a run
+    epochs: "pd.DataFrame"  # one row a run and point of its curves
+    rho: "pd.DataFrame"  # one row a run, step and layer
+    right: dict[str, np.ndarray] = field(default_factory=dict)  # of each run: bool (test images,)
+
+
+def published_result(config: Config) -> dict[str, Any] | None:
+    """The row of this run in the settings' folder `published`; None if there is none.
+
+    It has the columns of runs.csv, which are fewer than a result's keys.
+    """
+    path = Path(config.published or "", "runs.csv")
+    if config.published is None or not path.exists():
+        return None
+    return _rows(path, path.stat().st_mtime_ns).get(run_name(config))
+
+
+@cache  # a sweep asks once a job
+def _rows(path: Path, _changed: int) -> dict[str, dict[str, Any]]:
+    rows = {str(row["run"]): row for row in _read_csv(path).to_dict("records")}
+    return {
+        name: {**row, "test_accuracy": row["test_correct"] / row["test_images"]}
+        for name, row in rows.items()
+    }
+
+
+def read_published(folder: Path) -> Published:
+    """What is published in a folder; no rows if there is nothing yet.
+
+    Raises InputError where files are damaged, do not belong together, or are of another loop.
+    """
+    import pandas as pd
+
+    runs, epochs, rho = (
+        _read_csv(folder / f"{name}.csv") if (folder / f"{name}.csv").exists() else pd.DataFrame()
+        for name in ("runs", "epochs", "rho")
+    )
+    if runs.empty:
+        return Published(runs, epochs, rho)
+    path = folder / "correct.npz"
+    try:
+        with np.load(path, allow_pickle=False) as stored:
+            packed = dict(zip(stored["runs"].tolist(), stored["bits"], strict=True))
+        right = {
+            run: np.unpackbits(packed[run], count=many).astype(bool)
+            for run, many in zip(runs.run, runs.test_images, strict=True)
+        }
+        for run, correct in zip(runs.run, runs.test_correct, strict=True):
+            if right[run].sum() != correct:
+                raise ValueError(f"the bits of {run} have another sum than its test_correct")
+    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+        raise InputError(
+            f"{path} is damaged or of other runs than runs.csv beside it ({error}); restore both"
+        ) from error
+    return Published(runs, epochs, rho, right)
+
+
+def _read_csv(path: Path) -> "pd.DataFrame":
+    import pandas as pd
+
+    try:
+        table = pd.read_csv(path, float_precision="round_trip", keep_default_na=True)
+        table = table.astype({name: kind for name, kind in WHOLE.items() if name in table})
+        for column in ("variant", "experiment"):
+            if column in table:
+                table[column] = table[column].astype(object).fillna("").astype(str)
+        loops = {int(loop) for loop in table.loop} if "loop" in table else {LOOP}
+        if table.run.duplicated().any() and path.name == "runs.csv":
+            raise ValueError("a run has two rows")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"{path} is damaged ({error}); restore it") from error
+    if loops != {LOOP}:
+        raise InputError(
+            f"{path} has runs of training loop {', '.join(map(str, sorted(loops)))}, and this is loop "
+            f"{LOOP}: they cannot stand in one table (docs/protocol.md); take another folder"
+        )
+    return table
+
+
+def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
+    """Add finished runs to the published ones of experiment `name`; returns how many those are then.
+
+    A run that is published already stays as it is. Each file is written whole, runs.csv last, so that
+    a run with a row has everything else too.
+    """
+    import pandas as pd
+
+    folder.mkdir(parents=True, exist_ok=True)
+    with FileLock(folder / ".lock"):
+        before = read_published(folder)
+        known = set(before.runs.run) if len(before.runs) else set()
+        new = [result for result in results if result["run"] not in known]
+        if not new:
+            return len(known)
+        tables = {
+            "epochs": (before.epochs, [row for result in new for row in _epochs(result)]),
+            "rho": (before.rho, [row for result in new for row in _rho(result)]),
+            "runs": (before.runs, [_row(result) for result in new]),
+        }
+        right = before.right | {
+            r["run"]: unpack_bits(r["test_bits"], r["test_images"]) for r in new
+        }
+        files.write(folder / "correct.npz", _pack(right))
+        files.write_json(folder / "about.json", _about(name, new[-1]))
+        for table, (rows, added) in tables.items():
+            whole = pd.concat([part for part in (rows, pd.DataFrame(added)) if len(part)] or [rows])
+            if len(whole):
+                whole = whole.sort_values("run", kind="stable")
+                files.write(folder / f"{table}.csv", whole.to_csv(index=False).encode())
+        return len(known) + len(new)
+
+
+def _pack(right: dict[str, np.ndarray]) -> bytes:
+    content, names = io.BytesIO(), sorted(right)
+    np.savez_compressed(content, runs=names, bits=np.stack([np.packbits(right[n]) for n in names]))
+    return content.getvalue()
+
+
+def _row(result: dict[str, Any]) -> dict[str, Any]:
+    """What runs.csv says of a run."""
+    data = result["config"]["data"]
+    whole = ("run", "loop", "experiment", "network", "sharing", "variant", "weights", "seed")
+    tested = ("learning_rate", "diverged", "test_correct", "test_images", "test_loss")
+    about = ("jobs_at_once", "threads", "device", "device_name", "git_commit", "date")
+    times = ("training_cpu_seconds", "training_wall_seconds")
+    return {
+        **{key: result[key] for key in (*whole, *tested)},
+        "train_size": data["train_size"],
+        "validation_correct": result["epochs"][-1].get("validation_correct"),
+        "validation_images": data["validation_size"],
+        "fit_loss": result.get("fit_loss"),
+        **{key: result[key] for key in (*times, *about)},
+        "torch": result["versions"]["torch"],
+    }
+
+
+def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
+    keys = ("epoch", "training_loss", "validation_loss", "validation_correct")
+    return [
+        {"run": result["run"], **{key: row.get(key) for key in keys}, **distance(row)}
+        for row in result["epochs"]
+    ]
+
+
+def distance(row: dict[str, Any]) -> dict[str, float | None]:
+    """How far a twin is from the tied ones at a point of its curves: its two parts, as shares of the norm
+    of all shared weights; None for a network that is no twin."""
+    layers = row.get("distance") or {}
+    parts = {
+        part: sum(layer[part] ** 2 for layer in layers.values()) ** 0.5
+        for part in ("zeros", "copies", "norm")
+    }
+    return {part: parts[part] / parts["norm"] if layers else None for part in ("zeros", "copies")}
+
+
+def _rho(result: dict[str, Any]) -> list[dict[str, Any]]:
+    return [
+        {"run": result["run"], "step": row["step"], "layer": layer, "rho": ratio}
+        for row in result["rho"]
+        for layer, ratio in row.items()
+        if layer != "step"
+    ]
+
+
+def _about(name: str, result: dict[str, Any]) -> dict[str, Any]:
+    """Where published results are from; settings are those of the last run that was added."""
+    config = result["config"]
+    return {
+        "experiment": name,
+        "command": f"make evidence EXPERIMENT={name}",
+        "protocol": "docs/protocol.md",
+        "loop": LOOP,
+        "versions": result["versions"],
+        **{part: config[part] for part in ("model", "data", "recipe")},
+    }
