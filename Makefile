@@ -1,12 +1,16 @@
 # Targets are listed by `make help`. Everything runs in .venv, built from pyproject.toml and
 # constraints.txt by the first Python from 3.11 to 3.13 that has venv and pip.
 
-RECIPE ?= paper
+RECIPE ?= validated
 ifeq ($(RECIPE),smoke)
 SEEDS ?= 0
 else
-SEEDS ?= 0,1,2,3,4
+SEEDS ?= range(3000,3005)
 endif
+# In the order of docs/protocol.md.
+EXPERIMENTS := rates table1 swapped caffe sharing train_size_rates train_size fashion_rates fashion \
+               paper_level_steps paper_level adam_rates adam
+EXPERIMENT ?=
 OUTPUTS ?= outputs
 ARGS ?=
 RUN_ARGS ?=
@@ -16,7 +20,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench calibrate sharing zoo publish test fuzz check clean
+.PHONY: help reproduce report bench evidence zoo publish test fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -25,7 +29,7 @@ help: ## list the targets
 	@echo "ARGS choose the experiment (recipe., data., model.); RUN_ARGS how it is run (threads=, device=)."
 
 reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 and 2
-	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' model=strided,unit_stride $(SETTINGS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' arm=strided,free $(SETTINGS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' model=unit_stride weights=copy $(SETTINGS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.report $(SETTINGS)
 
@@ -36,14 +40,12 @@ bench: .venv/ready ## time training steps, a conversion, and first layers beside
 	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.conversion_benchmark outputs=$(OUTPUTS) $(RUN_ARGS)
 
-calibrate: .venv/ready ## which recipe brings the strided network to the paper's accuracy (an hour)
-	$(PYTHON) -m experiments.train experiment=calibrate outputs=$(OUTPUTS) $(RUN_ARGS)
-	$(PYTHON) -m experiments.calibration outputs=$(OUTPUTS)
-
-sharing: .venv/ready ## tied, masked and free twins beside the strided network (over an hour)
-	$(PYTHON) -m experiments.train experiment=sharing outputs=$(OUTPUTS) $(RUN_ARGS)
-	$(PYTHON) -m experiments.train -m model=pooling recipe=sharing 'seed=range(0,10)' outputs=$(OUTPUTS) $(RUN_ARGS)
-	$(PYTHON) -m experiments.findings outputs=$(OUTPUTS)
+evidence: .venv/ready ## the runs of docs/protocol.md that are not published yet, and what all say (hours)
+	for name in $(or $(EXPERIMENT),$(EXPERIMENTS)); do \
+	    $(PYTHON) -m experiments.train experiment=$$name published=outputs/reference/$$name \
+	        outputs=$(OUTPUTS) $(RUN_ARGS) || exit 1; \
+	done
+	$(PYTHON) -m experiments.evidence outputs=$(OUTPUTS)
 
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)

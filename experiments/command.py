@@ -22,6 +22,7 @@ from experiments.settings.schema import (
     Config,
     Conversion,
     ConversionBench,
+    Evidence,
     Export,
     Figures,
     Report,
@@ -38,6 +39,7 @@ OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() /
 tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
+ConfigStore.instance().store("evidence_schema", Evidence)
 ConfigStore.instance().store("figures_schema", Figures)
 ConfigStore.instance().store("bench_schema", Bench)
 ConfigStore.instance().store("conversion_bench_schema", ConversionBench)

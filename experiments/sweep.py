@@ -19,14 +19,15 @@ from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
+from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments.command import one_line
 from experiments.runs.folder import run_folder
-from experiments.runs.published import published_result
+from experiments.runs.published import publish, published_result
 from experiments.runs.results import read_result
-from experiments.settings.checks import resolve
+from experiments.settings.checks import resolve, with_seed
 from experiments.settings.identity import experiment_identity, variant
 from experiments.settings.schema import Config
 from stridenet.errors import InputError
@@ -61,6 +62,13 @@ class Job:
         """Seconds from the start of the finished run to its end."""
         written = [(self.folder / name).stat().st_mtime for name in ("config.yaml", "result.json")]
         return written[1] - written[0]
+
+    def publish(self) -> None:
+        """Add the finished run to the published ones, if it is to be, and is not yet."""
+        result = None if self.published else self.result()
+        if result is not None and self.config.published is not None:
+            folder = Path(self.config.published)
+            publish(folder.name, [result], folder)
 
     def reason(self, since: float) -> str:
         """Why there is no result, in the sweep that began then."""
@@ -98,6 +106,7 @@ class Watch(threading.Thread):
                     result = job.result()
                     if result is not None:
                         waiting.remove(job)
+                        job.publish()
                         bar.update()
                         left = self._left(waiting, time.monotonic() - began)
                         place = f"[{len(self.jobs) - len(waiting)} of {len(self.jobs)}]"
@@ -139,6 +148,8 @@ class Sweep(Callback):
         global _watch
         jobs = _jobs(config)
         missing = [job for job in jobs if job.result() is None]
+        for job in jobs:
+            job.publish()  # what was done before
         if not missing:
             print(f"{len(jobs)} of {len(jobs)} runs are done")
             sys.exit()
@@ -175,6 +186,23 @@ def line(folder: Path, result: dict[str, Any]) -> str:
     return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}{diverged}"
 
 
+def jobs_of(experiment: str) -> list[Job]:
+    """The jobs of conf/experiment/NAME.yaml, in a process that Hydra has been started in."""
+    loader = GlobalHydra.instance().config_loader()
+    overrides = [f"experiment={experiment}"]
+    return _jobs(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
+
+
+def names_of(experiment: str) -> list[str] | None:
+    """The names of an experiment's runs; None where a setting of it has no value yet."""
+    try:
+        return [job.folder.name for job in jobs_of(experiment)]
+    except InputError as error:
+        if "has no value yet" in str(error):
+            return None
+        raise
+
+
 def _jobs(config: DictConfig) -> list[Job]:
     """The sweep's jobs as Hydra's sweeper and launcher will make them."""
     loader = GlobalHydra.instance().config_loader()
@@ -184,19 +212,18 @@ def _jobs(config: DictConfig) -> list[Job]:
     ((*jobs,),) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
 
     @cache
-    def composed(overrides: tuple[str, ...]) -> DictConfig:
+    def composed(overrides: tuple[str, ...]) -> Config:
         settings = loader.load_sweep_config(config, list(overrides))
-        return OmegaConf.masked_copy(settings, [str(key) for key in settings if key != "hydra"])
+        of_run = [str(key) for key in settings if key != "hydra"]
+        return resolve(OmegaConf.masked_copy(settings, of_run), Config)
 
     def job_of(overrides: list[str]) -> Job:
         # Composing takes a tenth of a second; most jobs differ in their seeds alone.
         seeds = [override for override in overrides if override.startswith("seed=")]
-        settings = composed(tuple(override for override in overrides if override not in seeds))
         try:
-            settings = settings.copy()
+            run = composed(tuple(override for override in overrides if override not in seeds))
             for override in seeds:
-                settings.seed = override.removeprefix("seed=")
-            run = resolve(settings, Config)
+                run = with_seed(run, override.removeprefix("seed="))
         except Exception as error:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
         return Job(overrides, run, run_folder(run), published=published_result(run))

@@ -33,17 +33,23 @@ def about_runs(config: Report, runs: pd.DataFrame) -> str:
     data, recipe = config.data, config.recipe
     note = f" {recipe.note}" if recipe.note else ""
     length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
-    images = "" if data.train_size is None else f" (first {data.train_size} training images)"
+    images = "" if data.train_size is None else f" ({data.train_size} training images)"
     text = (
         f"Experiment {experiment_identity(config)}: data {data.name}{images}, "
         f"activation {config.model.activation}, recipe {recipe.name} ({length}, batches of "
-        f"{recipe.batch_size}, rate {recipe.learning_rate:g}, momentum {recipe.momentum:g}). "
+        f"{recipe.batch_size}, rate {_rates(recipe.learning_rate)}, momentum {recipe.momentum:g}). "
         f"Run {machine_of(runs)}.{note}"
     )
     commits = {part for commit in runs.git_commit for part in str(commit).split(" then ")}
     if len(commits) == 1:
         return text
     return f"{text} Warning: the runs are of {len(commits)} versions of the code."
+
+
+def _rates(given: float | dict[str, float]) -> str:
+    if not isinstance(given, dict):
+        return f"{given:g}"
+    return ", ".join(f"{rate:g} ({name})" for name, rate in given.items())
 
 
 def machine_of(runs: pd.DataFrame) -> str:

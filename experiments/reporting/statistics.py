@@ -1,33 +1,133 @@
-"""Paired differences: their interval, what it says of a claim, and how many seeds would be needed."""
+"""Paired differences of two networks, as docs/protocol.md judges them.
+
+Direction and size are two questions. Direction: is the mean difference above or below zero? Student's
+t, with Wilcoxon's signed-rank test beside it. Size: does it lie within a margin? Two one-sided t-tests
+(TOST). Both are about these test images, with seeds as the sample; `new_images` gives an interval for
+other images, too. All differences are in the units of what was measured.
+"""
 
 from bisect import bisect_left
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
-import pandas as pd
+import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 CONFIDENCE = 0.95
+LEVEL = 1 - CONFIDENCE
 POWER = 0.80
 MOST = 1_000_000  # seeds that we are ready to ask for
+FEWEST = 3  # pairs to judge by
+RESAMPLES = 9_999
 
 
-def interval(differences: "pd.Series[float]") -> dict[str, Any]:
-    """n, mean and the 95 % interval of the mean (Student's), None where no two differences differ."""
-    differences = differences.round(9)  # 1e-14 is no spread
-    found: dict[str, Any] = {"n": len(differences), "mean": None, "low": None, "high": None}
-    if len(differences):
-        found["mean"] = float(differences.mean())
-    if len({*differences}) > 1:
-        bounds = stats.ttest_1samp(differences, 0).confidence_interval(CONFIDENCE)
-        found |= {"low": float(bounds.low), "high": float(bounds.high)}
-    return found
+@dataclass(frozen=True)
+class Difference:
+    """The mean of paired differences, and what can be said of it. What too few pairs cannot give is
+    None, and `blank` is the reason."""
+
+    n: int
+    ahead: int = 0  # pairs whose difference is above zero
+    mean: float | None = None
+    deviation: float | None = None  # standard deviation of the differences
+    low: float | None = None  # 95 % interval of the mean (Student's)
+    high: float | None = None
+    p: float | None = None  # of the paired t-test, two-sided
+    median: float | None = None  # the Hodges–Lehmann estimate
+    wilcoxon_p: float | None = None  # of the signed-rank test, two-sided
+    margin: float | None = None
+    margin_p: float | None = None  # of TOST: small where the mean lies within ±margin
+    blank: str = ""
+
+    @property
+    def within(self) -> bool | None:
+        """Whether the mean lies within ±margin, at 5 %; None if there is no margin or no test."""
+        return None if self.margin_p is None else self.margin_p < LEVEL
 
 
-def verdict(low: float | None, high: float | None) -> str:
-    """On a claim that a difference is above zero, by its interval."""
-    if low is None or high is None or low <= 0 <= high:
+def difference(differences: ArrayLike, margin: float | None = None) -> Difference:
+    """What one difference a pair says. margin: for the question of size, if there is one."""
+    values = np.asarray(differences, dtype=float).round(9)  # 1e-14 is no spread
+    n, ahead = len(values), int((values > 0).sum())
+    if n < FEWEST:
+        return Difference(n, ahead, blank=f"{n} pairs are too few to judge by: {FEWEST} are needed")
+    known = Difference(
+        n,
+        ahead,
+        mean=float(values.mean()),
+        deviation=float(values.std(ddof=1)),
+        median=hodges_lehmann(values),
+        margin=margin,
+    )
+    if len({*values}) == 1:
+        return replace(known, blank="all differences are equal, which is no spread to judge by")
+    tested = stats.ttest_1samp(values, 0)
+    bounds = tested.confidence_interval(CONFIDENCE)
+    return replace(
+        known,
+        low=float(bounds.low),
+        high=float(bounds.high),
+        p=float(tested.pvalue),
+        wilcoxon_p=float(stats.wilcoxon(values, zero_method="pratt").pvalue),
+        margin_p=None if margin is None else tost(values, margin),
+    )
+
+
+def tost(values: np.ndarray, margin: float) -> float:
+    """The p-value of "the mean does not lie within ±margin": the larger of two one-sided t-tests'."""
+    from statsmodels.stats.weightstats import DescrStatsW  # slow to import
+
+    return float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
+
+
+def hodges_lehmann(values: np.ndarray) -> float:
+    """The median of the means of all pairs of differences, each with itself too."""
+    first, second = np.triu_indices(len(values))
+    return float(np.median((values[first] + values[second]) / 2))
+
+
+def new_images(
+    first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
+) -> tuple[float, float]:
+    """95 % percentile interval of the mean difference first − second, in points, for new seeds and new
+    images: seeds and images are both drawn again (crossed bootstrap).
+
+    first, second: bool (seeds, images), which images each network classifies rightly. The interval is
+    slightly too wide, as what is left of noise in one image and seed is counted twice.
+    """
+    wins = first.astype(np.float32) - second.astype(np.float32)
+
+    def mean(seeds: np.ndarray, images: np.ndarray) -> float:
+        drawn = np.bincount(seeds, minlength=len(wins)).astype(wins.dtype)  # how often each seed is
+        return float((drawn @ wins / len(seeds))[images].mean())
+
+    drawn = stats.bootstrap(
+        tuple(np.arange(extent) for extent in wins.shape),
+        mean,
+        n_resamples=resamples,
+        vectorized=False,
+        paired=False,
+        confidence_level=CONFIDENCE,
+        method="percentile",
+        rng=np.random.default_rng(0),
+    ).confidence_interval
+    return 100 * float(drawn.low), 100 * float(drawn.high)
+
+
+def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
+    """The p-values of a family of claims, adjusted by Holm's method; a missing one counts as 1."""
+    from statsmodels.stats.multitest import multipletests  # slow to import
+
+    given = [1.0 if p is None else p for p in p_values.values()]
+    return dict(zip(p_values, map(float, multipletests(given, method="holm")[1]), strict=True))
+
+
+def verdict(mean: float | None, p: float | None) -> str:
+    """On a claim that a difference is above zero: supported, contradicted or undecided."""
+    if mean is None or p is None or not p < LEVEL:
         return "undecided"
-    return "supported" if low > 0 else "contradicted"
+    return "supported" if mean > 0 else "contradicted"
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:

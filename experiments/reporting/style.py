@@ -8,12 +8,13 @@ COLOURS = {  # Okabe and Ito's, for all kinds of sight
     "unit_stride": "#D55E00",
     "unit_stride tied": "#56B4E9",
     "unit_stride masked": "#009E73",
-    "unit_stride masked rate_by_copies": "#CC79A7",
-    "unit_stride rate_by_copies": "#E69F00",
+    "unit_stride masked by_copies": "#CC79A7",
+    "unit_stride by_copies": "#E69F00",
+    "unit_stride by_effective": "#8B4513",
     "unit_stride masked fan_in=filter": "#F0E442",
     "pooling": "#000000",
 }
-MARKERS = dict(zip(COLOURS, "osD^vPX*", strict=True))
+MARKERS = dict(zip(COLOURS, "osD^vP<X*", strict=True))
 
 
 def colour_of(network: str) -> str:

@@ -24,7 +24,7 @@ from stridenet.errors import InputError
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE = {"train_size": "Int64", "validation_correct": "Int64", "jobs_at_once": "Int64"}
+WHOLE = dict.fromkeys(("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64")
 
 
 @dataclass
@@ -159,6 +159,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
     return {
         **{key: result[key] for key in (*whole, *tested)},
         "train_size": data["train_size"],
+        "steps": result["config"]["recipe"]["steps"],  # empty where a recipe has epochs
         "validation_correct": result["epochs"][-1].get("validation_correct"),
         "validation_images": data["validation_size"],
         "fit_loss": result.get("fit_loss"),
@@ -176,7 +177,7 @@ def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
 
 
 def distance(row: dict[str, Any]) -> dict[str, float | None]:
-    """How far a twin is from the tied ones at a point of its curves: its two parts, as shares of the norm
+    """How far a twin is from the tied ones at a point of its curves: two parts, as shares of the norm
     of all shared weights; None for a network that is no twin."""
     layers = row.get("distance") or {}
     parts = {

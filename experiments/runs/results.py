@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from experiments.settings.identity import experiment_identity
+from experiments.settings.identity import LOOP, experiment_identity
 from experiments.settings.schema import Experiment
 from stridenet.errors import InputError
 
@@ -53,6 +53,13 @@ def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
     """The results of the experiment's runs. Raises InputError if there are none."""
     results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]
+    earlier = {result.get("loop", 1) for result in results} - {LOOP}
+    if not chosen and earlier:
+        raise InputError(
+            f"the runs in {Path(experiment.outputs) / 'runs'} are of training loop "
+            f"{', '.join(map(str, sorted(earlier)))}, and this is loop {LOOP} (docs/protocol.md): they "
+            "cannot stand in one table; run experiments.train again, or take another outputs="
+        )
     if not chosen:
         kinds = ("data", "recipe")
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
@@ -69,7 +76,7 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
     """One row a run: what it was, what it reached, what it took."""
     import pandas as pd
 
-    frame = pd.json_normalize(results).drop(columns=["epochs"])
+    frame = pd.json_normalize(results).drop(columns=["epochs", "rho"], errors="ignore")
     frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
     return frame.sort_values(["network", "weights", "seed"], ignore_index=True)
 

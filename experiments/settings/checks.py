@@ -21,6 +21,7 @@ from experiments.settings.schema import (
     Config,
     Conversion,
     ConversionBench,
+    Evidence,
     Experiment,
     Export,
     Figures,
@@ -32,7 +33,7 @@ from experiments.settings.schema import (
 from stridenet.errors import InputError
 from stridenet.options import SHARING
 
-Settings = TypeVar("Settings", bound=Experiment | Figures | Conversion | ConversionBench)
+Settings = TypeVar("Settings", bound=Experiment | Evidence | Figures | Conversion | ConversionBench)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
@@ -256,6 +257,16 @@ def _check_run(config: Config) -> None:
         raise InputError(
             f"weights={config.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
         )
+
+
+def with_seed(config: Config, text: str) -> Config:
+    """The same run with the seed that was typed. Raises InputError."""
+    try:
+        seed = int(text)
+    except ValueError as error:
+        raise InputError(f"seed={text} must be a whole number") from error
+    _check_seed(seed)
+    return replace(config, seed=seed)
 
 
 def _check_seed(seed: int) -> None:

@@ -113,6 +113,14 @@ class Report(Experiment):
 
 
 @dataclass
+class Evidence:
+    """The experiments of docs/protocol.md: what is published of them, and what it says."""
+
+    published: str = "outputs/reference"  # a folder for each experiment
+    outputs: str = "outputs"
+
+
+@dataclass
 class Figures:
     """What is drawn: the paper's figures, and how one layer's weights are shared."""
 

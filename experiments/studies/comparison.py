@@ -1,115 +1,96 @@
-"""Is the unit-stride network the more accurate one? Paired by seed, with what the numbers can carry."""
+"""How the unit-stride network's accuracy differs from the strided one's, pair by pair.
 
-from dataclasses import asdict, dataclass, replace
+Numbers only: a verdict on the paper's claim is spoken by `experiments.evidence`, on all the runs that
+docs/protocol.md asks for.
+"""
 
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
 import pandas as pd
 
-from experiments.reporting.formats import PRINTED, blank_or
+from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import interval, seeds_needed, verdict
-from experiments.runs.results import arms
+from experiments.reporting.statistics import difference, new_images, seeds_needed
+from experiments.runs.results import arms, unpack_bits
 from experiments.settings.schema import Report
 from experiments.studies.table2 import is_the_papers
 from stridenet.plan import EliminationPlan
 
-
-@dataclass
-class Comparison:
-    """Test accuracy of the twin minus that of the strided network, in points, over n paired seeds.
-
-    What too few seeds cannot give is None, and `blank` is the reason.
-    """
-
-    n: int
-    ahead: int = 0  # pairs in which the twin is the more accurate one
-    mean: float | None = None
-    low: float | None = None  # of the 95 % interval
-    high: float | None = None
-    deviation: float | None = None  # of the differences
-    strided_deviation: float | None = None
-    unit_stride_deviation: float | None = None
-    paper: float | None = None  # the paper's difference, where this is its experiment
-    n_needed: int | None = None  # to see that difference in 80 % of experiments
-    blank: str = ""
-
-    @property
-    def verdict(self) -> str:
-        """supported, contradicted or undecided: does the interval leave zero, and on which side?"""
-        return verdict(self.low, self.high)
-
-    def sentence(self, under: str) -> str:
-        """What the numbers say of the paper's claim, under a recipe on some data."""
-        claim = "The paper's claim that the unit-stride network is the more accurate one is "
-        under = f"{claim}{self.verdict} under {under}"
-        if self.low is None or self.high is None:
-            return f"{under}: {self.blank}."
-        text = (
-            f"{under}: the difference is {self.mean:+.3f} points, 95 % interval {self.low:+.3f} to "
-            f"{self.high:+.3f}, n = {self.n}, and the twin is ahead in {self.ahead} of {self.n} pairs"
-        )
-        if self.paper is not None:
-            inside = "within" if self.low <= self.paper <= self.high else "outside"
-            text += f"; the paper's {self.paper:+} lies {inside} it"
-        if self.n_needed is not None:
-            text += f"; to see {self.paper} points would take {self.n_needed} seeds"
-        return f"{text}."
+CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for: make evidence."
 
 
-def compare(runs: pd.DataFrame, paper: float | None = None) -> Comparison:
-    """Compare the networks trained from scratch, seed by seed.
+def compare(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
+    """One row: the difference unit stride − strided in test accuracy, in points, pair by pair.
 
-    runs: as runs.tidy gives them; a seed counts if both networks have it. The interval is Student's
-    for the mean of paired differences. paper: the paper's difference, in points, if there is one.
+    runs: as results.tidy gives them; a pair is a seed with which both networks were trained from
+    scratch. paper: the paper's difference in points, if this is its experiment; it is the margin of the
+    question of size. Columns: those of statistics.Difference; within; new_low and new_high (95 %
+    interval on new images); paper; seeds_needed: how many pairs show the paper's difference in 80 %
+    of experiments.
     """
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
-    wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
-    pairs = wide.reindex(columns=["strided", "unit_stride"]).dropna()
-    differences = pairs.unit_stride - pairs.strided
-    measured = interval(differences)
-    n, ahead = measured["n"], int((differences.round(9) > 0).sum())
-    if n < 2:
-        seeds = {0: "no seed has", 1: "only one seed has"}[n]
-        blank = f"{seeds} both networks, and an interval needs two"
-        return Comparison(n, ahead, paper=paper, blank=blank)
-    found = Comparison(
-        n,
-        ahead,
-        measured["mean"],
-        measured["low"],
-        measured["high"],
-        paper=paper,
-        deviation=float(differences.std()),
-        strided_deviation=float(pairs.strided.std()),
-        unit_stride_deviation=float(pairs.unit_stride.std()),
+    of = {network: scratch[scratch.network == network].set_index("seed")
+          for network in ("strided", "unit_stride")}  # fmt: skip
+    seeds = of["strided"].index.intersection(of["unit_stride"].index).sort_values()
+    strided, twin = (rows.loc[seeds] for rows in of.values())
+    found = difference(100 * (twin.test_accuracy - strided.test_accuracy), paper)
+    row: dict[str, Any] = {**asdict(found), "within": found.within, "paper": paper}
+    row |= dict.fromkeys(("new_low", "new_high", "seeds_needed"))
+    if found.low is not None and found.deviation:
+        if "test_bits" in runs:
+            row["new_low"], row["new_high"] = new_images(_right(twin), _right(strided))
+        if paper is not None:
+            row["seeds_needed"] = seeds_needed(paper, found.deviation)
+    return pd.DataFrame([row])
+
+
+def _right(runs: pd.DataFrame) -> np.ndarray:
+    """Which images each run classifies rightly: bool (runs, images)."""
+    return np.stack([unpack_bits(*of) for of in zip(runs.test_bits, runs.test_images, strict=True)])
+
+
+def sentence(row: "pd.Series[Any]") -> str:
+    """What the numbers say, in one or two sentences. row: as compare gives it."""
+    if row.blank:
+        return f"The twin's test accuracy minus the strided network's: {row.blank}. {CLAIM}"
+    text = (
+        f"The twin's test accuracy minus the strided network's is {row['mean']:+.3f} points on these "
+        f"test images (95 % interval {row.low:+.3f} to {row.high:+.3f}, n = {row.n}); the twin is "
+        f"ahead in {row.ahead} of {row.n} pairs"
     )
-    if found.low is None:
-        return replace(found, blank="all differences are equal, which is no spread to judge by")
-    needed = None if paper is None else seeds_needed(paper, float(differences.std()))
-    return replace(found, n_needed=needed)
+    if row.paper is not None:
+        inside = "within" if row.low <= row.paper <= row.high else "outside"
+        text += f"; the paper's {row.paper:+}, of one pair, lies {inside} that interval"
+    return f"{text}. {CLAIM}"
 
 
-def comparison_table(found: Comparison) -> pd.DataFrame:
-    """The paired comparison of the two networks' accuracy, in points, as one row."""
-    return pd.DataFrame([{**asdict(found), "verdict": found.verdict}])
-
-
-def comparison_for_readers(found: Comparison) -> pd.DataFrame:
-    """One line a quantity; blank where too few seeds cannot tell."""
+def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """One line a quantity; blank where too few pairs cannot tell."""
+    row = table.iloc[0]
     points = blank_or("{:+.3f}")
-    spread = blank_or("{:.3f}")
-    interval = "" if found.low is None else f"{points(found.low)} to {points(found.high)}"
+
+    def interval(low: float | None, high: float | None) -> str:
+        return "" if pd.isna(low) else f"{points(low)} to {points(high)}"
+
+    within = (
+        "" if row.within is None else f"{'yes' if row.within else 'no'}, p = {row.margin_p:.2g}"
+    )
     rows = {
-        "pairs of runs": str(found.n),
-        "pairs in which the twin is ahead": str(found.ahead),
-        "mean difference (points)": points(found.mean),
-        "95 % interval": interval,
-        "the paper's difference, of one pair": points(found.paper),
-        "standard deviation of the differences": spread(found.deviation),
-        f"standard deviation, {PRINTED['strided']}": spread(found.strided_deviation),
-        f"standard deviation, {PRINTED['unit_stride']}": spread(found.unit_stride_deviation),
-        "seeds to see the paper's difference": blank_or("{:,.0f}")(found.n_needed),
-        "the paper's claim is": found.verdict,
+        "pairs of runs": str(row.n),
+        "pairs in which the twin is ahead": str(row.ahead),
+        "mean difference": points(row["mean"]),
+        "standard deviation of the differences": blank_or("{:.3f}")(row.deviation),
+        "direction: 95 % interval on these images": interval(row.low, row.high),
+        "direction: p of the paired t-test": blank_or("{:.2g}")(row.p),
+        "direction: Hodges–Lehmann estimate": points(row["median"]),
+        "direction: p of Wilcoxon's signed-rank test": blank_or("{:.2g}")(row.wilcoxon_p),
+        f"size: within ±{row.margin} (TOST)" if row.margin else "size": within,
+        "95 % interval on new images": interval(row.new_low, row.new_high),
+        "the paper's difference, of one pair": points(row.paper),
+        "pairs needed to see the paper's difference": blank_or("{:,.0f}")(row.seeds_needed),
     }
     return pd.DataFrame({"Accuracy, twin minus strided": [*rows], "points": [*rows.values()]})
 
@@ -117,14 +98,8 @@ def comparison_for_readers(found: Comparison) -> pd.DataFrame:
 def comparison_section(
     config: Report, runs: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
+    """The comparison as a table of the report."""
     papers = is_the_papers(plan, config.data.name)
-    comparison = compare(runs, PAPER_DIFFERENCE if papers else None)
-    under = f"recipe {config.recipe.name} on {config.data.name}"
-    return Section(
-        "comparison",
-        "Unity Stride − Non-Unity Stride",
-        comparison.sentence(under),
-        about,
-        comparison_table(comparison),
-        comparison_for_readers(comparison),
-    )
+    table = compare(runs, PAPER_DIFFERENCE if papers else None)
+    title, readable = "Unity Stride − Non-Unity Stride", comparison_for_readers(table)
+    return Section("comparison", title, sentence(table.iloc[0]), about, table, readable)

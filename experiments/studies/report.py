@@ -46,7 +46,8 @@ def write_report(config: Report) -> list[str]:
         pooled = build_strided(config.model, input_size, max_pooling=True)
         pooling = plan_elimination(pooled, input_size)
     folder.mkdir(parents=True, exist_ok=True)
-    write(folder / "runs.csv", runs.to_csv(index=False).encode())
+    table = runs.drop(columns="test_bits", errors="ignore")
+    write(folder / "runs.csv", table.to_csv(index=False).encode())
     write_json(folder / "about.json", circumstances_of(config, runs))
 
     about = about_runs(config, runs)

@@ -1,9 +1,9 @@
-"""What experiment=sharing found: the paper's claims about training, judged by paired differences."""
+"""The arms of experiment=sharing side by side: accuracy, losses, and distance from the tied twins.
 
-import math
+What they say of the paper's claims is in studies/claims.py.
+"""
+
 import textwrap
-from dataclasses import dataclass
-from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +16,10 @@ from experiments.reporting.figures import save_figure
 from experiments.reporting.formats import blank_or, mean_and_deviation
 from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH, Section
-from experiments.reporting.statistics import interval, verdict
+from experiments.reporting.statistics import difference
 from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write, write_json
+from experiments.runs.published import distance
 from experiments.runs.results import arms, finished_runs, tidy
 from experiments.settings.schema import Report
 from stridenet.errors import InputError
@@ -30,8 +31,9 @@ ARMS = {  # as they are called here, by what they are in the runs
     "unit_stride tied": "tied",
     "unit_stride masked": "masked",
     "unit_stride": "free",
-    "unit_stride masked rate_by_copies": "masked, rate by copies",
-    "unit_stride rate_by_copies": "free, rate by copies",
+    "unit_stride masked by_copies": "masked, rate by copies",
+    "unit_stride by_copies": "free, rate by copies",
+    "unit_stride by_effective": "free, effective rate",
     "pooling": "pooling",
 }
 STARTS = {"scratch": "from scratch", "fine_tune": "fine-tuned"}
@@ -43,33 +45,11 @@ QUANTITIES = {  # of a run: the unit of its differences
     "test loss − loss on training images": "nats",
     "CPU time of training": "%",
 }
-TWINS = (("free", "strided"), ("free, rate by copies", "strided"))
-PARTS = (("masked", "tied"), ("free", "masked"))  # without equalities; without zeros
-
-
-@dataclass(frozen=True)
-class Claim:
-    """A sentence of the paper, and the quantity of which a pair's first arm should have more."""
-
-    text: str
-    quantity: str
-    pairs: tuple[tuple[str, str], ...] = TWINS
-    starts: tuple[str, ...] = ("scratch", "fine_tune")
-
-
-CLAIMS = (
-    Claim("The twin is more accurate", "test accuracy"),
-    Claim("It learns more slowly", "loss of the first epoch"),
-    Claim("It takes more time to train", "CPU time of training", TWINS[:1], ("scratch",)),
-    Claim("Its capacity ruins the training", "loss on training images"),
-    Claim("Sharing parameters helps generalisation", "test loss", (*TWINS, *PARTS)),
-    Claim("The gap between test and training is larger", "test loss − loss on training images"),
-)
 
 
 def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a run and epoch: arm, weights, seed, epoch, accuracy, losses, and the distance from the
-    tied subspace in its two parts, as a share of the norm of all shared parameters."""
+    """One row a run and epoch: arm, weights, seed, epoch, accuracy on validation images, training loss,
+    and the distance from the tied twins in its two parts (published.distance)."""
     rows = [
         {
             "run": result["run"],
@@ -77,10 +57,9 @@ def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
             "weights": result["weights"],
             "seed": result["seed"],
             "epoch": row["epoch"],
-            "test_accuracy": row["test_accuracy"],
-            "test_loss": row["test_loss"],
+            "validation_accuracy": row.get("validation_accuracy"),
             "training_loss": row["training_loss"],
-            **_distance(row.get("distance", {} if arm == "strided" else None)),
+            **distance(row),
         }
         for result, arm in zip(results, arms(pd.DataFrame(results)), strict=True)
         for row in result["epochs"]
@@ -89,26 +68,18 @@ def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
     return table[table.arm.notna() & table.weights.isin([*STARTS])]
 
 
-def _distance(layers: dict[str, dict[str, float]] | None) -> dict[str, float]:
-    if not layers:  # the strided network is where distance is measured from; pooling has none
-        return dict.fromkeys(("zeros", "copies"), math.nan if layers is None else 0.0)
-    parts = pd.DataFrame(layers).pow(2).sum(axis=1).pow(0.5)
-    return {part: float(parts[part] / parts["norm"]) for part in ("zeros", "copies")}
-
-
 def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
     """One row a run: arm, weights, seed, and QUANTITIES, with the distance after the last epoch."""
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
-    measured = ["fit_loss", "training_cpu_seconds"]  # which runs of older versions may lack
-    of_runs = pd.DataFrame(results).set_index("run").reindex(columns=measured)
+    of_runs = pd.DataFrame(results).set_index("run").reindex(last.index)
     table = last[["arm", "weights", "seed", "zeros", "copies"]].copy()
-    table["test accuracy"] = 100 * last.test_accuracy
+    table["test accuracy"] = 100 * of_runs.test_accuracy
     table["loss of the first epoch"] = first.training_loss
     table["loss on training images"] = of_runs.fit_loss
-    table["test loss"] = last.test_loss
-    table["test loss − loss on training images"] = last.test_loss - of_runs.fit_loss
+    table["test loss"] = of_runs.test_loss
+    table["test loss − loss on training images"] = of_runs.test_loss - of_runs.fit_loss
     table["CPU time of training"] = of_runs.training_cpu_seconds
     table = table[table["loss of the first epoch"].notna()]  # trained at all
     order = {arm: place for place, arm in enumerate(ARMS.values())}
@@ -128,31 +99,6 @@ def differences(
     return pairs[arm] - pairs[against]
 
 
-def claims(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a claim, start and pair of arms: the mean difference, paired by seed, its interval, and
-    whether it supports that the first arm has more of the quantity.
-
-    runs: as by_run gives them.
-    """
-    rows = []
-    for claim in CLAIMS:
-        for weights, (arm, against) in product(claim.starts, claim.pairs):
-            found = interval(differences(runs, claim.quantity, weights, arm, against))
-            rows.append(
-                {
-                    "claim": claim.text,
-                    "start": STARTS[weights],
-                    "arm": arm,
-                    "against": against,
-                    "quantity": claim.quantity,
-                    "unit": QUANTITIES[claim.quantity],
-                    **found,
-                    "verdict": verdict(found["low"], found["high"]),
-                }
-            )
-    return pd.DataFrame(rows)
-
-
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a start and arm: n, mean and deviation of every quantity, and the paired difference of
     accuracy from the strided network with its interval."""
@@ -165,15 +111,15 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                 f"{quantity}_std": group[quantity].std(),
             }
         paired = differences(runs, "test accuracy", weights, arm)
-        found = interval(paired if arm != "strided" else paired.iloc[:0])
-        row |= {f"difference_{key}": found[key] for key in ("mean", "low", "high")}
+        found = difference([] if arm == "strided" else paired)
+        row |= {f"difference_{key}": getattr(found, key) for key in ("mean", "low", "high")}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """The arms of experiment=sharing, a mean and its deviation in one entry."""
-    difference = table.difference_mean.map(blank_or("{:+.2f}"))
+    mean = table.difference_mean.map(blank_or("{:+.2f}"))
     bounds = table.difference_low.map(blank_or(" [{:+.2f}, ")) + table.difference_high.map(
         blank_or("{:+.2f}]")
     )
@@ -187,35 +133,13 @@ def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Arm": table.arm,
             "n": table.n,
             "Accuracy %": mean_and_deviation(table, "test accuracy", 2),
-            "Difference": difference + bounds,
+            "Difference": mean + bounds,
             "First epoch": mean_and_deviation(table, "loss of the first epoch", 3),
             "Training images": mean_and_deviation(table, "loss on training images", 4),
             "Gap": mean_and_deviation(table, "test loss − loss on training images", 4),
             "Zeros %": mean_and_deviation(percent, "zeros", 1),
             "Copies %": mean_and_deviation(percent, "copies", 1),
             "CPU s": mean_and_deviation(table, "CPU time of training", 0),
-        }
-    )
-
-
-def claims_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Each claim with its difference and interval in one entry."""
-    digits = table.unit.map({"points": 2, "nats": 4, "%": 1})
-
-    def number(column: str) -> list[str]:
-        pairs = zip(table[column], digits, strict=True)
-        return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
-
-    bounds = zip(number("mean"), number("low"), number("high"), strict=True)
-    return pd.DataFrame(
-        {
-            "Claim": table.claim.where(~table.claim.duplicated(), ""),
-            "Start": table.start,
-            "Compared": table.arm + " − " + table.against,
-            "Quantity": table.quantity + " (" + table.unit + ")",
-            "n": table.n,
-            "Difference": [m + (f" [{low}, {high}]" if low else "") for m, low, high in bounds],
-            "Verdict": table.verdict,
         }
     )
 
@@ -235,12 +159,6 @@ OF_ARMS = (
     "from the tied subspace, in percent of the weights' norm: of what stands at structural zeros, and "
     "of copies from their mean."
 )
-OF_CLAIMS = (
-    "Differences between two arms, paired by seed, with the 95 % interval of the mean (Student's): "
-    "that the first has more is supported where the interval lies above zero, contradicted where it "
-    "lies below. Each of the {n} intervals stands by itself: of twenty without any effect, one leaves "
-    "zero by chance. CPU time is of runs side by side; `make bench` measures it better."
-)
 
 
 def write_findings(config: Report) -> list[str]:
@@ -259,35 +177,16 @@ def write_findings(config: Report) -> list[str]:
     write_json(folder / "sharing_about.json", circumstances_of(config, every))
     write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
     write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
-    of_every_arm, judged = summary(runs), claims(runs)
-    images = max(result.get("fit_images", 0) for result in results)
-    of_arms, of_claims = OF_ARMS.format(images=images), OF_CLAIMS.format(n=len(judged))
+    table = summary(runs)
+    caption = OF_ARMS.format(images=max(result.get("fit_images", 0) for result in results))
     wide = ("Difference", "Training images", "Gap")
-    readable = claims_for_readers(judged)
-    of_all = Section(
-        "sharing", "Sharing", of_arms, about, of_every_arm, sharing_for_readers(of_every_arm), wide
-    )
-    of_each = Section("claims", "Claims", of_claims, about, judged, readable)
     save_figure(sharing_figure(epochs), folder / "sharing")
-    of_each.save(folder)  # too wide for a terminal, which gets a paragraph a claim
+    section = Section("sharing", "Sharing", caption, about, table, sharing_for_readers(table), wide)
     return [
-        of_all.save(folder),
-        textwrap.fill(f"Claims: {of_claims}", WIDTH),
-        *_paragraphs(readable),
+        section.save(folder),
         textwrap.fill(about, WIDTH),
         f"Tables (csv, md, tex) and the figure (png, svg) are in {folder}.",
     ]
-
-
-def _paragraphs(claims: pd.DataFrame) -> list[str]:
-    """Each claim with the lines that are about it."""
-    of_claim = claims.Claim.replace("", None).ffill()
-    paragraphs = []
-    for claim, rows in claims.groupby(of_claim, sort=False):
-        lines = rows[["Start", "Compared", "n", "Difference", "Verdict"]]
-        text = lines.to_string(index=False, header=False)
-        paragraphs.append(f"{textwrap.fill(f'{claim}: {rows.Quantity.iloc[0]}', WIDTH)}\n{text}")
-    return paragraphs
 
 
 def freedom_section(plan: EliminationPlan) -> Section:
@@ -305,7 +204,7 @@ def sharing_figure(epochs: pd.DataFrame) -> Figure:
     """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
     above and fine-tuned below. epochs: as findings.by_epoch gives them."""
     panels = {
-        "test_accuracy": ("Test accuracy (%)", 100),
+        "validation_accuracy": ("Validation accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),
         "zeros": ("Weight at structural zeros (%)", 100),
         "copies": ("Copies from their mean (%)", 100),
@@ -315,7 +214,7 @@ def sharing_figure(epochs: pd.DataFrame) -> Figure:
     for row, (weights, start) in zip(grid, STARTS.items(), strict=True):
         for axes, (column, (title, scale)) in zip(row, panels.items(), strict=True):
             rows = epochs[(epochs.weights == weights) & epochs[column].notna()]
-            if column == "test_accuracy" and weights == "scratch":
+            if column == "validation_accuracy" and weights == "scratch":
                 rows = rows[rows.epoch > 0]  # before, it is that of chance
             for place, (name, arm) in enumerate(ARMS.items()):
                 seeds = rows[rows.arm == arm].groupby("epoch")[column]

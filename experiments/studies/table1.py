@@ -1,5 +1,6 @@
 """Table 1: accuracy and training time, beside the paper's, and the figures of both."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,11 +14,11 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure, order_of
+from experiments.runs.published import read_published
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
 from experiments.settings.schema import Report
 from experiments.studies.table2 import layers_of, maps_of
-from stridenet.errors import InputError
 from stridenet.plan import EliminationPlan
 
 
@@ -117,36 +118,36 @@ def table1_section(
 
 def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
     """The published means of this experiment by network, if there are any, and where they are from."""
-    path = Path(config.reference or "", "runs.csv")
-    if config.reference is None or not path.exists():
+    if config.reference is None:
         return None
-    try:
-        published = pd.read_csv(path, dtype={"experiment": str})
-        published = published[published.experiment == experiment_identity(config)]
-        if published.empty:
-            return None
-        table = table1(published, plan, config.data.name)
-        machine = machine_of(published)
-    except (ValueError, KeyError, AttributeError) as error:
-        raise InputError(f"{path} is damaged ({error}); restore it, or reference=null") from error
+    wanted = experiment_identity(config)
+    folders = [path.parent for path in sorted(Path(config.reference).glob("*/runs.csv"))]
+    all_runs = (read_published(folder).runs for folder in folders)
+    runs = next((runs for runs in all_runs if (runs.experiment == wanted).any()), None)
+    if runs is None:
+        return None
+    runs = runs[runs.experiment == wanted].rename(columns={"torch": "versions.torch"})
+    runs = runs.assign(test_accuracy=runs.test_correct / runs.test_images)
+    table, machine = table1(runs, plan, config.data.name), machine_of(runs)
     measured = table[["n", *(name for name in table if name.endswith(("_mean", "_std")))]]
     return measured.add_prefix("reference_").assign(network=table.network), machine
 
 
 def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
-    """Test accuracy after each epoch: a thin line a seed, a thick one their mean."""
+    """Accuracy on validation images after each epoch: a thin line a seed, a thick one their mean."""
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
     epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
+    epochs = epochs.assign(accuracy=100 * epochs.get("validation_accuracy", math.nan))
     figure, axes = new_figure()
     for network, rows in epochs.groupby("network"):
         style: dict[str, Any] = {"color": colour_of(network), "marker": MARKERS.get(network, "o")}
         for _, run in rows.groupby("seed"):
-            axes.plot(run.epoch, 100 * run.test_accuracy, lw=0.8, alpha=0.4, ms=3, **style)
-        mean = rows.groupby("epoch").test_accuracy.mean()
+            axes.plot(run.epoch, run.accuracy, lw=0.8, alpha=0.4, ms=3, **style)
+        mean = rows.groupby("epoch").accuracy.mean()
         label = f"{printed(network)}, mean of {rows.seed.nunique()}"
-        axes.plot(mean.index, 100 * mean, lw=2.2, label=label, **style)
-    axes.set(xlabel="epoch", ylabel="test accuracy (%)", title="Test accuracy by epoch")
+        axes.plot(mean.index, mean, lw=2.2, label=label, **style)
+    axes.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Validation accuracy by epoch")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
     networks = epochs.network.nunique()  # none where nothing was trained, recipe.epochs=0
     if networks > len(NETWORKS):

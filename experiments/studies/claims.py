@@ -1,0 +1,213 @@
+"""The claims of docs/protocol.md (C1 to C7), with primary outcome, size and verdict."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import pandas as pd
+
+from experiments.reporting.formats import blank_or
+from experiments.reporting.published import PAPER_DIFFERENCE
+from experiments.reporting.section import Section
+from experiments.reporting.statistics import LEVEL, Difference, difference, holm, verdict
+from experiments.runs.published import Published
+from experiments.runs.results import arms
+
+FREE, STRIDED, MASKED = "unit_stride", "strided", "unit_stride masked"
+MASKED_BY_COPIES, EFFECTIVE = "unit_stride masked by_copies", "unit_stride by_effective"
+SIZES = (300, 1000, 3000, 10000)  # training images of experiment=train_size
+SHARE_OF_GAP = 0.25  # of the gap of C2: the margin of C6 and C7
+CAPTION = (
+    "Each claim by its one primary outcome: the mean difference over n pairs with its 95 % interval "
+    "(Student's), and the p-value of the paired t-test, adjusted by Holm's method over the seven. "
+    "Within: whether the mean lies within the margin (TOST, 5 %). All is on these 10,000 test images. "
+    "No verdict is spoken before an experiment has all its runs (docs/protocol.md)."
+)
+
+
+@dataclass(frozen=True)
+class Claim:
+    """A sentence, and the outcome that decides it: one difference a seed, of one experiment."""
+
+    text: str
+    experiment: str
+    outcome: Callable[[Published], "pd.Series[float]"]
+    unit: str
+    quantity: str
+    equality: bool = False  # claimed is that there is no difference; else that it is above zero
+    margin: float | None = None
+
+
+def by_arm(
+    runs: pd.DataFrame, values: "pd.Series[float]", weights: str = "scratch"
+) -> pd.DataFrame:
+    """Values of runs as a table: a row a seed, a column an arm."""
+    table = pd.DataFrame({"seed": runs.seed, "arm": arms(runs), "value": values.astype(float)})
+    return table[runs.weights == weights].pivot(index="seed", columns="arm", values="value")
+
+
+def paired(table: pd.DataFrame, arm: str, against: str) -> "pd.Series[float]":
+    """The differences of two arms, for each seed that has both."""
+    pairs = table.reindex(columns=[arm, against]).dropna()
+    return pairs[arm] - pairs[against]
+
+
+def percent_right(runs: pd.DataFrame) -> "pd.Series[float]":
+    """Test accuracy in percent."""
+    return 100 * runs.test_correct / runs.test_images
+
+
+def more_accurate(found: Published) -> "pd.Series[float]":
+    """C1 and C5: test accuracy, free − strided, in points."""
+    return paired(by_arm(found.runs, percent_right(found.runs)), FREE, STRIDED)
+
+
+def worse_fit(found: Published) -> "pd.Series[float]":
+    """C3: loss on training images after training, free − strided."""
+    return paired(by_arm(found.runs, found.runs.fit_loss), FREE, STRIDED)
+
+
+def sharing_helps(found: Published) -> "pd.Series[float]":
+    """C4: test accuracy, strided − free, the mean over all four sizes, in points."""
+    of_sizes = []
+    for size in SIZES:
+        runs = found.runs[found.runs.train_size == size]
+        of_sizes.append(paired(by_arm(runs, percent_right(runs)), STRIDED, FREE))
+    return pd.concat(of_sizes, axis=1).dropna().mean(axis=1)
+
+
+def first_epoch(arm: str) -> Callable[[Published], "pd.Series[float]"]:
+    """C2, C6, C7: mean training loss of the first epoch, an arm − strided."""
+
+    def outcome(found: Published) -> "pd.Series[float]":
+        first = found.epochs[found.epochs.epoch == 1].set_index("run").training_loss
+        losses = found.runs.run.map(first).set_axis(found.runs.index)
+        return paired(by_arm(found.runs, losses), arm, STRIDED)
+
+    return outcome
+
+
+CLAIMS = {
+    "C1": Claim(
+        "The unit-stride network is more accurate",
+        "table1", more_accurate, "points", "test accuracy, free − strided", margin=PAPER_DIFFERENCE,
+    ),
+    "C2": Claim(
+        "It learns more slowly",
+        "sharing", first_epoch(FREE), "nats", "loss of the first epoch, free − strided",
+    ),
+    "C3": Claim(
+        "Its capacity ruins the training",
+        "table1", worse_fit, "nats", "loss on training images, free − strided",
+    ),
+    "C4": Claim(
+        "Sharing parameters helps generalisation",
+        "train_size", sharing_helps, "points", "test accuracy at four sizes, strided − free",
+    ),
+    "C5": Claim(
+        "The unit-stride network is more accurate on Fashion-MNIST",
+        "fashion", more_accurate, "points", "test accuracy, free − strided",
+    ),
+    "C6": Claim(
+        "Ours: the step account holds for masked by copies",
+        "sharing", first_epoch(MASKED_BY_COPIES), "nats",
+        "loss of the first epoch, masked by copies − strided", equality=True,
+    ),
+    "C7": Claim(
+        "Ours: the step account holds for free effective",
+        "sharing", first_epoch(EFFECTIVE), "nats",
+        "loss of the first epoch, free effective − strided", equality=True,
+    ),
+}  # fmt: skip
+
+
+def claims_table(
+    published: Mapping[str, Published], missing: Mapping[str, int | None]
+) -> pd.DataFrame:
+    """One row a claim: its difference and verdict.
+
+    published: of each experiment that has any runs. missing: how many runs each experiment lacks (None:
+    its settings are not chosen yet, so that nobody knows); a claim about one that lacks any counts as
+    p = 1, and has neither numbers nor a verdict.
+    """
+    complete = {
+        key: claim for key, claim in CLAIMS.items()
+        if claim.experiment in published and missing.get(claim.experiment) == 0
+    }  # fmt: skip
+    all_pairs = _judged(complete, published, lambda found: found)
+    trained = _judged(complete, published, _without_diverged)
+    rows = []
+    for key, claim in CLAIMS.items():
+        found, adjusted, spoken = all_pairs[key]
+        row: dict[str, Any] = {"claim": key, "text": claim.text, "experiment": claim.experiment}
+        row |= {"quantity": claim.quantity, "unit": claim.unit, **asdict(found)}
+        row |= {"holm_p": adjusted, "within": found.within, "verdict": spoken}
+        row["verdict_without_diverged"] = trained[key][2]
+        if key not in complete:
+            row["verdict"] = row["verdict_without_diverged"] = ""
+            lacking = missing.get(claim.experiment)
+            of = f"experiment={claim.experiment}"
+            row["blank"] = (
+                f"the settings of {of} are not chosen yet"
+                if lacking is None
+                else f"{lacking} runs of {of} are missing"
+            )
+        rows.append(row)
+    return pd.DataFrame(rows)
+
+
+def _judged(
+    complete: Mapping[str, Claim],
+    published: Mapping[str, Published],
+    select: Callable[[Published], Published],
+) -> dict[str, tuple[Difference, float, str]]:
+    """Each claim's difference, adjusted p-value and verdict, on the runs that `select` leaves."""
+    found = {key: difference([]) for key in CLAIMS}
+    for key, claim in complete.items():
+        values = claim.outcome(select(published[claim.experiment]))
+        margin = claim.margin
+        if claim.equality:
+            gap = CLAIMS["C2"].outcome(select(published[claim.experiment])).mean()
+            margin = SHARE_OF_GAP * abs(float(gap))
+        found[key] = difference(values, margin)
+    adjusted = holm({key: each.p for key, each in found.items()})
+    return {
+        key: (each, adjusted[key], _verdict(CLAIMS[key], each, adjusted[key]))
+        for key, each in found.items()
+    }
+
+
+def _verdict(claim: Claim, found: Difference, adjusted: float) -> str:
+    if not claim.equality:
+        return verdict(found.mean, adjusted)
+    if adjusted < LEVEL:
+        return "contradicted"
+    return "supported" if found.within else "undecided"
+
+
+def _without_diverged(found: Published) -> Published:
+    return Published(found.runs[~found.runs.diverged.astype(bool)], found.epochs, found.rho)
+
+
+def claims_section(table: pd.DataFrame, about: str) -> Section:
+    """The claims as a table of the report."""
+    digits = table.unit.map({"points": 3, "nats": 4})
+
+    def number(column: str) -> list[str]:
+        pairs = zip(table[column], digits, strict=True)
+        return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
+
+    bounds = zip(number("mean"), number("low"), number("high"), strict=True)
+    readable = pd.DataFrame(
+        {
+            "Claim": table.claim + ": " + table.text,
+            "Outcome": table.quantity + " (" + table.unit + ")",
+            "n": table.n,
+            "Difference": [f"{mean} [{low}, {high}]" if mean else "" for mean, low, high in bounds],
+            "p (Holm)": table.holm_p.map("{:.2g}".format),
+            "Margin": table.margin.map(blank_or("±{:.2g}")),
+            "Within": table.within.map({True: "yes", False: "no"}).fillna(""),
+            "Verdict": table.verdict.where(table.verdict != "", "none: " + table.blank),
+        }
+    )
+    return Section("verdicts", "Verdicts", CAPTION, about, table, readable)

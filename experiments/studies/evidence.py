@@ -1,0 +1,99 @@
+"""The state of docs/protocol.md: how far its experiments are, the chosen rates, the verdicts."""
+
+import textwrap
+from collections.abc import Mapping
+from pathlib import Path
+
+import pandas as pd
+
+from experiments.reporting.figures import save_figure
+from experiments.reporting.section import WIDTH, Section
+from experiments.runs.published import Published, read_published
+from experiments.settings.schema import Evidence
+from experiments.studies.claims import claims_section, claims_table
+from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
+
+EXPERIMENTS = (
+    "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
+    "fashion_rates", "fashion", "paper_level_steps", "paper_level", "adam_rates", "adam",
+)  # fmt: skip
+PROGRESS = (
+    "The experiments of docs/protocol.md in their order: how many of their runs are published. A run "
+    "that is missing is done by `make evidence EXPERIMENT=NAME`, from wherever the repository is."
+)
+
+
+def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> list[str]:
+    """Write the tables and figures of what is published into outputs/report; returns what to print.
+
+    wanted: the names of each experiment's runs; None where its settings have not been chosen yet.
+    """
+    folder = Path(config.outputs) / "report"
+    folder.mkdir(parents=True, exist_ok=True)
+    found = {name: read_published(Path(config.published) / name) for name in EXPERIMENTS}
+    published = {name: each for name, each in found.items() if len(each.runs)}
+    progress = progress_table(published, wanted)
+    sections = [Section("evidence", "Evidence", PROGRESS, "", progress, progress)]
+    for name, each in published.items():
+        if name.endswith("rates"):
+            sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
+    missing = {name: _missing(progress, name) for name in EXPERIMENTS}
+    verdicts = claims_section(claims_table(published, missing), "")
+    texts = [section.save(folder) for section in sections]
+    verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
+    return [
+        *texts,
+        textwrap.fill(f"Verdicts: {verdicts.caption}", WIDTH),
+        *(_lines(row) for row in verdicts.readable.to_dict("records")),
+        f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
+    ]
+
+
+def progress_table(
+    published: Mapping[str, Published], wanted: Mapping[str, list[str] | None]
+) -> pd.DataFrame:
+    """One row an experiment: its runs, how many are published, and what is missing."""
+    rows = []
+    for name, names in wanted.items():
+        runs = published[name].runs.run if name in published else pd.Series(dtype=str)
+        done = len(runs) if names is None else len({*names} & {*runs})
+        state = "complete" if names is not None and done == len(names) else "incomplete"
+        rows.append(
+            {
+                "experiment": name,
+                "published": done,
+                "runs": pd.NA if names is None else len(names),
+                "state": state if names is not None else "its settings are not chosen yet",
+            }
+        )
+    return pd.DataFrame(rows).astype({"runs": "Int64"})
+
+
+def _missing(progress: pd.DataFrame, name: str) -> int | None:
+    """How many runs an experiment lacks; None where they are not known."""
+    row = progress.set_index("experiment").loc[name]
+    return None if pd.isna(row.runs) else int(row.runs) - int(row.published)
+
+
+def _search(name: str, found: Published, folder: Path, complete: bool) -> list[Section]:
+    """The table of a search of rates, and its figures: one for each number of training images."""
+    table = rates_table(found.runs)
+    about = "" if complete else "The search is not complete: nothing is chosen yet."
+    if not complete:
+        table["chosen"] = False
+    elif beyond := to_try(table):
+        rates = ", ".join(f"{rate:g}" for rate in beyond)
+        about = (
+            f"A chosen rate lies at the edge: by the protocol, {rates} is tried for every network."
+        )
+    for size, rows in table.groupby("train_size", dropna=False):
+        save_figure(rates_figure(rows), folder / (name if pd.isna(size) else f"{name}_{size}"))
+    return [rates_section(name, table, about)]
+
+
+def _lines(row: dict[str, str]) -> str:
+    """A claim for a terminal."""
+    text = f"{row['Claim']}: {row['Verdict']}."
+    if row["Difference"]:
+        text += f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, p = {row['p (Holm)']}."
+    return textwrap.fill(text, WIDTH, subsequent_indent="    ")

@@ -1,0 +1,115 @@
+"""The searches of docs/protocol.md: the best learning rate of each network, on validation images."""
+
+from typing import Any
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from experiments.reporting.formats import blank_or, printed
+from experiments.reporting.section import Section
+from experiments.reporting.style import MARKERS, colour_of, new_figure
+from experiments.runs.results import arms
+
+STEP = 2  # between two rates of the grid
+DIVERGED = 0.5  # a run with less than this share of the validation images right counts as diverged
+CAPTION = (
+    "Validation error at the end of training, in percent, mean ± standard deviation over n seeds; * is "
+    "the rate that docs/protocol.md chooses: the least mean error of those without a diverged seed."
+)
+
+
+def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """One row a number of training images, network and rate, of the runs of one search.
+
+    runs: as published.read_published gives them. Columns: train_size, arm, learning_rate, n, diverged
+    (how many seeds), error_percent_mean, error_percent_std, chosen, and inside: whether rates on both
+    sides of the chosen one were tried.
+    """
+    right = runs.validation_correct.astype(float) / runs.validation_images
+    table = runs.assign(
+        arm=arms(runs),
+        error=100 * (1 - right),
+        diverged=runs.diverged.astype(bool) | ~(right >= DIVERGED),  # not a number counts, too
+    )
+    keys = ["train_size", "arm", "learning_rate"]
+    table = table.groupby(keys, dropna=False, as_index=False).agg(
+        n=("seed", "nunique"),
+        diverged=("diverged", "sum"),
+        error_percent_mean=("error", "mean"),
+        error_percent_std=("error", "std"),
+    )
+    table[["chosen", "inside"]] = False
+    for _, group in table.groupby(["train_size", "arm"], dropna=False):
+        eligible = group[group.diverged == 0]
+        if len(eligible):
+            best = eligible.error_percent_mean.idxmin()  # the first of equal ones: the smaller rate
+            table.loc[best, "chosen"] = True
+            edges = group.learning_rate.min(), group.learning_rate.max()
+            table.loc[best, "inside"] = table.learning_rate[best] not in edges
+    return table
+
+
+def to_try(table: pd.DataFrame) -> list[float]:
+    """The rates that the protocol adds for every arm, where a chosen one lies on the grid's edge."""
+    edges = table[table.chosen & ~table.inside].learning_rate
+    low, high = table.learning_rate.min(), table.learning_rate.max()
+    beyond = [low / STEP] * bool((edges == low).any()) + [high * STEP] * bool((edges == high).any())
+    return sorted(float(rate) for rate in beyond)
+
+
+def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
+    """The search as a table of the report."""
+    error = table.error_percent_mean.map("{:.2f}".format)
+    error += table.error_percent_std.map(blank_or(" ± {:.2f}"))
+    columns: dict[str, Any] = {
+        "Images": table.train_size.map(blank_or("{:,.0f}")),
+        "Network": table.arm.map(printed),
+        "Rate": table.learning_rate.map("{:g}".format),
+        "n": table.n,
+        "Error %": error,
+        "diverged": table.diverged,
+        "chosen": table.chosen.map({True: "*", False: ""}),
+    }
+    readable = pd.DataFrame(columns)
+    if table.train_size.isna().all():
+        readable = readable.drop(columns="Images")
+    return Section(name, "The search of rates", CAPTION, about, table, readable)
+
+
+def rates_figure(table: pd.DataFrame) -> Figure:
+    """Validation error against rate, with the standard error of the mean; a ring around what is chosen.
+
+    Rates with a diverged seed are left out. table: of one number of training images.
+    """
+    figure, axes = new_figure()
+    for name, rows in table[table.diverged == 0].groupby("arm", sort=False):
+        spread = rows.error_percent_std / rows.n**0.5
+        style: dict[str, Any] = {
+            "color": colour_of(str(name)),
+            "marker": MARKERS.get(str(name), "o"),
+        }
+        axes.errorbar(
+            rows.learning_rate,
+            rows.error_percent_mean,
+            spread,
+            lw=1.4,
+            label=printed(str(name)),
+            **style,
+        )
+        best = rows[rows.chosen]
+        axes.plot(
+            best.learning_rate,
+            best.error_percent_mean,
+            "o",
+            ms=14,
+            mfc="none",
+            color=style["color"],
+        )
+    axes.set(xscale="log", xlabel="learning rate", ylabel="validation error (%)")
+    axes.set_title("Validation error by rate; a ring: chosen")
+    axes.set_xticks(
+        [*table.learning_rate.unique()], [f"{r:g}" for r in table.learning_rate.unique()]
+    )
+    axes.minorticks_off()
+    axes.legend()
+    return figure
