@@ -21,4 +21,5 @@ NEEDED = (
 
 _missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
 if _missing:
-    sys.exit(f"error: {', '.join(_missing)} not installed: pip install '.[experiments]'")
+    _more = f" and {len(_missing) - 1} more" if _missing[1:] else ""
+    sys.exit(f"error: {_missing[0]}{_more} not installed: pip install '.[experiments]'")

@@ -39,7 +39,7 @@ MODULES_OF_THE_LIBRARY = sorted(
     module.name for module in pkgutil.walk_packages(stridenet.__path__, "stridenet.")
 )
 COMMANDS = sorted(
-    path.stem for path in (ROOT / "experiments").glob("*.py") if "start(main" in path.read_text()
+    path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()
 )
 ALONE = """
 import torch
@@ -173,7 +173,7 @@ def test_without_the_extra_every_command_says_in_one_line_what_to_install(
 ) -> None:
     assert {"train", "report", "verify", "export", "zoo"} <= set(COMMANDS)
     done = python("-m", f"experiments.{command}", folder=tmp_path, absent={"hydra", "pandas"})
-    line = "error: hydra, pandas not installed: pip install '.[experiments]'\n"
+    line = "error: hydra and 1 more not installed: pip install '.[experiments]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)
 
 
