@@ -64,13 +64,14 @@ test: .venv/ready ## run the tests
 fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)
 	$(PYTHON) -m pytest tests/test_graphs.py --hypothesis-profile=fuzz
 
-check: .venv/ready ## lint, formatting, types
+check: .venv/ready ## lint, formatting, types, which module may import which
 	$(PYTHON) -m ruff check
 	$(PYTHON) -m ruff format --check
 	$(PYTHON) -m mypy
+	.venv/bin/lint-imports --no-logo
 
 clean: ## remove .venv and caches; results stay
-	rm -rf .venv .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
+	rm -rf .venv .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
 .venv/ready: pyproject.toml constraints.txt
 	@found=; \

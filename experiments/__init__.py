@@ -1,1 +1,25 @@
 """What you run from the repository root, one command a file: python -m experiments.NAME."""
+
+import importlib.util
+import sys
+
+# By the names under which they are imported: the packages of the extra that the commands need.
+NEEDED = (
+    "hydra",
+    "hydra_plugins",
+    "omegaconf",
+    "joblib",
+    "torchvision",
+    "pandas",
+    "matplotlib",
+    "scipy",
+    "statsmodels",
+    "filelock",
+    "jinja2",
+    "tabulate",
+)
+
+_missing = [name for name in NEEDED if importlib.util.find_spec(name) is None]
+if _missing:
+    _more = f" and {len(_missing) - 1} more" if _missing[1:] else ""
+    sys.exit(f"error: {_missing[0]}{_more} not installed: pip install '.[experiments]'")

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 from stridenet import torchvision_import
 
 if TYPE_CHECKING:
+    __version__: str
     from stridenet.elimination import eliminate_stride, plan_elimination
     from stridenet.errors import StrideEliminationError
     from stridenet.onnx.export import ExportReport, export_onnx
@@ -57,6 +58,17 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # Importing torch takes two seconds, which `--help` and a mistyped option should not.
+    if name == "__version__":
+        return _version()
     if name not in __all__:
         raise AttributeError(f"module 'stridenet' has no attribute {name!r}")
     return getattr(importlib.import_module(f"stridenet.{_HOME.get(name, 'elimination')}"), name)
+
+
+def _version() -> str:
+    from importlib import metadata  # not needed to convert, and slow to import
+
+    try:
+        return metadata.version("stridenet")
+    except metadata.PackageNotFoundError:  # read from a folder that is not installed
+        return "0+unknown"

@@ -9,6 +9,7 @@ from stridenet.layers import Padding
 from stridenet.options import Options
 from stridenet.phases import FeatureMap
 from stridenet.sizes import Size, written
+from stridenet.tables import aligned, data_frame
 from stridenet.taps import Taps, TransposedTapMap, phase_size
 
 if TYPE_CHECKING:
@@ -123,9 +124,7 @@ class EliminationPlan:
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
-        import pandas as pd  # not needed to convert, and slow to import
-
-        return pd.DataFrame(
+        return data_frame(
             {
                 "layer": layer.name,
                 "operation": layer.operation,
@@ -149,25 +148,35 @@ class EliminationPlan:
         )
 
     def __str__(self) -> str:
-        frame = self.to_frame()
-        filters = frame[frame.strided_filter != ""]
-        changed = (filters.strided_filter != filters.unit_stride_filter) | (
-            filters.strided_map != filters.unit_stride_map
-        )
-        rows = filters if len(filters) <= 20 else filters[changed]
-        pairs = {
-            column: rows[f"strided_{column}"] + " -> " + rows[f"unit_stride_{column}"]
-            for column in ("map", "filter")
-        }
-        table = rows[["layer"]].assign(**pairs).to_string(index=False)
-        if len(rows) < len(filters):
-            table += f"\n... and {len(filters) - len(rows)} layers with filters as they were"
+        filters = [layer for layer in self.layers if layer.weight_size]
+        shown = filters if len(filters) <= 20 else [f for f in filters if _is_resized(f)]
+        rows = [
+            (
+                layer.name,
+                f"{written(layer.output.size)} -> {written(layer.output.unit_stride_size)}",
+                f"{written(layer.weight_size)} -> {written(layer.unit_stride_weight_size)}",
+            )
+            for layer in shown
+        ]
         inputs = (f"{written(i.size)} -> {written(i.map.unit_stride_size)}" for i in self.inputs)
+        lines = [f"input {', '.join(inputs)}"]
+        if rows:
+            lines.append(aligned(("layer", "map", "filter"), rows))
+        if len(rows) < len(filters):
+            lines.append(f"... and {len(filters) - len(rows)} layers with filters as they were")
         before, after = self.parameters
-        return (
-            f"input {', '.join(inputs)}\n{table}\n"
+        zeros = sum(layer.structural_zeros for layer in self.layers)
+        lines.append(
             f"strides eliminated in {self.strided_layers} layers; parameters {before:,} -> {after:,} "
-            f"({frame.structural_zeros.sum():,} structural zeros; "
+            f"({zeros:,} structural zeros; "
             f"{before * self.bytes_each / 1e6:,.1f} -> {after * self.bytes_each / 1e6:,.1f} MB), "
             f"multiply-adds {self.multiply_adds[0]:,} -> {self.multiply_adds[1]:,}"
         )
+        return "\n".join(lines)
+
+
+def _is_resized(layer: LayerPlan) -> bool:
+    """Whether the twin's filter or map has other sizes than the strided one."""
+    filters = layer.weight_size, layer.unit_stride_weight_size
+    maps = layer.output.size, layer.output.unit_stride_size
+    return filters[0] != filters[1] or maps[0] != maps[1]

@@ -24,6 +24,7 @@ from stridenet.options import SHARING
 from stridenet.plan import EliminationPlan, LayerPlan
 from stridenet.planner import Conversion
 from stridenet.sizes import written
+from stridenet.tables import data_frame
 from stridenet.taps import TapMap
 from stridenet.twin import UnitStrideNetwork, build
 
@@ -465,8 +466,6 @@ def degrees_of_freedom(plan: EliminationPlan | UnitStrideNetwork) -> "pd.DataFra
     paper: s²·C_ℓ·C_{ℓ+1}·W·H of section 6, with s the factor of the layer's output; it counts the
     masked filter, not the free one, and holds for convolutions only.
     """
-    import pandas as pd  # not needed to train, and slow to import
-
     rows, counted = [], set()
     for layer in (plan.plan if isinstance(plan, UnitStrideNetwork) else plan).layers:
         again = layer.module in counted
@@ -474,7 +473,7 @@ def degrees_of_freedom(plan: EliminationPlan | UnitStrideNetwork) -> "pd.DataFra
         if layer.operation.startswith("Conv") and (layer.maps or not again):
             rows.append(_freedom(layer, again))
     columns = ["layer", "tied", "masked", "free", "equalities", "zeros", "paper"]
-    return pd.DataFrame(rows, columns=columns).astype({"paper": "Int64"})
+    return data_frame(rows, columns).astype({"paper": "Int64"})
 
 
 def _freedom(layer: LayerPlan, again: bool) -> dict[str, Any]:

@@ -13,7 +13,7 @@ of a second twin: each of its numbers is a strided one, a copy of one, or a stru
 import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from math import prod
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +30,7 @@ from stridenet.planner import Conversion
 from stridenet.rules.rounding import UNIT_ROUNDOFF, rounding_bound
 from stridenet.sharing import make_plain
 from stridenet.sizes import checked_sizes
+from stridenet.tables import aligned, data_frame
 from stridenet.twin import UnitStrideNetwork, build
 
 if TYPE_CHECKING:
@@ -70,16 +71,18 @@ class VerificationReport:
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer."""
-        import pandas as pd  # slow to import, and needed for the table only
-
-        return pd.DataFrame([vars(layer) for layer in self.layers])
+        return data_frame(vars(layer) for layer in self.layers)
 
     def __str__(self) -> str:
         verdict = (
             "equal up to rounding" if self.passed else f"NOT equal, from {self.first_failure} on"
         )
+        rows = [
+            [f"{v:.2g}" if isinstance(v, float) else str(v) for v in vars(layer).values()]
+            for layer in self.layers
+        ]
         return (
-            f"{self.to_frame().to_string(index=False, float_format='{:.2g}'.format)}\n"
+            f"{aligned([field.name for field in fields(LayerReport)], rows)}\n"
             f"{verdict}; largest difference of an output {self.output_difference:.2g}"
         )
 

@@ -7,12 +7,14 @@ file's path from the repository's root, each followed by names from that file in
 import ast
 import functools
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
+import yaml
 
 ROOT = Path(__file__).resolve().parents[1]
-DOCUMENTS = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCUMENTS = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 LINK = re.compile(r"\[(?P<text>[^][]*)\]\((?P<target>[^()\s]+)\)")
 FENCED = re.compile(r"^```.*?^```", re.MULTILINE | re.DOTALL)
 
@@ -91,6 +93,33 @@ def wrong_references(cell: str, folder: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: path.name)
 def test_every_relative_link_leads_somewhere(document: Path) -> None:
     assert broken_links(document) == []
+
+
+def test_the_files_that_contributors_are_to_touch_exist() -> None:
+    """Whatever has a slash or a file's ending in CONTRIBUTING.md; NAME stands for any name."""
+    document = FENCED.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    spans = re.findall(r"`([\w./]+)`", document)
+    paths = [span for span in spans if "/" in span or span.endswith((".md", ".toml", ".yaml"))]
+    assert len(paths) > 8
+    assert [path for path in paths if not list(ROOT.glob(path.replace("NAME", "*")))] == []
+
+
+def test_the_names_that_contributors_are_to_look_for_exist() -> None:
+    """A name in backticks is one of the code, or of a setting."""
+    document = FENCED.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    names = {name for name in re.findall(r"`(\w+)`", document) if re.search("[_A-Z]", name)}
+    files = [*ROOT.glob("stridenet/**/*.py"), *ROOT.glob("experiments/**/*.py")]
+    code = set().union(*map(defined, [*files, *ROOT.glob("tests/*.py")]))
+    assert len(names) > 20
+    assert names - code - {"Conv", "_mean", "_std"} == set()
+
+
+def test_one_version_number_is_given_everywhere() -> None:
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    versions = re.findall(r"^## (\d\S*)", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert [citation["version"], versions[0]] == [project["version"]] * 2
+    assert citation["license"] == project["license"]
 
 
 def test_every_name_in_the_map_of_the_paper_exists() -> None:

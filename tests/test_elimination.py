@@ -493,6 +493,26 @@ def test_the_printed_plan_sums_up() -> None:
     assert text.endswith("1.8 -> 2.4 MB), multiply-adds 2,683,400 -> 4,527,880")
 
 
+def test_the_printed_plan_has_a_row_for_each_filter_flush_right() -> None:
+    network = nn.Sequential(nn.Conv2d(1, 2, 3), nn.ReLU(), nn.Conv2d(2, 3, 2, stride=2))
+    assert str(plan_elimination(network, (1, 10, 10))).splitlines()[:-1] == [
+        "input 1x10x10 -> 4x5x5",
+        "layer            map             filter",
+        "    0 2x8x8 -> 8x4x4 2x1x3x3 -> 8x4x2x2",
+        "    2 3x4x4 -> 3x4x4 3x2x2x2 -> 3x8x1x1",
+    ]
+    assert len(str(plan_elimination(nn.MaxPool2d(2), (1, 8, 8))).splitlines()) == 2  # no filter
+
+
+def test_of_more_than_twenty_filters_those_that_change_are_printed() -> None:
+    network = nn.Sequential(*(nn.Conv2d(1, 1, 1, stride=1 + (n == 9)) for n in range(21)))
+    plan = str(plan_elimination(network, (1, 8, 8), scope="layer")).splitlines()
+    assert plan[2:-1] == [
+        "    9 1x4x4 -> 1x4x4 1x1x1x1 -> 1x4x1x1",
+        "... and 20 layers with filters as they were",
+    ]
+
+
 def test_padding_comes_before_the_rearrangement_where_that_saves_weights() -> None:
     alexnet = nn.Conv2d(3, 96, 11, stride=4, padding=2)
     plan = plan_elimination(alexnet, (3, 224, 224))

@@ -127,7 +127,8 @@ def require_packages() -> None:
                 importlib.import_module(package)
     except ImportError as error:
         raise InputError(
-            f"an export to ONNX needs {', '.join(PACKAGES)} ({error}): pip install 'stridenet[onnx]'"
+            f"an export to ONNX needs {', '.join(PACKAGES)} ({error}): pip install '.[onnx]' "
+            "in stridenet's folder"
         ) from error
 
 

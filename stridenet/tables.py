@@ -1,0 +1,24 @@
+"""Tables: as text, and as pandas' DataFrames, for which alone pandas has to be installed."""
+
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from stridenet.errors import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def aligned(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """The rows below their heading, a line each, every column flush right."""
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    return "\n".join(" ".join(map(str.rjust, row, widths)) for row in (heading, *rows))
+
+
+def data_frame(rows: Iterable[dict[str, Any]], columns: list[str] | None = None) -> "pd.DataFrame":
+    """The rows as a DataFrame. Raises InputError where pandas is not installed."""
+    try:
+        import pandas as pd  # slow to import, and not among what the library needs
+    except ImportError as error:
+        raise InputError(f"a DataFrame needs pandas ({error}): pip install pandas") from error
+    return pd.DataFrame(rows, columns=columns)
