@@ -289,10 +289,16 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
         source = run_folder(start)
         if config.published is not None:  # its weights are not published: trained in this same job
             run_once(replace(start, published=None), bar=False)
-        if read_result(source) is None:
+        trained = read_result(source)
+        if trained is None:
             raise InputError(
                 f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "
                 "same run with model=strided weights=scratch first"
+            )
+        if trained["diverged"]:
+            raise InputError(
+                f"weights={config.weights}: the training of {source.name} diverged, and left no weights "
+                f"to start from; take a smaller recipe.learning_rate than {trained['learning_rate']}"
             )
         strided = build_strided(config.model, input_size)
         files.load_weights(source / "weights.pt", strided)
