@@ -127,10 +127,8 @@ class Observed:
 
 
 def _observed(twin: UnitStrideNetwork, config: Config) -> Observed:
-    found, tied = (
-        origins(twin),
-        config.sharing == "tied",
-    )  # whose copies have no gradients of their own
+    found = origins(twin)
+    tied = config.sharing == "tied"  # whose copies have no gradients of their own
     return Observed(
         rate_scales(twin, found, config.recipe.rate_scaling, config.sharing),
         lambda: {"distance": distance_from_tied(twin, found)},
