@@ -295,8 +295,8 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
             )
         if trained["diverged"]:
             raise InputError(
-                f"weights={config.weights}: the training of {source.name} diverged, and left no weights "
-                f"to start from; take a smaller recipe.learning_rate than {trained['learning_rate']}"
+                f"weights={config.weights}: {source.name} diverged, and nothing can start from its "
+                f"weights; take a smaller recipe.learning_rate than {trained['learning_rate']:g}"
             )
         strided = build_strided(config.model, input_size)
         files.load_weights(source / "weights.pt", strided)

@@ -188,7 +188,9 @@ def _resolve_model(model: Model) -> Model:
 
 def _check_recipe(recipe: Recipe) -> None:
     if recipe.epochs is None and recipe.steps is None:
-        raise InputError("recipe.steps has no value yet, nor has recipe.epochs: give one of the two")
+        raise InputError(
+            "recipe.steps has no value yet, nor has recipe.epochs: give one of the two"
+        )
     if recipe.epochs is not None and recipe.steps is not None:
         raise InputError(
             f"recipe.epochs={recipe.epochs} and recipe.steps={recipe.steps}: give one of the two, "
