@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from itertools import chain
-from math import prod
+from math import inf, isfinite, prod
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -431,7 +431,7 @@ def gradient_ratios(
     The gradient on a strided weight is the sum over its copies. By Cauchy and Schwarz ρ is at least
     1 / copies, which is reached where all copies have one gradient and nothing reaches the structural
     zeros; it is larger the more they disagree. Keys are the names of the twin's tensors; tied ones,
-    whose copies have no gradients of their own, and those without a gradient are left out.
+    whose copies have no gradients of their own, and those without a finite gradient are left out.
 
     found: origins(twin), where they are known.
     """
@@ -448,8 +448,9 @@ def gradient_ratios(
         sums = gradient.new_zeros(origin.size.numel() + 1)  # the last one is of structural zeros
         sums.index_add_(0, entries % len(sums), gradient)
         strided = float(sums[:-1].square().sum())
-        if strided > 0:
-            ratios[plain_name(name)] = float(gradient.square().sum()) / strided
+        ratio = float(gradient.square().sum()) / strided if strided else inf
+        if isfinite(ratio):
+            ratios[plain_name(name)] = ratio
     return ratios
 
 

@@ -41,11 +41,16 @@ def settings_of(command: str, overrides: tuple[str, ...]) -> DictConfig:
 
 @pytest.fixture(scope="session")
 def composed() -> Composed:
-    """Settings from overrides, as experiments.train (or the given command) makes them, resolved."""
+    """Settings from overrides, as experiments.train (or the given command) makes them, resolved.
+
+    The recipe is sgd if none is named, and no experiment, which names one.
+    """
 
     def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
         schemas = {"train": Config, "verify": Conversion, "zoo": Zoo}
         schema = schemas.get(command, Report)
+        if not any(each.startswith(("recipe=", "experiment=")) for each in overrides):
+            overrides = overrides if command in ("verify", "zoo") else ("recipe=sgd", *overrides)
         return resolve(copy.deepcopy(settings_of(command, overrides)), schema)
 
     return composed

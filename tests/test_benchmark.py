@@ -191,6 +191,8 @@ def test_a_benchmark_times_both_networks_in_every_round_and_counts_by_hand(
         trained.append((tuple(inputs), weights, history.steps, recipe.batch_size))
         return history
 
+    rates = {"strided": 0.01, "unit_stride": 0.02}
+    config = replace(config, recipe=replace(config.recipe, learning_rate=rates))
     monkeypatch.setattr(bench, "load", lambda data, folder: tiny_data)
     monkeypatch.setattr(bench, "train", watched)
     monkeypatch.setattr(bench, "MATRIX", 100)
@@ -260,6 +262,16 @@ def test_the_plain_loop_takes_its_steps_of_gradient_descent_on_the_network_that_
                 parameter.sub_(0.01 * v)
     for parameter, expected in zip(network.parameters(), by_hand.parameters(), strict=True):
         torch.testing.assert_close(parameter, expected)
+
+
+def test_each_network_is_timed_at_its_own_rate(config: Bench) -> None:
+    recipe = replace(config.recipe, learning_rate={"strided": 0.1, "unit_stride": 0.2})
+    rates = [
+        bench._at_its_rate(replace(config, recipe=recipe), name).recipe.learning_rate
+        for name in ("strided", "unit_stride")
+    ]
+    assert rates == [0.1, 0.2]
+    assert bench._at_its_rate(config, "strided") == config
 
 
 def test_the_networks_of_a_benchmark_are_a_strided_one_and_its_twin(config: Bench) -> None:

@@ -16,8 +16,15 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from omegaconf import OmegaConf
 
 from experiments.command import CONF
+from experiments.settings import identity
 from experiments.settings.checks import resolve
-from experiments.settings.identity import experiment_identity, run_name, strided_source, variant
+from experiments.settings.identity import (
+    experiment_identity,
+    rate_of,
+    run_name,
+    strided_source,
+    variant,
+)
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
 from stridenet.errors import InputError
 
@@ -31,14 +38,14 @@ Composed = Callable[..., Any]
 
 @pytest.fixture(scope="module")
 def plain() -> dict[str, Any]:
-    """The default settings of a run as plain dictionaries, before they are resolved."""
+    """The settings of a run with recipe=sgd as plain dictionaries, before they are resolved."""
     with initialize_config_dir(CONF, version_base="1.3"):
-        return OmegaConf.to_container(compose("train"))
+        return OmegaConf.to_container(compose("train", ["recipe=sgd"]))
 
 
 @pytest.fixture(scope="module")
 def config(plain: dict[str, Any]) -> Config:
-    """The default run, resolved."""
+    """That run, resolved."""
     return resolve(OmegaConf.create(plain), Config)
 
 
@@ -63,14 +70,15 @@ def changed(settings: Any, key: str, value: Any) -> Any:
 def test_the_groups_hold_what_the_readme_promises() -> None:
     assert {"strided", "unit_stride", "pooling"} <= set(GROUPS["model"])
     assert {"mnist", "fashion_mnist"} <= set(GROUPS["data"])
-    assert {"sgd", "caffe", "smoke"} <= set(GROUPS["recipe"])
+    assert {"validated", "sgd", "caffe", "smoke"} <= set(GROUPS["recipe"])
 
 
 @pytest.mark.parametrize(("model", "data", "recipe"), COMBINATIONS)
 def test_every_combination_composes_for_both_commands_and_they_mean_the_same_experiment(
     composed: Composed, model: str, data: str, recipe: str
 ) -> None:
-    chosen = (f"model={model}", f"data={data}", f"recipe={recipe}")
+    # Given, so that rates not chosen yet do not matter.
+    chosen = (f"model={model}", f"data={data}", f"recipe={recipe}", "recipe.learning_rate=0.01")
     run, report = composed(*chosen), composed(*chosen, command="report")
     assert isinstance(run, Config)
     assert type(report) is Report
@@ -78,7 +86,7 @@ def test_every_combination_composes_for_both_commands_and_they_mean_the_same_exp
     assert run.model.eliminate_stride == (model == "unit_stride")
     assert run.model.max_pooling == (model == "pooling")
     assert (run.seed, run.weights, run.outputs) == (0, "scratch", "outputs")
-    assert (run.sharing, run.recipe.fan_in, run.recipe.rate_by_copies) == ("free", "nonzero", False)
+    assert (run.sharing, run.recipe.fan_in, run.recipe.rate_scaling) == ("free", "nonzero", "none")
     assert experiment_identity(run) == experiment_identity(report)
 
 
@@ -103,7 +111,9 @@ def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None
         epochs=None,
         steps=10_000,
         batch_size=64,
+        optimizer="sgd",
         learning_rate=0.01,
+        schedule="inverse",
         rate_decay=1e-4,
         rate_power=0.75,
         bias_rate_factor=2,
@@ -112,6 +122,96 @@ def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None
         initialisation="xavier",
         pixels="scaled",
     )
+
+
+def test_the_default_recipe_is_that_of_the_protocol() -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = compose("train", ["recipe.learning_rate=0.01"])
+    assert resolve(settings, Config).recipe == Recipe(
+        name="validated", epochs=4, steps=None, evaluations=None, batch_size=64, optimizer="sgd",
+        learning_rate=0.01, schedule="linear", momentum=0.9, weight_decay=0.0005,
+    )  # fmt: skip
+    assert settings.data.validation_size == 5000
+    assert settings.data.train_size is None
+
+
+# Rates
+
+BY_NETWORK = "recipe.learning_rate={strided: 0.1, unit_stride: 0.2, masked: 0.3, pooling: 0.4}"
+
+
+@pytest.mark.parametrize(
+    ("arm", "rate"),
+    [("strided", 0.1), ("free", 0.2), ("free_by_copies", 0.2), ("free_effective", 0.2),
+     ("masked", 0.3), ("masked_by_copies", 0.3)],
+)  # fmt: skip
+def test_each_network_has_its_own_rate_in_one_experiment(
+    composed: Composed, arm: str, rate: float
+) -> None:
+    run = composed(BY_NETWORK, f"arm={arm}")
+    assert rate_of(run) == rate
+    assert experiment_identity(run) == experiment_identity(composed(BY_NETWORK))
+    assert rate_of(composed("recipe.learning_rate=0.5", f"arm={arm}")) == 0.5
+
+
+def test_the_network_with_pooling_and_a_fine_tuned_one_have_rates_too(composed: Composed) -> None:
+    assert rate_of(composed(BY_NETWORK, "model=pooling")) == 0.4
+    assert rate_of(composed(BY_NETWORK, "model=strided", "weights=fine_tune")) == 0.1
+    tuned = composed(BY_NETWORK, "arm=masked", "weights=fine_tune")
+    assert (rate_of(tuned), rate_of(strided_source(tuned))) == (0.3, 0.1)
+
+
+def test_a_network_without_a_rate_is_an_error_that_names_it_unless_it_is_not_trained(
+    composed: Composed,
+) -> None:
+    with pytest.raises(InputError, match=r"none for tied; give recipe\.learning_rate\.tied$"):
+        composed(BY_NETWORK, "arm=tied")
+    only = "recipe.learning_rate={strided: 0.1}"
+    with pytest.raises(InputError, match=r"rates for strided, but none for unit_stride; give"):
+        composed(only, "arm=free")
+    assert composed(only, "arm=free", "weights=copy").weights == "copy"
+
+
+@pytest.mark.parametrize(
+    ("chosen", "key"),
+    [
+        ("recipe.learning_rate=null", "recipe.learning_rate"),
+        ("recipe.learning_rate={strided: null}", "recipe.learning_rate.strided"),
+        ("recipe.learning_rate={strided: '???'}", "recipe.learning_rate.strided"),
+        ("recipe.epochs=null", "recipe.steps"),
+    ],
+)
+def test_what_has_not_been_chosen_yet_is_an_error_that_says_what_to_do(
+    composed: Composed, chosen: str, key: str
+) -> None:
+    with pytest.raises(InputError, match=rf"^{re.escape(key)} has no value yet.*: give"):
+        composed(chosen)
+
+
+def content(path: str) -> Any:
+    """Of a file under conf/, as it is."""
+    return OmegaConf.to_container(OmegaConf.load(Path(CONF) / path))
+
+
+def test_no_recipe_falls_back_on_the_rates_of_another() -> None:
+    """Over numbers, ??? leaves those; only validated, which is over nothing, may have it."""
+    paths = [path.relative_to(CONF) for path in Path(CONF).rglob("*.yaml")]
+    assert [str(path) for path in paths if "???" in (Path(CONF) / path).read_text()] in (
+        [],
+        ["recipe/validated.yaml"],
+    )
+
+
+def test_one_rate_that_stands_in_two_files_is_the_same_in_both() -> None:
+    rates = {
+        name: None if rate == "???" else rate
+        for name, rate in content("recipe/validated.yaml")["learning_rate"].items()
+    }
+    assert content("recipe/sharing.yaml")["learning_rate"] == rates["strided"]
+    assert content("experiment/swapped.yaml")["recipe"]["learning_rate"] == {
+        "strided": rates["unit_stride"],
+        "unit_stride": rates["strided"],
+    }
 
 
 # One way of writing
@@ -168,6 +268,7 @@ DECIDING: dict[str, Any] = {
     "model.layers.conv3.padding": [0, 1],
     "model.layers.conv3.groups": 2,
     "model.layers.conv3.bias": False,
+    "model.layers.conv3.activation": "identity",
     "data.name": "fashion_mnist",
     "data.image_size": [28, 27],
     "data.train_size": 59_999,
@@ -175,8 +276,11 @@ DECIDING: dict[str, Any] = {
     "recipe.name": "mine",
     "recipe.epochs": 5,
     "recipe.steps": 1,
+    "recipe.evaluations": 3,
     "recipe.batch_size": 65,
+    "recipe.optimizer": "adam",
     "recipe.learning_rate": 0.011,
+    "recipe.schedule": "constant",
     "recipe.rate_decay": 1e-5,
     "recipe.rate_power": 0.5,
     "recipe.bias_rate_factor": 2.0,
@@ -184,7 +288,7 @@ DECIDING: dict[str, Any] = {
     "recipe.weight_decay": 0.0,
     "recipe.initialisation": "xavier",
     "recipe.fan_in": "filter",
-    "recipe.rate_by_copies": True,
+    "recipe.rate_scaling": "copies",
     "recipe.pixels": "scaled",
     "seed": 1,
     "weights": "copy",
@@ -196,6 +300,8 @@ NOT_DECIDING = {
     "recipe.note": "A word to the reader.",
     "device": "cpu",
     "threads": 2,
+    "rho_every": 50,
+    "published": "there",
     "outputs": "elsewhere",
 }
 # These differ between the runs of one experiment.
@@ -203,7 +309,7 @@ WITHIN_AN_EXPERIMENT = {
     "model.eliminate_stride",
     "model.max_pooling",
     "recipe.fan_in",
-    "recipe.rate_by_copies",
+    "recipe.rate_scaling",
     "seed",
     "weights",
     "sharing",
@@ -242,6 +348,15 @@ def test_what_decides_no_numbers_leaves_the_run_as_it_is(config: Config, key: st
     assert experiment_identity(other) == experiment_identity(config)
 
 
+def test_another_training_loop_is_another_run_of_another_experiment(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    name, experiment = run_name(config), experiment_identity(config)
+    monkeypatch.setattr(identity, "LOOP", identity.LOOP + 1)
+    assert run_name(config).rpartition("-")[2] != name.rpartition("-")[2]
+    assert experiment_identity(config) != experiment
+
+
 def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: Config) -> None:
     layers = config.model.layers
     fewer = {name: layer for name, layer in layers.items() if name != "conv4"}
@@ -264,7 +379,17 @@ def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: Con
         (["seed=3", "recipe.momentum=0.5"], ["recipe.momentum=0.5", "seed=3"]),
         (
             ["recipe=smoke"],
-            ["recipe=sgd", "recipe.name=smoke", "recipe.epochs=null", "recipe.steps=60"],
+            [
+                "recipe=sgd",
+                "recipe.name=smoke",
+                "recipe.epochs=null",
+                "recipe.steps=60",
+                "recipe.learning_rate=0.05",
+            ],
+        ),
+        (
+            ["recipe.learning_rate={strided: 0.10, masked: 2}"],
+            ["recipe.learning_rate={masked: 2.0, strided: 0.1}"],
         ),
         (["model=unit_stride"], ["model.eliminate_stride=true"]),
         (
@@ -282,9 +407,9 @@ def test_the_spelling_of_settings_does_not_change_the_run(
 @pytest.mark.parametrize(
     ("overrides", "beginning"),
     [
-        (["seed=3"], "strided-scratch-paper-s3"),
+        (["seed=3"], "strided-scratch-sgd-s3"),
         (["model=unit_stride", "weights=copy", "recipe=caffe"], "unit_stride-copy-caffe-s0"),
-        (["model=unit_stride", "weights=fine_tune", "seed=12"], "unit_stride-fine_tune-paper-s12"),
+        (["model=unit_stride", "weights=fine_tune", "seed=12"], "unit_stride-fine_tune-sgd-s12"),
     ],
 )
 def test_a_runs_folder_tells_what_it_is_and_ends_in_the_identity(
@@ -293,30 +418,34 @@ def test_a_runs_folder_tells_what_it_is_and_ends_in_the_identity(
     assert re.fullmatch(f"{beginning}-[0-9a-f]{{8}}", run_name(composed(*overrides)))
 
 
-# Folders of results that are published or kept, from before twins could share their parameters.
+# Folders of results that are published or kept.
 KEPT = {
-    (): ("strided-scratch-paper-s0-bd4ac693", "5b91474e"),
-    ("seed=3",): ("strided-scratch-paper-s3-280df6eb", "5b91474e"),
-    ("model=unit_stride",): ("unit_stride-scratch-paper-s0-5174c262", "5b91474e"),
-    ("model=unit_stride", "weights=copy", "recipe=caffe"): (
-        "unit_stride-copy-caffe-s0-2b388003",
-        "086cc346",
+    ("recipe=sgd",): ("strided-scratch-sgd-s0-3a906154", "ca61f985"),
+    ("recipe=sgd", "seed=3"): ("strided-scratch-sgd-s3-6aa6cc19", "ca61f985"),
+    ("recipe=smoke", "model=unit_stride"): ("unit_stride-scratch-smoke-s0-46723402", "aa7d063d"),
+    ("recipe=caffe", "model=unit_stride", "weights=copy"): (
+        "unit_stride-copy-caffe-s0-855be539",
+        "c686e89e",
     ),
-    ("model=unit_stride", "weights=fine_tune", "seed=12"): (
-        "unit_stride-fine_tune-paper-s12-764563d2",
-        "5b91474e",
-    ),
-    ("recipe=sgd", "data=fashion_mnist"): ("strided-scratch-sgd-s0-df47e4a9", "90813290"),
+    (
+        "recipe=sgd",
+        "data=fashion_mnist",
+        "model=unit_stride",
+        "sharing=masked",
+        "weights=fine_tune",
+    ): ("unit_stride-masked-fine_tune-sgd-s0-365dfee2", "03e5e32e"),
+    (
+        "recipe=sgd",
+        "recipe.learning_rate={strided: 0.01, unit_stride: 0.02}",
+        "arm=free_effective",
+    ): ("unit_stride-by_effective-scratch-sgd-s0-20dc7371", "708ec05e"),
 }
 
 
 @pytest.mark.parametrize("overrides", KEPT)
-def test_a_run_that_shares_nothing_keeps_its_folder(
-    composed: Composed, overrides: tuple[str, ...]
-) -> None:
+def test_a_run_keeps_its_folder(composed: Composed, overrides: tuple[str, ...]) -> None:
     config = composed(*overrides)
     assert (run_name(config), experiment_identity(config)) == KEPT[overrides]
-    assert variant(config) == ""
 
 
 # What is beside the paper in a run of a twin, in words, and how its folder begins.
@@ -324,18 +453,19 @@ TREATED = {
     (): ("", "unit_stride-scratch"),
     ("sharing=tied",): ("tied", "unit_stride-tied-scratch"),
     ("sharing=masked",): ("masked", "unit_stride-masked-scratch"),
-    ("recipe.rate_by_copies=true",): ("rate_by_copies", "unit_stride-rate_by_copies-scratch"),
-    ("sharing=masked", "recipe.rate_by_copies=true"): (
-        "masked rate_by_copies",
-        "unit_stride-masked-rate_by_copies-scratch",
+    ("recipe.rate_scaling=copies",): ("by_copies", "unit_stride-by_copies-scratch"),
+    ("recipe.rate_scaling=effective",): ("by_effective", "unit_stride-by_effective-scratch"),
+    ("sharing=masked", "recipe.rate_scaling=copies"): (
+        "masked by_copies",
+        "unit_stride-masked-by_copies-scratch",
     ),
     ("sharing=masked", "recipe.fan_in=filter"): (
         "masked fan_in=filter",
         "unit_stride-masked-fan_in-filter-scratch",
     ),
-    ("sharing=masked", "recipe.fan_in=filter", "recipe.rate_by_copies=true"): (
-        "masked fan_in=filter rate_by_copies",
-        "unit_stride-masked-fan_in-filter-rate_by_copies-scratch",
+    ("sharing=masked", "recipe.fan_in=filter", "recipe.rate_scaling=copies"): (
+        "masked fan_in=filter by_copies",
+        "unit_stride-masked-fan_in-filter-by_copies-scratch",
     ),
     ("sharing=tied", "weights=fine_tune"): ("tied", "unit_stride-tied-fine_tune"),
     ("sharing=masked", "weights=fine_tune"): ("masked", "unit_stride-masked-fine_tune"),
@@ -346,7 +476,7 @@ def test_each_way_of_sharing_is_a_run_of_its_own_in_one_experiment(composed: Com
     runs = [composed("model=unit_stride", *overrides) for overrides in TREATED]
     for run, (words, beginning) in zip(runs, TREATED.values(), strict=True):
         assert variant(run) == words
-        assert re.fullmatch(f"{beginning}-paper-s0-[0-9a-f]{{8}}", run_name(run))
+        assert re.fullmatch(f"{beginning}-sgd-s0-[0-9a-f]{{8}}", run_name(run))
     assert len({run_name(run).rpartition("-")[2] for run in runs}) == len(TREATED)
     others = [composed(), composed("model=pooling")]
     assert len({run_name(run).rpartition("-")[2] for run in (*runs, *others)}) == len(TREATED) + 2
@@ -356,10 +486,10 @@ def test_each_way_of_sharing_is_a_run_of_its_own_in_one_experiment(composed: Com
 @pytest.mark.parametrize(
     ("overrides", "ineffective"),
     [
-        (["model=strided"], "recipe.rate_by_copies=true"),
-        (["model=pooling"], "recipe.rate_by_copies=true"),
-        (["model=unit_stride", "sharing=tied"], "recipe.rate_by_copies=true"),
-        (["model=unit_stride", "weights=copy"], "recipe.rate_by_copies=true"),
+        (["model=strided"], "recipe.rate_scaling=copies"),
+        (["model=pooling"], "recipe.rate_scaling=copies"),
+        (["model=unit_stride", "sharing=tied"], "recipe.rate_scaling=copies"),
+        (["model=unit_stride", "weights=copy"], "recipe.rate_scaling=copies"),
         (["model=strided"], "recipe.fan_in=filter"),
         (["model=unit_stride"], "recipe.fan_in=filter"),
         (["model=unit_stride", "sharing=tied"], "recipe.fan_in=filter"),
@@ -381,7 +511,7 @@ def test_a_file_of_weights_is_known_by_its_content_not_its_path(
     shutil.copy(here, there)
     other.write_bytes(b"other weights")
     name = run_name(composed(f"weights={here}"))
-    assert re.fullmatch("strided-file-paper-s0-[0-9a-f]{8}", name)
+    assert re.fullmatch("strided-file-sgd-s0-[0-9a-f]{8}", name)
     assert run_name(composed(f"weights={there}")) == name
     assert run_name(composed(f"weights={other}")) != name
 
@@ -401,8 +531,8 @@ def test_copied_weights_come_from_the_strided_run_of_the_same_settings(composed:
         ["model=strided"],
         ["model=unit_stride", "sharing=tied"],
         ["model=unit_stride", "sharing=masked"],
-        ["model=unit_stride", "sharing=masked", "recipe.rate_by_copies=true"],
-        ["model=unit_stride", "recipe.rate_by_copies=true"],
+        ["model=unit_stride", "sharing=masked", "recipe.rate_scaling=copies"],
+        ["model=unit_stride", "recipe.rate_scaling=copies"],
     ],
 )
 def test_all_fine_tuning_starts_from_one_strided_run(
@@ -416,13 +546,14 @@ def test_all_fine_tuning_starts_from_one_strided_run(
 
 # The experiment on sharing
 
-ARMS: dict[str, dict[str, Any]] = {
-    "strided": {"network": "strided", "sharing": "free", "by_copies": False},
-    "tied": {"network": "unit_stride", "sharing": "tied", "by_copies": False},
-    "masked": {"network": "unit_stride", "sharing": "masked", "by_copies": False},
-    "free": {"network": "unit_stride", "sharing": "free", "by_copies": False},
-    "masked_by_copies": {"network": "unit_stride", "sharing": "masked", "by_copies": True},
-    "free_by_copies": {"network": "unit_stride", "sharing": "free", "by_copies": True},
+ARMS = {  # network, sharing and rate_scaling of each
+    "strided": ("strided", "free", "none"),
+    "tied": ("unit_stride", "tied", "none"),
+    "masked": ("unit_stride", "masked", "none"),
+    "free": ("unit_stride", "free", "none"),
+    "masked_by_copies": ("unit_stride", "masked", "copies"),
+    "free_by_copies": ("unit_stride", "free", "copies"),
+    "free_effective": ("unit_stride", "free", "effective"),
 }
 
 
@@ -435,25 +566,27 @@ def test_the_experiment_on_sharing_sweeps_all_arms_from_both_starts() -> None:
     assert {each.key_or_group: [*each.sweep_string_iterator()] for each in parsed} == {
         "weights": ["scratch", "fine_tune"],
         "arm": list(ARMS),
-        "seed": list(map(str, range(10))),
+        "seed": list(map(str, range(5000, 5010))),
     }
     assert {path.stem for path in (Path(CONF) / "arm").glob("*.yaml")} == ARMS.keys()
-    # The strided runs come first of all, for the others' fine-tuning begins where they end.
-    assert [each.key_or_group for each in parsed] == ["weights", "arm", "seed"]
+    # What is trained from scratch comes first, for fine-tuning begins where the strided runs end.
+    assert parsed[0].key_or_group == "weights"
 
 
 @pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
 def test_an_arm_is_its_network_sharing_and_rates_and_nothing_else(
     composed: Composed, weights: str
 ) -> None:
-    strided = composed("recipe=sgd", "recipe.name=sharing", "recipe.epochs=2", "seed=9")
+    rate, same = "recipe.learning_rate=0.02", ("seed=9", "rho_every=50")
+    strided = composed("recipe=sharing", rate, *same)
+    assert (strided.recipe.epochs, strided.recipe.learning_rate) == (2, 0.02)
     names = set()
-    for arm, about in ARMS.items():
-        config = composed("experiment=sharing", f"arm={arm}", f"weights={weights}", "seed=9")
-        model = replace(strided.model, eliminate_stride=about["network"] == "unit_stride")
-        recipe = replace(strided.recipe, rate_by_copies=about["by_copies"])
+    for arm, (network, sharing, scaling) in ARMS.items():
+        config = composed("experiment=sharing", rate, f"arm={arm}", f"weights={weights}", "seed=9")
+        model = replace(strided.model, eliminate_stride=network == "unit_stride")
+        recipe = replace(strided.recipe, rate_scaling=scaling)
         changes = {"model": model, "recipe": recipe, "weights": weights}
-        assert config == replace(strided, **changes, sharing=about["sharing"])
+        assert config == replace(strided, **changes, sharing=sharing)
         assert experiment_identity(config) == experiment_identity(strided)
         assert strided_source(config) == strided
         names.add(run_name(config).rpartition("-")[2])
@@ -464,7 +597,7 @@ def test_an_arm_goes_with_any_recipe(composed: Composed) -> None:
     for recipe in ("smoke", "caffe"):
         given = (f"recipe={recipe}", "recipe.batch_size=32")
         config = composed("arm=masked_by_copies", *given)
-        assert config.recipe == replace(composed(*given).recipe, rate_by_copies=True)
+        assert config.recipe == replace(composed(*given).recipe, rate_scaling="copies")
         assert (config.model.name, config.sharing) == ("unit_stride", "masked")
 
 
@@ -489,8 +622,15 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("recipe.batch_size", 0, "at least 1"),
     ("recipe.batch_size", -64, "at least 1"),
     ("recipe.epochs", -1, "at least 0"),
-    ("recipe.epochs", None, "give one"),
     ("recipe.steps", 5, "give one"),
+    ("recipe.evaluations", 0, "at least 1"),
+    ("recipe.optimizer", "lion", "sgd, adam"),
+    ("recipe.schedule", "cosine", "linear, constant, inverse"),
+    ("recipe.rate_scaling", "all", "none, copies, effective"),
+    ("recipe.learning_rate", "fast", "a number above 0"),
+    ("recipe.learning_rate", True, "a number above 0"),
+    ("recipe.learning_rate", {}, "no rate for any network"),
+    ("rho_every", -1, "at least 0"),
     ("recipe.initialisation", "he", "pytorch, xavier"),
     ("recipe.fan_in", "all", "nonzero, filter"),
     ("recipe.pixels", "raw", "standardised, scaled"),
@@ -499,6 +639,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
     ("recipe.name", "..", "letters"),
     ("model.layers.conv2.kind", "pool", "conv, fc"),
     ("model.activation", "swosh", "relu, leaky_relu"),
+    ("model.layers.conv2.activation", "swosh", "identity"),
     ("data.name", "cifar", "mnist, fashion_mnist"),
     ("data.train_size", 0, "at least 1"),
     ("data.train_size", -1, "at least 1"),
@@ -552,6 +693,18 @@ def test_settings_that_exclude_each_other_are_an_error_of_one_line(
     with pytest.raises(InputError, match=told) as caught:
         composed(*overrides)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("rate", [0, -0.1, math.inf, "fast"])
+def test_a_networks_rate_that_is_none_is_named_with_its_network(
+    plain: dict[str, Any], rate: Any
+) -> None:
+    rates = changed(plain, "recipe.learning_rate", {"strided": 0.1, "masked": rate})
+    with pytest.raises(InputError, match=rf"recipe\.learning_rate\.masked={rate} must be a number"):
+        resolve(OmegaConf.create(rates), Config)
+    unknown = changed(plain, "recipe.learning_rate", {"free": 0.1})
+    with pytest.raises(InputError, match=r"recipe\.learning_rate\.free is of no network.*masked"):
+        resolve(OmegaConf.create(unknown), Config)
 
 
 def test_a_negative_number_of_steps_is_an_error(plain: dict[str, Any]) -> None:
@@ -622,7 +775,7 @@ WRONG_TYPES = [
     ("data.train_size", "all"),
     ("model.eliminate_stride", "perhaps"),
     ("model.max_pooling", "perhaps"),
-    ("recipe.rate_by_copies", "perhaps"),
+    ("recipe.evaluations", "often"),
     ("model.layers.conv1.channels", "many"),
     ("model.layers.conv1.bias", "perhaps"),
 ]

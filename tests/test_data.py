@@ -14,6 +14,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -83,8 +84,8 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     return use
 
 
-def load_mnist(folder: Path, **settings: object) -> Dataset:
-    return load(Data(name="mnist", **settings), folder)  # type: ignore[arg-type]
+def load_mnist(folder: Path, seed: int = 0, **settings: Any) -> Dataset:
+    return load(Data(name="mnist", **{"validation_size": 0, **settings}), folder, seed)
 
 
 def below(folder: Path) -> set[str]:
@@ -123,32 +124,59 @@ def test_files_in_place_are_read_exactly_and_without_lock_or_source(
     assert not (tmp_path / "MNIST/raw/.lock").exists()
 
 
+def number(image: torch.Tensor) -> int:
+    """Which of PIXELS it is: no two are the same."""
+    (found,) = (image == PIXELS).flatten(1).all(1).nonzero()
+    return int(found)
+
+
 @pytest.mark.parametrize(
-    ("train_size", "validation_size", "train", "validation"),
-    [
-        (None, 3, range(7), range(7, 10)),
-        (4, 3, range(4), range(7, 10)),
-        (7, 3, range(7), range(7, 10)),
-        (1, 9, range(1), range(1, 10)),
-        (4, 0, range(4), range(0)),
-    ],
+    ("train_size", "validation_size"), [(None, 3), (4, 3), (7, 3), (1, 9), (4, 0), (None, 0)]
 )
-def test_validation_takes_the_last_images_and_training_the_first_of_the_rest(
-    tmp_path: Path,
-    use: Use,
-    train_size: int | None,
-    validation_size: int,
-    train: range,
-    validation: range,
+def test_validation_takes_the_last_images_and_training_is_drawn_from_the_others(
+    tmp_path: Path, use: Use, train_size: int | None, validation_size: int
 ) -> None:
     use()
     write(tmp_path / "MNIST/raw", FILES)
     dataset = load_mnist(tmp_path, train_size=train_size, validation_size=validation_size)
-    assert torch.equal(dataset.train_images, PIXELS[list(train)])
-    assert dataset.train_labels.tolist() == LABELS[list(train)].tolist()
-    assert torch.equal(dataset.validation_images, PIXELS[list(validation)])
-    assert dataset.validation_labels.tolist() == LABELS[list(validation)].tolist()
+    most = TRAIN - validation_size
+    assert torch.equal(dataset.validation_images, PIXELS[most:TRAIN])
+    assert torch.equal(dataset.validation_labels, LABELS[most:TRAIN])
+    drawn = [number(image) for image in dataset.train_images]
+    assert drawn == sorted(set(drawn))  # none twice, in the official order
+    assert len(drawn) == (train_size or most)
+    assert set(drawn) <= set(range(most))
+    assert torch.equal(dataset.train_labels, LABELS[drawn])
     assert len(dataset.test_images) == TEST
+
+
+def test_a_seed_draws_the_training_images_and_nothing_else(tmp_path: Path, use: Use) -> None:
+    use()
+    write(tmp_path / "MNIST/raw", FILES)
+    few = {"train_size": 4, "validation_size": 2}
+    drawn = []
+    for seed in (0, 1, 2, 3, 0):
+        torch.manual_seed(len(drawn))  # torch's own generator has no say
+        dataset = load_mnist(tmp_path, seed, **few)
+        drawn.append(tuple(number(image) for image in dataset.train_images))
+        assert torch.equal(dataset.validation_images, PIXELS[TRAIN - 2 : TRAIN])
+        assert torch.equal(dataset.test_images, PIXELS[TRAIN:])
+    assert drawn[0] == drawn[4]
+    assert len(set(drawn)) == 4
+    assert torch.equal(load_mnist(tmp_path, 7).train_images, PIXELS[:TRAIN])  # all are all
+
+
+def test_of_the_official_images_as_many_as_asked_for_are_drawn_from_the_first_55_000(
+    mnist_folder: Path,
+) -> None:
+    whole = load(Data("mnist"), mnist_folder)
+    assert (len(whole.train_images), len(whole.validation_images)) == (55_000, 5_000)
+    rows = {bytes(image.flatten().tolist()): n for n, image in enumerate(whole.train_images[:99])}
+    few = load(Data("mnist", train_size=54_990), mnist_folder, seed=3)
+    assert torch.equal(few.validation_images, whole.validation_images)
+    found = [rows.get(bytes(image.flatten().tolist())) for image in few.train_images[:90]]
+    assert None not in found
+    assert len(set(found)) == 90
 
 
 @pytest.mark.parametrize(
@@ -173,12 +201,12 @@ def test_images_are_resized_bilinearly_with_antialiasing(
 ) -> None:
     use()
     write(tmp_path / "MNIST/raw", FILES)
-    dataset = load_mnist(tmp_path, image_size=size, train_size=3)
+    dataset = load_mnist(tmp_path, image_size=size)
     expected = torch.nn.functional.interpolate(
         PIXELS.double(), size, mode="bilinear", antialias=True, align_corners=False
     )
     assert dataset.train_images.dtype == torch.uint8
-    assert (dataset.train_images - expected[:3]).abs().max() <= 1
+    assert (dataset.train_images - expected[:TRAIN]).abs().max() <= 1
     assert (dataset.test_images - expected[TRAIN:]).abs().max() <= 1
     assert dataset.validation_images.shape == (0, 1, *size)
 

@@ -24,7 +24,7 @@ import stridenet
 from experiments.runs.data import load
 from experiments.runs.files import load_weights
 from experiments.runs.networks import build_network
-from experiments.settings.identity import run_name
+from experiments.settings.identity import LOOP, run_name
 from experiments.settings.schema import Data
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -121,7 +121,9 @@ def finished(outputs: Path) -> Path:
     run = outputs / "runs" / "strided-scratch-smoke-s0-00000000"
     run.mkdir(parents=True)
     config = {"data": {"name": "mnist"}, "recipe": {"name": "smoke"}}
-    (run / "result.json").write_text(json.dumps({"experiment": "00000000", "config": config}))
+    (run / "result.json").write_text(
+        json.dumps({"experiment": "0" * 8, "loop": LOOP, "config": config})
+    )
     (run / "weights.pt").write_bytes(b"weights")
     return outputs
 
@@ -162,11 +164,12 @@ def test_results_have_all_that_a_reader_needs(
     assert len({result["experiment"] for result in results.values()}) == 1
     for step, result in results.items():
         assert set(result) == {
-            "run", "experiment", "network", "weights", "sharing", "variant", "seed",
-            "test_accuracy", "test_correct", "test_images", "test_loss",
+            "run", "loop", "experiment", "network", "weights", "sharing", "variant", "seed",
+            "learning_rate", "diverged",
+            "test_accuracy", "test_correct", "test_images", "test_loss", "test_bits",
             *(() if step == "copy" else ("fit_accuracy", "fit_loss", "fit_images")),
             "training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds",
-            "copied", "epochs", "device", "device_name", "threads", "jobs_at_once",
+            "copied", "epochs", "rho", "device", "device_name", "threads", "jobs_at_once",
             "versions", "git_commit", "date", "config",
         }  # fmt: skip
         config = composed(*PIPELINE[step][1:], f"outputs={pipeline}")
@@ -184,9 +187,9 @@ def test_sixty_steps_already_learn_and_their_seconds_are_measured(
 ) -> None:
     for step in ("strided", "unit_stride"):
         first, last = results[step]["epochs"]
-        assert (first["epoch"], last["epoch"]) == (0, 60 / 79)
-        assert last["test_accuracy"] > 2 * first["test_accuracy"]
-        assert last["test_loss"] < first["test_loss"]
+        assert (first["epoch"], last["epoch"]) == (0, 60 / 78)
+        assert last["validation_accuracy"] > 2 * first["validation_accuracy"]
+        assert last["validation_loss"] < first["validation_loss"]
         assert results[step]["training_wall_seconds"] > 0
     assert results["copy"]["training_wall_seconds"] is None
 
@@ -337,7 +340,7 @@ def test_the_experiment_on_sharing_does_its_arms_from_both_starts(outputs: Path)
     for path in outputs.glob("runs/*/result.json"):
         result = json.loads(path.read_text())
         beginning = result["run"].rpartition("-")[0]
-        losses[beginning] = [row["test_loss"] for row in result["epochs"]]
+        losses[beginning] = [row["validation_loss"] for row in result["epochs"]]
         experiments.add(result["experiment"])
     assert len(experiments) == 1
     trained = losses.pop("strided-scratch-sharing-s3")
@@ -354,31 +357,40 @@ def test_the_experiment_on_sharing_does_its_arms_from_both_starts(outputs: Path)
 def test_a_failing_run_is_named_the_others_go_on_and_the_next_sweep_does_what_is_missing(
     outputs: Path,
 ) -> None:
-    sweep = ["-m", *FEW, "recipe.steps=30", "seed=0,1"]
-    rates = "recipe.learning_rate=1e10,0.01"
-    done = command("train", *sweep, rates, outputs=outputs)
+    sweep = ["-m", *FEW, "seed=0,1"]
+    done = command("train", *sweep, "recipe.batch_size=2000,64", outputs=outputs)
     assert done.returncode == 1
     *errors, summary, first, second = done.stderr.splitlines()
     assert len(errors) == 2
     for line in errors:
         assert line.startswith("error: ")
-        assert "recipe.learning_rate=10000000000.0" in line
-        assert "the loss became " in line
+        assert "recipe.batch_size=2000 is more than the 1000 training images" in line
     assert summary == "error: 2 runs are missing:"
     for seed, line in enumerate((first, second)):
-        assert line.startswith(
-            f"  seed={seed} recipe.learning_rate=10000000000.0 (strided-scratch-"
-        )
-        assert "): the loss became " in line
+        assert line.startswith(f"  seed={seed} recipe.batch_size=2000 (strided-scratch-")
+        assert "): recipe.batch_size=2000 is more than " in line
     assert {seed for _, seed in runs_in(outputs)} == {0, 1}
     assert len(list(outputs.glob("runs/*/failure.json"))) == 2
 
     before = snapshot(outputs)
-    again = command("train", *sweep, "recipe.learning_rate=0.01,0.02", outputs=outputs)
+    again = command("train", *sweep, "recipe.batch_size=64,32", outputs=outputs)
     assert (again.returncode, again.stderr) == (0, "")
     assert again.stdout.startswith("2 of 4 runs to do, ")
     assert [line.split("]")[0] for line in again.stdout.splitlines()[1:]] == ["[3 of 4", "[4 of 4"]
     assert before.items() <= snapshot(outputs).items()
+
+
+def test_a_run_that_diverges_is_done_and_the_sweep_goes_on(outputs: Path) -> None:
+    rates = "recipe.learning_rate=1e10,0.01"
+    done = command("train", "-m", *FEW, "recipe.steps=30", rates, outputs=outputs)
+    assert (done.returncode, done.stderr) == (0, "")
+    said = [line for line in done.stdout.splitlines() if "(diverged)" in line]
+    assert len(said) == 1
+    results = [json.loads(path.read_text()) for path in outputs.glob("runs/*/result.json")]
+    assert {result["learning_rate"]: result["diverged"] for result in results} == {
+        1e10: True,
+        0.01: False,
+    }
 
 
 def test_a_sweep_with_a_mistake_in_a_job_starts_none(outputs: Path) -> None:
@@ -541,7 +553,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
         (["weights=nowhere.pt"], "weights=nowhere.pt"),
         (["model=unit_stride", "weights=copy", "seed=5"], "model=strided"),
         (["weights={file}"], "no-weights.pt"),
-        (["recipe.learning_rate=1e10", "recipe.steps=30"], "recipe.learning_rate=1"),
+        (["recipe.batch_size=2000"], "recipe.batch_size=2000"),
         (["outputs={file}"], "no-weights.pt"),
     ],
 )
@@ -602,7 +614,7 @@ def test_help_lists_groups_and_settings_with_their_defaults() -> None:
     assert (done.returncode, done.stderr) == (0, "")
     for told in (
         "model: pooling, strided, unit_stride",
-        "learning_rate: 0.03",
+        "schedule: linear",
         "weights=copy",
         "seed: 0",
     ):

@@ -21,15 +21,21 @@ from experiments.runs.files import load_weights, save_tensors, write, write_json
 from experiments.runs.folder import locked, run_folder
 from experiments.runs.machine import PACKAGES
 from experiments.runs.networks import build_network, build_strided
-from experiments.runs.results import finished_runs, read_result, tidy
-from experiments.runs.run import estimate, run_once
-from experiments.runs.training import normalise
-from experiments.settings.identity import experiment_identity, run_name, strided_source, variant
+from experiments.runs.results import finished_runs, pack_bits, read_result, tidy, unpack_bits
+from experiments.runs.run import estimate, rate_scales, run_once
+from experiments.runs.training import Evaluation, Examples, normalise
+from experiments.settings.identity import (
+    LOOP,
+    experiment_identity,
+    run_name,
+    strided_source,
+    variant,
+)
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
 from experiments.studies.report import write_report
 from stridenet import StrideEliminationError, eliminate_stride
 from stridenet.errors import InputError
-from stridenet.sharing import distance_from_tied
+from stridenet.sharing import distance_from_tied, origins, plain_name
 
 ROOT = Path(__file__).resolve().parents[1]
 
@@ -46,7 +52,7 @@ def same_torch() -> Iterator[None]:
 @pytest.fixture
 def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
     """A run of a second or less: tiny network, tiny data, two steps."""
-    monkeypatch.setattr(run, "load", lambda data, folder: tiny_data)
+    monkeypatch.setattr(run, "load", lambda data, folder, seed: tiny_data)
     layers = {
         "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
         "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
@@ -306,14 +312,115 @@ def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data:
 
         network = build_network(settings.model, (1, 10, 10))
         load_weights(folder / "weights.pt", network)
-        images = normalise(tiny_data, "standardised")["test"][0]
-        correct = int((network(images).argmax(1) == tiny_data.test_labels).sum())
+        splits = normalise(tiny_data, "standardised")
+        right = {name: network(x).argmax(1) == labels for name, (x, labels) in splits.items()}
+        correct = int(right["test"].sum())
         assert (result["test_correct"], result["test_images"]) == (correct, 50)
         assert result["test_accuracy"] == correct / 50
-        assert result["epochs"][-1]["test_correct"] == correct
+        assert unpack_bits(result["test_bits"], 50).tolist() == right["test"].tolist()
+        assert result["epochs"][-1]["validation_correct"] == int(right["validation"].sum())
+        assert (result["loop"], result["diverged"], result["rho"]) == (LOOP, False, [])
         assert (result["network"], result["weights"]) == (settings.model.name, "scratch")
         assert result["training_wall_seconds"] > 0
         assert (result["rearrangement_seconds"] is None) == (settings is config)
+
+
+def test_the_test_images_are_read_once_after_the_last_step_and_change_nothing_else(
+    config: Config, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=5))
+    seen: list[tuple[int, int]] = []  # how many images were evaluated, after how many steps
+    steps, backward, evaluate = [0], training._backward, training.evaluate
+
+    def counting(*given: Any) -> Any:
+        steps[0] += 1
+        return backward(*given)
+
+    def watched(network: nn.Module, examples: Examples) -> Evaluation:
+        seen.append((len(examples), steps[0]))
+        return evaluate(network, examples)
+
+    monkeypatch.setattr(training, "_backward", counting)
+    for module in (training, run):
+        monkeypatch.setattr(module, "evaluate", watched)
+    folder, result, _ = run_once(config)
+    curve = [(30, 0), (30, 2), (30, 4), (30, 5)]
+    assert seen == [*curve, (150, 5), (50, 5)]
+
+    noise = torch.randint(256, tiny_data.test_images.shape, dtype=torch.uint8)
+    other = replace(tiny_data, test_images=noise)
+    monkeypatch.setattr(run, "load", lambda data, folder, seed: other)
+    elsewhere, again, _ = run_once(replace(config, outputs=f"{config.outputs}-noise"))
+    assert again["test_bits"] != result["test_bits"]
+    assert again["epochs"] == result["epochs"]
+    assert (elsewhere / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
+
+
+def test_both_networks_of_a_seed_are_given_the_data_of_that_seed(
+    config: Config, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[tuple[Data, int]] = []
+
+    def watched(data: Data, folder: Path, seed: int) -> Dataset:
+        asked.append((data, seed))
+        return tiny_data
+
+    monkeypatch.setattr(run, "load", watched)
+    for settings in (replace(config, seed=7), twin_of(config, seed=7), replace(config, seed=8)):
+        run_once(settings)
+    assert asked == [(config.data, seed) for seed in (7, 7, 8)]
+
+
+@pytest.mark.parametrize("many", [1, 7, 8, 50, 1000])
+def test_bits_come_back_as_they_were_packed(many: int) -> None:
+    right = torch.rand(many, generator=torch.Generator().manual_seed(many)) < 0.7
+    packed = pack_bits(right)
+    assert isinstance(packed, str)
+    assert len(packed) <= many / 6 + 4
+    assert unpack_bits(packed, many).tolist() == right.tolist()
+
+
+def test_a_run_that_diverges_is_finished_and_says_so(config: Config) -> None:
+    recipe = replace(config.recipe, steps=30, learning_rate=1e30)
+    for settings in (config, twin_of(config), twin_of(config, sharing="masked", rho_every=1)):
+        folder, result, new = run_once(replace(settings, recipe=recipe))
+        assert (result["diverged"], new) == (True, True)
+        assert 0 <= result["test_correct"] < 25
+        assert result["test_loss"] is None
+        assert result["epochs"][-1]["training_loss"] is None
+        # Nothing but JSON's own numbers: NaN would be read as one here.
+        read = json.loads((folder / "result.json").read_text(), parse_constant=pytest.fail)
+        assert read == result
+        assert run_once(replace(settings, recipe=recipe))[2] is False  # done
+        assert not (folder / "failure.json").exists()
+
+
+@pytest.mark.parametrize("weights", ["copy", "fine_tune"])
+def test_nothing_starts_from_the_weights_of_a_run_that_diverged(
+    config: Config, weights: str
+) -> None:
+    config = replace(config, recipe=replace(config.recipe, steps=30, learning_rate=1e30))
+    source, _, _ = run_once(config)
+    with pytest.raises(InputError) as caught:
+        run_once(twin_of(config, weights=weights))
+    for told in (f"weights={weights}: ", source.name, "diverged", "rate than 1e+30"):
+        assert told in str(caught.value)
+
+
+def test_a_run_trains_at_the_rate_of_its_network(config: Config) -> None:
+    rates = {"strided": 0.02, "unit_stride": 0.03, "masked": 0.04}
+    own = replace(config, recipe=replace(config.recipe, learning_rate=rates))
+    for one in (config, twin_of(config, sharing="masked")):
+        settings = replace(one, recipe=own.recipe)
+        folder, result, _ = run_once(settings)
+        rate = rates["masked" if one.sharing == "masked" else "strided"]
+        assert result["learning_rate"] == rate
+        alone = replace(one, recipe=replace(config.recipe, learning_rate=rate))
+        other, same, _ = run_once(alone)
+        assert other != folder
+        assert same["epochs"] == result["epochs"]
+    _, copied, _ = run_once(replace(twin_of(own), weights="copy"))
+    assert copied["learning_rate"] is None
 
 
 def test_the_result_is_written_last_after_the_weights(
@@ -389,7 +496,7 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
 def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
     config: Config, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
 ) -> None:
-    config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3, rate_decay=0.1))
+    config = replace(config, recipe=replace(config.recipe, steps=5, evaluations=3))
     settings = {
         "strided": config,
         "unit_stride": twin_of(config),
@@ -405,24 +512,25 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
         with pytest.raises(Killed):
             run_once(settings)
     steps: list[None] = []
-    one_step = training._step
-    monkeypatch.setattr(training, "_step", lambda *a: steps.append(None) or one_step(*a))
+    backward = training._backward
+    monkeypatch.setattr(training, "_backward", lambda *a: steps.append(None) or backward(*a))
     resumed_folder, resumed, new = run_once(settings)
     assert new
-    assert len(steps) == 3 * (3 - min(max(files - 1, 0), 3))  # no epoch is trained twice
+    # Checkpoints stand after steps 1, 3 and 5, within an epoch of two; none is done twice.
+    assert len(steps) == 5 - (0, 0, 1, 3, 5, 5)[files]
     assert without_times(resumed) == without_times(whole)
     assert (resumed_folder / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
     assert file_names(resumed_folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
 @pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
-@pytest.mark.parametrize(("sharing", "by_copies"), [("tied", False), ("masked", True)])
+@pytest.mark.parametrize(("sharing", "scaling"), [("tied", "none"), ("masked", "copies")])
 def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(
-    config: Config, monkeypatch: pytest.MonkeyPatch, sharing: str, by_copies: bool, weights: str
+    config: Config, monkeypatch: pytest.MonkeyPatch, sharing: str, scaling: str, weights: str
 ) -> None:
-    recipe = replace(config.recipe, steps=None, epochs=3, rate_by_copies=by_copies)
+    recipe = replace(config.recipe, steps=5, evaluations=3, rate_scaling=scaling)
     config = replace(config, recipe=recipe)
-    settings = twin_of(config, sharing=sharing, weights=weights)
+    settings = twin_of(config, sharing=sharing, weights=weights, rho_every=2)
     elsewhere = replace(settings, outputs=f"{config.outputs}-whole")
     if weights == "fine_tune":
         run_once(strided_source(settings))
@@ -433,10 +541,13 @@ def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(
         with pytest.raises(Killed):
             run_once(settings)
     steps: list[None] = []
-    one_step = training._step
-    monkeypatch.setattr(training, "_step", lambda *a: steps.append(None) or one_step(*a))
+    backward = training._backward
+    monkeypatch.setattr(training, "_backward", lambda *a: steps.append(None) or backward(*a))
     resumed_folder, resumed, _ = run_once(settings)
-    assert len(steps) == 3
+    assert len(steps) == 2
+    # A tied twin has no gradients of copies.
+    assert [row["step"] for row in resumed["rho"]] == ([] if sharing == "tied" else [0, 2, 4])
+    assert all(row["conv1.weight"] > 0 for row in resumed["rho"])
     assert without_times(resumed) == without_times(whole)
     assert (resumed_folder / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
 
@@ -665,7 +776,7 @@ def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> No
     _, copied, _ = run_once(twin_of(config, weights="copy"))
     folder, result, _ = run_once(twin_of(config, weights="fine_tune"))
     assert result["epochs"][0] == copied["epochs"][0]
-    assert result["epochs"][-1]["test_loss"] != copied["epochs"][-1]["test_loss"]
+    assert result["test_loss"] != copied["test_loss"]
     assert result["training_wall_seconds"] > 0
     copied_folder = run_folder(twin_of(config, weights="copy"))
     assert (folder / "weights.pt").read_bytes() != (copied_folder / "weights.pt").read_bytes()
@@ -678,8 +789,9 @@ def test_fine_tuning_the_strided_network_goes_on_from_its_own_run(config: Config
     assert new
     assert folder.name.startswith("strided-fine_tune-tiny-s0-")
     assert result["weights"] == "fine_tune"
-    assert result["epochs"][0]["test_loss"] == trained["epochs"][-1]["test_loss"]
-    assert result["epochs"][-1]["test_loss"] < trained["epochs"][-1]["test_loss"]
+    first, last = trained["epochs"][-1], result["epochs"][-1]
+    assert result["epochs"][0]["validation_loss"] == first["validation_loss"]
+    assert last["validation_loss"] < first["validation_loss"]
     assert snapshot(source) == before
     with pytest.raises(InputError, match=r"weights=fine_tune needs .*-s1-.*weights\.pt"):
         run_once(replace(config, weights="fine_tune", seed=1))
@@ -691,7 +803,7 @@ def test_all_fine_tuning_starts_from_the_same_function(config: Config) -> None:
     for sharing in ("tied", "masked", "free"):
         _, result, _ = run_once(twin_of(config, weights="fine_tune", sharing=sharing))
         first = result["epochs"][0]
-        assert first["test_loss"] == pytest.approx(last["test_loss"], rel=1e-5)
+        assert first["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-5)
         assert all(parts["zeros"] == parts["copies"] == 0 for parts in first["distance"].values())
         ends.add(result["test_loss"])
     assert len(ends) == 3
@@ -710,11 +822,13 @@ def test_the_result_of_a_twin_says_how_it_shares_and_how_far_it_is_from_tied(
     assert result["run"].startswith(
         f"unit_stride-{'' if sharing == 'free' else sharing + '-'}scratch-"
     )
-    assert result["test_loss"] == result["epochs"][-1]["test_loss"]
 
     twin = build_network(settings.model, (1, 10, 10))
     load_weights(folder / "weights.pt", twin)
-    images, labels = normalise(tiny_data, "standardised")["training"]
+    splits = normalise(tiny_data, "standardised")
+    loss = nn.functional.cross_entropy(twin(splits["test"][0]), splits["test"][1])
+    assert result["test_loss"] == pytest.approx(loss.item(), rel=1e-5)
+    images, labels = splits["training"]
     scores = twin(images).detach()
     assert result["fit_images"] == len(labels) == 150
     assert result["fit_accuracy"] == float((scores.argmax(1) == labels).double().mean())
@@ -742,7 +856,7 @@ def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: Config)
         assert all("distance" not in row for row in result["epochs"])
         assert result["fit_images"] == 150
     assert "fit_images" not in copied
-    assert copied["test_loss"] == copied["epochs"][0]["test_loss"]
+    assert copied["test_loss"] == pytest.approx(strided["test_loss"], rel=1e-5)
     (row,) = copied["epochs"]
     assert row["distance"]["conv1.weight"]["norm"] > 0
     assert row["distance"]["conv1.weight"]["copies"] == 0
@@ -772,20 +886,48 @@ def test_a_tied_run_is_the_strided_run_in_other_names(config: Config) -> None:
     assert state.keys() == expected.keys()
     torch.testing.assert_close(state, dict(expected), rtol=1e-3, atol=1e-5)
     for one, other in zip(tied["epochs"], strided["epochs"], strict=True):
-        assert one["test_loss"] == pytest.approx(other["test_loss"], rel=1e-4)
+        assert one["validation_loss"] == pytest.approx(other["validation_loss"], rel=1e-4)
     # The free twin of the same seed goes elsewhere.
     _, free, _ = run_once(twin_of(config))
-    assert free["test_loss"] != pytest.approx(strided["test_loss"], rel=1e-2)
+    assert free["test_loss"] != pytest.approx(strided["test_loss"], rel=1e-3)
 
 
-def test_rates_by_copies_change_the_numbers_of_a_run(config: Config) -> None:
-    by_copies = replace(config, recipe=replace(config.recipe, rate_by_copies=True))
-    for sharing in ("masked", "free"):
+def test_scaled_rates_change_the_numbers_of_a_run(config: Config) -> None:
+    for sharing, scaling in (("masked", "copies"), ("free", "copies"), ("free", "effective")):
+        scaled = replace(config, recipe=replace(config.recipe, rate_scaling=scaling))
         _, plain, _ = run_once(twin_of(config, sharing=sharing))
-        _, result, _ = run_once(twin_of(by_copies, sharing=sharing))
-        assert result["variant"].endswith("rate_by_copies")
+        _, result, _ = run_once(twin_of(scaled, sharing=sharing))
+        assert result["variant"].endswith(f"by_{scaling}")
         assert result["epochs"][0] == plain["epochs"][0]
         assert result["test_loss"] < plain["test_loss"]  # two steps, the longer ones are ahead
+
+
+# Of LeNet's filters, by hand. Copies: the phases of the map that each gives. Inputs of a filter,
+# strided and free: 5·5 and 16·2·2, 20·2·2 and 320, 20·5·5 and 80·3·3, 50·2·2 and 200.
+@pytest.mark.parametrize(
+    ("sharing", "scaling", "expected"),
+    [
+        ("free", "copies", [16, 4, 4, 1]),
+        ("masked", "copies", [16, 4, 4, 1]),
+        ("free", "effective", [16 * 25 / 64, 4 * 80 / 320, 4 * 500 / 720, 1]),
+        ("masked", "effective", [16, 4, 4, 1]),  # structural zeros are no inputs
+    ],
+)
+def test_the_scales_of_lenets_rates_are_those_of_the_step_account(
+    composed: Callable[..., Config], sharing: str, scaling: str, expected: list[float]
+) -> None:
+    model = composed("model=unit_stride").model
+    twin = build_network(model, (1, 28, 28), sharing)
+    scales = rate_scales(twin, origins(twin), scaling, sharing)
+    assert scales.keys() == dict(twin.network.named_parameters()).keys()
+    by_name = {plain_name(name): scale for name, scale in scales.items()}
+    convolutions = ("conv1", "conv2", "conv3", "conv4")
+    assert [by_name[f"{name}.weight"] for name in convolutions] == pytest.approx(expected)
+    assert [by_name[f"{name}.bias"] for name in convolutions] == [16, 4, 4, 1]
+    assert {
+        by_name[f"{name}.{kind}"] for name in ("fc1", "fc2") for kind in ("weight", "bias")
+    } == {1}
+    assert rate_scales(twin, origins(twin), "none", sharing) == {}
 
 
 @pytest.mark.parametrize("sharing", ["tied", "masked", "free"])
@@ -799,8 +941,9 @@ def test_a_tied_runs_file_is_where_any_twin_starts(config: Config, sharing: str)
     settings = twin_of(config, sharing=sharing, weights=str(source / "weights.pt"))
     folder, result, _ = run_once(settings)
     assert result["weights"] == "file"
-    assert result["epochs"][0]["test_loss"] == tied["test_loss"]
-    assert result["test_loss"] < tied["test_loss"]
+    first, last = result["epochs"]
+    assert first["validation_loss"] == tied["epochs"][-1]["validation_loss"]
+    assert last["validation_loss"] < first["validation_loss"]
     again = torch.load(folder / "weights.pt", weights_only=True)
     assert again.keys() == names
     assert bool((again["network.conv1.weight"][state["network.conv1.weight"] == 0] == 0).all()) == (
@@ -842,7 +985,7 @@ def test_a_network_with_pooling_trains_end_to_end(config: Config, tiny_data: Dat
     vectors = nn.functional.max_pool2d(maps, 2).flatten(1)
     scores = nn.functional.linear(vectors, weights["fc1.weight"], weights["fc1.bias"])
     assert result["test_correct"] == int((scores.argmax(1) == labels).sum())
-    assert result["test_accuracy"] > 0.6 > 3 * result["epochs"][0]["test_accuracy"]
+    assert result["test_accuracy"] > 0.6 > 3 * result["epochs"][0]["validation_accuracy"]
 
 
 def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
@@ -850,8 +993,8 @@ def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
     folder, result, _ = run_once(replace(config, weights=str(source / "weights.pt")))
     assert folder.name.startswith("strided-file-tiny-s0-")
     assert result["weights"] == "file"
-    assert result["epochs"][0]["test_loss"] == trained["epochs"][-1]["test_loss"]
-    assert result["epochs"][-1]["test_loss"] != trained["epochs"][-1]["test_loss"]
+    assert result["epochs"][0]["validation_loss"] == trained["epochs"][-1]["validation_loss"]
+    assert result["test_loss"] != trained["test_loss"]
 
 
 def test_a_twin_does_not_start_from_a_strided_networks_file(config: Config) -> None:
@@ -939,6 +1082,21 @@ def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Conf
         assert told in str(caught.value)
 
 
+@pytest.mark.parametrize("loop", [None, 1, LOOP + 1])
+def test_runs_of_another_loop_are_an_error_that_says_so(config: Config, loop: int | None) -> None:
+    folder, result, _ = run_once(config)
+    other = {**result, "experiment": "00000000", "loop": loop}
+    if loop is None:  # as the first loop's results are
+        del other["loop"]
+    write_json(folder / "result.json", other)
+    told = f"of training loop {loop or 1}, and this is loop {LOOP} .*run experiments.train again"
+    with pytest.raises(InputError, match=told) as caught:
+        finished_runs(report_of(config))
+    assert config.outputs in str(caught.value)
+    run_once(replace(config, seed=1))  # one of this loop is enough
+    assert [found["seed"] for found in finished_runs(report_of(config))] == [1]
+
+
 def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: Config) -> None:
     for settings in (config, twin_of(config, weights="copy")):
         run_once(settings)
@@ -963,8 +1121,9 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     assert list(frame.network) == ["strided", "strided", "unit_stride"]
     assert list(frame.weights) == ["scratch", "scratch", "copy"]
     assert list(frame.seed) == [0, 1, 0]
-    about = {"run", "experiment", "network", "weights", "sharing", "variant", "seed"}
-    reached = {"test_accuracy", "test_correct", "test_images", "test_loss"}
+    about = {"run", "loop", "experiment", "network", "weights", "sharing", "variant", "seed"}
+    about |= {"learning_rate", "diverged"}
+    reached = {"test_accuracy", "test_correct", "test_images", "test_loss", "test_bits"}
     reached |= {"fit_accuracy", "fit_loss", "fit_images"}
     took = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds"}
     where = {"device", "device_name", "threads", "jobs_at_once", "git_commit", "date"}
@@ -987,6 +1146,7 @@ def test_a_copy_starts_from_the_run_of_the_same_seed(config: Config) -> None:
         _, result, _ = run_once(copied)
         _, source, _ = run_once(strided_source(copied))
         assert result["test_correct"] == source["test_correct"]
-        assert result["epochs"][0]["test_loss"] == pytest.approx(source["epochs"][-1]["test_loss"])
+        first, last = result["epochs"][0], source["epochs"][-1]
+        assert first["validation_loss"] == pytest.approx(last["validation_loss"])
     states = [torch.load(run_folder(copied) / "weights.pt", weights_only=True) for copied in copies]
     assert not torch.equal(*[state["network.fc1.weight"] for state in states])

@@ -36,7 +36,14 @@ from stridenet import (
     verify,
 )
 from stridenet.phases import filter_entries
-from stridenet.sharing import Origin, number_of_copies, origins, plain_state
+from stridenet.sharing import (
+    Origin,
+    gradient_ratios,
+    number_of_copies,
+    origins,
+    plain_name,
+    plain_state,
+)
 from stridenet.zoo import lenet, resnet20
 
 COPIES = {
@@ -511,10 +518,62 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
         (shared.network, shared.rearrange(images), number_of_copies(shared)),
     ):
         examples = {"training": Examples(inputs, labels, torch.device("cpu"))}
-        train(network, examples, recipe, 0, torch.device("cpu"), None, copies=many)
+        train(network, examples, recipe, 0, torch.device("cpu"), None, scales=many)
     folded = dict(fold_back(shared).named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(folded[name], parameter, rtol=1e-9, atol=1e-13)
+
+
+# Gradients --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sharing", ["masked", "free"])
+@pytest.mark.parametrize("name", ["lenet", "transposed", "3-D"])
+def test_rho_is_the_gradient_of_a_twins_filter_over_that_of_the_strided_one(
+    name: str, sharing: str
+) -> None:
+    model, twin = twin_of(name)
+    shared = share(twin, sharing)
+    ((images, target),) = batches(MODELS[name][1], 1)
+    for network in (model, shared):
+        (network(images) - target).square().mean().backward()
+    found = origins(twin)
+    own = {plain_name(n): p.grad for n, p in shared.network.named_parameters()}
+    ratios = gradient_ratios(shared)
+    filters = {n for n, origin in found.items() if len(origin.size) > 1 and not origin.copied}
+    assert ratios.keys() == filters
+    for name_of, ratio in ratios.items():
+        strided = model.get_parameter(found[name_of].source).grad
+        assert strided is not None
+        expected = own[name_of].square().sum() / strided.square().sum()
+        assert ratio == pytest.approx(float(expected), rel=1e-9)
+        if name == "lenet":
+            assert ratio > (1 - 1e-9) / COPIES.get(name_of.partition(".")[0], 1)
+
+
+def test_rho_is_one_over_the_copies_where_all_copies_have_one_gradient() -> None:
+    model, twin = twin_of("lenet")
+    found = origins(twin)
+    for name, parameter in twin.network.named_parameters():
+        parameter.grad = found[name].expand(torch.randn_like(model.get_parameter(name)))
+    ratios = gradient_ratios(twin)
+    for layer, copies in COPIES.items():
+        assert ratios[f"{layer}.weight"] == pytest.approx(1 / copies, rel=1e-12)
+
+
+def test_rho_leaves_out_what_has_no_finite_gradient_of_copies() -> None:
+    _, twin = twin_of("lenet")
+    assert gradient_ratios(twin) == {}
+    tied = share(twin, "tied")
+    ((images, _),) = batches((1, 28, 28), 1)
+    tied(images).sum().backward()
+    assert not any(name.startswith("conv") for name in gradient_ratios(tied))
+    weights = {n: p for n, p in twin.network.named_parameters() if n.startswith("conv")}
+    for parameter, value in zip(
+        weights.values(), (math.inf, 1, math.nan, 1, 0, 1, 1, 1), strict=True
+    ):
+        parameter.grad = torch.full_like(parameter, value)
+    assert gradient_ratios(twin).keys() == {"conv4.weight"}
 
 
 # Folding ----------------------------------------------------------------------------------------------

@@ -82,6 +82,6 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
-    """The network of each run and how it is treated, as in "unit_stride masked rate_by_copies"."""
+    """The network of each run and how it is treated, as in "unit_stride masked by_copies"."""
     treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
     return (runs.network + " " + treated).str.strip()

@@ -127,10 +127,8 @@ class Observed:
 
 
 def _observed(twin: UnitStrideNetwork, config: Config) -> Observed:
-    found, tied = (
-        origins(twin),
-        config.sharing == "tied",
-    )  # whose copies have no gradients of their own
+    found = origins(twin)
+    tied = config.sharing == "tied"  # whose copies have no gradients of their own
     return Observed(
         rate_scales(twin, found, config.recipe.rate_scaling, config.sharing),
         lambda: {"distance": distance_from_tied(twin, found)},
@@ -289,10 +287,16 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
         source = run_folder(start)
         if config.published is not None:  # its weights are not published: trained in this same job
             run_once(replace(start, published=None), bar=False)
-        if read_result(source) is None:
+        trained = read_result(source)
+        if trained is None:
             raise InputError(
                 f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "
                 "same run with model=strided weights=scratch first"
+            )
+        if trained["diverged"]:
+            raise InputError(
+                f"weights={config.weights}: {source.name} diverged, and nothing can start from its "
+                f"weights; take a smaller recipe.learning_rate than {trained['learning_rate']:g}"
             )
         strided = build_strided(config.model, input_size)
         files.load_weights(source / "weights.pt", strided)

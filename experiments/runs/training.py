@@ -49,7 +49,7 @@ class History:
     """What training measured; seconds hold the training steps only."""
 
     steps: int = 0
-    diverged: bool = False  # the loss became infinite or not a number, and training stopped there
+    diverged: bool = False  # the loss or a weight became no finite number; training stopped there
     # One row before the first step, and one at each point of the curves.
     epochs: list[dict[str, Any]] = field(default_factory=list)
     rho: list[dict[str, Any]] = field(default_factory=list)  # what `probe` saw, with its step
@@ -160,7 +160,7 @@ def train(
     same numbers. The progress bar has the title; None: no bar. scales: of parameters, by name, whose
     rate is multiplied by that number and their weight decay divided by it. observe: what else is to
     stand in each row of the history. probe: what is to be noted of the gradients, every `probe_every`
-    steps, before they are used. If the loss becomes infinite or not a number, training stops there.
+    steps, before they are used. Training stops where the loss or a weight becomes no finite number.
     """
     examples = splits["training"]
     steps, per_epoch = length(recipe, len(examples))
@@ -206,7 +206,9 @@ def train(
             history.cpu_seconds += after[1] - cpu
             history.steps += len(losses)
             mean = float(torch.stack(losses).mean())
-            history.diverged = not math.isfinite(mean)
+            # The last step, too: what it left is seen by no loss.
+            finite = all(bool(each.isfinite().all()) for each in network.parameters())
+            history.diverged = not (finite and math.isfinite(mean))
             history.epochs.append(
                 {"epoch": history.steps / per_epoch, "training_loss": None, "diverged": True}
                 if history.diverged

@@ -33,6 +33,7 @@ from experiments.settings.schema import (
 from stridenet.errors import InputError
 from stridenet.options import SHARING
 
+NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 Settings = TypeVar("Settings", bound=Experiment | Evidence | Figures | Conversion | ConversionBench)
 
 
@@ -149,9 +150,7 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
         typed = OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(schema), content))
     except MissingMandatoryValue as error:
         key = ".".join(filter(None, [place, error.full_key]))
-        raise InputError(
-            f"{key} has no value yet: give it, or make the search that its comment in conf/ names"
-        ) from error
+        raise InputError(NO_VALUE.format(key)) from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = ".".join(filter(None, [place, getattr(error, "full_key", None)]))
         raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
@@ -188,7 +187,11 @@ def _resolve_model(model: Model) -> Model:
 
 
 def _check_recipe(recipe: Recipe) -> None:
-    if (recipe.epochs is None) == (recipe.steps is None):
+    if recipe.epochs is None and recipe.steps is None:
+        raise InputError(
+            "recipe.steps has no value yet, nor has recipe.epochs: give one of the two"
+        )
+    if recipe.epochs is not None and recipe.steps is not None:
         raise InputError(
             f"recipe.epochs={recipe.epochs} and recipe.steps={recipe.steps}: give one of the two, "
             "and null for the other"
@@ -217,10 +220,8 @@ def _rates(given: Any) -> float | dict[str, float]:
         key = f"recipe.learning_rate{name and '.'}{name}"
         if name not in ("", *RATED):
             raise InputError(f"{key} is of no network; a rate is for one of {', '.join(RATED)}")
-        if rate == "???":
-            raise InputError(
-                f"{key} has not been chosen yet: run the search that this experiment names, or give it"
-            )
+        if rate is None:
+            raise InputError(NO_VALUE.format(key))
         if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
             raise InputError(f"{key}={rate} must be a number above 0, and finite")
     if not rates:

@@ -63,7 +63,7 @@ def variant(config: Config) -> str:
 
 
 def run_name(config: Config) -> str:
-    """A run's folder, as in unit_stride-scratch-paper-s3-3f4611ee or unit_stride-tied-scratch-….
+    """A run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or unit_stride-tied-scratch-….
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
     the way in which settings were written are not in it; of a file of weights, the content is.

@@ -78,6 +78,7 @@ class Recipe:
     batch_size: int = 64  # what is left of an epoch behind its last whole batch is not trained on
     optimizer: str = "sgd"  # sgd | adam
     # One number, or one for each network, as in {strided: 0.01, unit_stride: 0.02, masked: 0.02}.
+    # null: not chosen yet. (???, over another recipe's rates, would leave those.)
     learning_rate: Any = 0.01
     # Of the rate: linear (to zero) | constant | inverse ((1 + rate_decay·t)^−rate_power at step t).
     schedule: str = "linear"

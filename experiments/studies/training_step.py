@@ -30,7 +30,7 @@ from experiments.runs.data import ORIGINS, generator, load
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise
 from experiments.runs.training import Examples, normalise, synchronise, train
-from experiments.settings.identity import model_identity
+from experiments.settings.identity import model_identity, rate_for
 from experiments.settings.schema import Bench, Report
 from experiments.studies.table2 import is_the_papers
 from stridenet.elimination import plan_elimination
@@ -55,7 +55,8 @@ def benchmark(config: Bench) -> dict[str, Any]:
             rearrange = layers.rearrange
             inputs, layers = rearrange(images), layers.network
         layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        ours[name] = _our_loop(layers, Examples(inputs, labels, device), config, device)
+        examples = Examples(inputs, labels, device)
+        ours[name] = _our_loop(layers, examples, _at_its_rate(config, name), device)
 
     matrix = torch.rand(MATRIX, MATRIX, device=device)
     timed: dict[str, Chunk] = {
@@ -100,6 +101,12 @@ def _network(config: Bench, name: str) -> nn.Module:
     return network
 
 
+def _at_its_rate(config: Bench, name: str) -> Bench:
+    """The same for one network, where the recipe has a rate for each."""
+    rate = rate_for(config.recipe, name)
+    return replace(config, recipe=replace(config.recipe, learning_rate=rate))
+
+
 def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torch.device) -> Chunk:
     recipe = replace(config.recipe, epochs=None, steps=config.steps)
 
@@ -126,7 +133,8 @@ def _start_plain(config: Bench, device: torch.device) -> None:
     loader = DataLoader(data, batch_size=config.recipe.batch_size, shuffle=True)
     for name in NETWORKS:
         network = _network(config, name).to(device)
-        _plain[name] = _plain_loop(network, _batches(loader), config, device)
+        own = _at_its_rate(config, name)
+        _plain[name] = _plain_loop(network, _batches(loader), own, device)
 
 
 def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
