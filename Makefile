@@ -20,10 +20,10 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench evidence zoo publish test fuzz check clean
+.PHONY: help reproduce report bench evidence zoo publish test test-all fuzz check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Settings: SEEDS=$(SEEDS) RECIPE=$(RECIPE) OUTPUTS=$(OUTPUTS) ARGS='KEY=VALUE ...'"
 	@echo "ARGS choose the experiment (recipe., data., model.); RUN_ARGS how it is run (threads=, device=)."
@@ -60,6 +60,9 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest
+
+test-all: .venv/ready ## the tests, and the simulations of statistics whose truth is known (a minute more)
+	$(PYTHON) -m pytest -m ''
 
 fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)
 	$(PYTHON) -m pytest tests/test_graphs.py --hypothesis-profile=fuzz

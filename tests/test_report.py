@@ -1,4 +1,4 @@
-"""The report's files: the verdict, published results beside ours, and what was timed, each its own."""
+"""The report's files: the comparison, published results beside ours, and what was timed."""
 
 import json
 import re
@@ -9,15 +9,19 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from matplotlib.figure import Figure
 
-from experiments.settings.identity import experiment_identity, model_identity
+from experiments.runs.published import publish
+from experiments.runs.results import pack_bits
+from experiments.settings.identity import LOOP, experiment_identity, model_identity
 from experiments.settings.schema import Data, Layer, Model, Recipe, Report
 from experiments.studies import report
 from experiments.studies.report import write_report
 from stridenet.errors import InputError
 
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
+IMAGES = 1000
 STRIDED = (98.0, 98.1, 98.2, 98.3, 98.9)
 TWIN = (98.1, 98.5, 98.5, 98.8, 99.1)  # 0.1, 0.4, 0.3, 0.5 and 0.2 points more
 SUFFIXES = ("csv", "md", "tex")
@@ -47,21 +51,31 @@ def config(tmp_path: Path) -> Report:
     )
 
 
-def finished(
-    config: Report, network: str, seed: int, percent: float, seconds: float = 10.0
-) -> None:
-    """Leave the folder of a finished run from scratch."""
-    folder = Path(config.outputs, "runs", f"{network}-{config.recipe.name}-{seed}")
-    folder.mkdir(parents=True)
-    result = {
-        "run": folder.name,
+def result_of(
+    config: Report, network: str, weights: str, seed: int, percent: float, seconds: float
+) -> dict[str, Any]:
+    """The result of a run."""
+    correct = round(percent * IMAGES / 100)
+    return {
+        "run": f"{network}-{weights}-{config.recipe.name}-{seed}",
+        "loop": LOOP,
         "experiment": experiment_identity(config),
         "network": network,
-        "weights": "scratch",
+        "sharing": "free",
+        "variant": "",
+        "weights": weights,
         "seed": seed,
+        "learning_rate": 0.01,
+        "diverged": False,
         "test_accuracy": percent / 100,
+        "test_correct": correct,
+        "test_images": IMAGES,
+        "test_loss": 0.1,
         "training_wall_seconds": seconds,
-        "epochs": [{"epoch": 0.0, "test_accuracy": 0.1}],
+        "training_cpu_seconds": seconds,
+        "epochs": [{"epoch": 0.0, "training_loss": None, "validation_accuracy": 0.1}],
+        "rho": [],
+        "device": "cpu",
         "device_name": "Abacus 3000",
         "threads": 1,
         "jobs_at_once": 1,
@@ -70,13 +84,26 @@ def finished(
         "date": "2020-01-02T03:04:05+00:00",
         "config": asdict(config),
     }
+
+
+def bits_of(result: dict[str, Any]) -> dict[str, str]:
+    """Its first images are right."""
+    return {"test_bits": pack_bits(torch.arange(IMAGES) < result["test_correct"])}
+
+
+def finished(config: Report, network: str, seed: int, percent: float, bits: bool = False) -> None:
+    """Leave the folder of a finished run from scratch."""
+    result = result_of(config, network, "scratch", seed, percent, 10.0)
+    folder = Path(config.outputs, "runs", result["run"])
+    folder.mkdir(parents=True)
+    result |= bits_of(result) if bits else {}
     (folder / "result.json").write_text(json.dumps(result))
 
 
-def five_pairs(config: Report) -> None:
+def five_pairs(config: Report, bits: bool = False) -> None:
     for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
-        finished(config, "strided", seed, strided)
-        finished(config, "unit_stride", seed, twin)
+        finished(config, "strided", seed, strided, bits)
+        finished(config, "unit_stride", seed, twin, bits)
 
 
 def in_report(config: Report, name: str) -> Path:
@@ -106,30 +133,35 @@ def other_size(config: Report) -> Report:
 # The comparison
 
 
-def test_the_comparison_is_written_with_its_verdict_and_numbers(config: Report) -> None:
+def test_the_comparison_is_written_with_its_numbers_and_no_verdict(config: Report) -> None:
     five_pairs(config)
     for seed in range(5):  # of another experiment, which says the contrary
         finished(other_recipe(config), "strided", seed, 99.0 + seed / 10)
         finished(other_recipe(config), "unit_stride", seed, 50.0)
     printed = "\n".join(write_report(config))
     (row,) = pd.read_csv(in_report(config, "comparison.csv")).itertuples()
-    assert (row.verdict, row.n) == ("supported", 5)
+    assert row.n == 5
     assert row.mean == pytest.approx(0.3)
     half = T_4 * (0.1 / 4 / 5) ** 0.5
     assert (row.low, row.high) == pytest.approx((0.3 - half, 0.3 + half), abs=1e-6)
+    assert pd.isna([row.new_low, row.new_high]).all()  # which images are right is not known here
     for text in (printed, text_of(config, "comparison.md"), text_of(config, "comparison.tex")):
         words = " ".join(text.split())
-        told = ["supported under recipe tiny on mnist", "+0.30", "+0.104 to +0.496", "+0.104"]
+        told = ["+0.300 points on these test images", "+0.104 to +0.496", "make evidence"]
         assert [part for part in told if part not in words] == []
+        for verdict in ("supported", "contradicted", "undecided"):
+            assert verdict not in words
 
 
-def test_the_other_verdict_is_told_too(config: Report) -> None:
-    for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
-        finished(config, "strided", seed, twin)
-        finished(config, "unit_stride", seed, strided)
-    write_report(config)
-    assert pd.read_csv(in_report(config, "comparison.csv")).verdict.tolist() == ["contradicted"]
-    assert "contradicted under" in text_of(config, "comparison.md")
+def test_where_bits_are_the_report_has_an_interval_on_new_images(config: Report) -> None:
+    five_pairs(config, bits=True)
+    printed = "\n".join(write_report(config))
+    (row,) = pd.read_csv(in_report(config, "comparison.csv")).itertuples()
+    assert row.new_low < row.low < 0.3 < row.high < row.new_high
+    shown = f"{row.new_low:+.3f} to {row.new_high:+.3f}"
+    assert shown in printed
+    assert shown in text_of(config, "comparison.md")
+    assert "test_bits" not in pd.read_csv(in_report(config, "runs.csv"))
 
 
 @pytest.mark.parametrize("networks", [["strided"], ["strided", "unit_stride"]])
@@ -140,12 +172,12 @@ def test_a_report_of_one_seed_says_why_it_cannot_compare(
         finished(config, network, 0, 98.0)
     printed = "\n".join(write_report(config))
     (row,) = pd.read_csv(in_report(config, "comparison.csv")).to_dict("records")
-    assert (row["verdict"], row["n"]) == ("undecided", len(networks) - 1)
-    assert pd.isna([row["mean"], row["low"], row["high"], row["n_needed"]]).all()
-    assert "seed has both networks" in " ".join(printed.split())
+    assert row["n"] == len(networks) - 1
+    assert pd.isna([row["mean"], row["low"], row["high"], row["seeds_needed"]]).all()
+    assert f"{row['n']} pairs are too few to judge by" in " ".join(printed.split())
     for suffix in ("md", "tex"):
         text = text_of(config, f"comparison.{suffix}")
-        assert "undecided" in text
+        assert "too few" in text
         assert "nan" not in text.lower()
         assert "None" not in text
 
@@ -155,16 +187,11 @@ def test_a_report_of_one_seed_says_why_it_cannot_compare(
 
 def published(config: Report, folder: Path, *rows: tuple[str, str, int, float, float]) -> Report:
     """The report's settings with a reference that holds these runs of the experiment."""
-    folder.mkdir(exist_ok=True)
-    columns = ["network", "weights", "seed", "test_accuracy", "training_wall_seconds"]
-    table = pd.DataFrame(rows, columns=columns)
-    table.insert(0, "experiment", experiment_identity(config))
-    table = table.assign(device_name="Abacus 3000", threads=1, jobs_at_once=7)
-    table["versions.torch"] = "9.9"
-    path = folder / "runs.csv"
-    if path.exists():
-        table = pd.concat([pd.read_csv(path), table])
-    table.to_csv(path, index=False)
+    results = [result_of(config, *row[:3], 100 * row[3], row[4]) for row in rows]
+    for result in results:
+        result |= {**bits_of(result), "jobs_at_once": 7}
+    name = config.recipe.name + config.data.name
+    publish(name, results, folder / name)
     return replace(config, reference=str(folder))
 
 
@@ -381,15 +408,17 @@ def test_the_references_machine_is_told(config: Report, tmp_path: Path) -> None:
     assert "published result, n = 1, on Abacus 3000, 1 thread(s), 7 job(s) at once" in caption
 
 
-@pytest.mark.parametrize("content", ["", "network,seed\n", "experiment,network\n{0},strided\n"])
+@pytest.mark.parametrize("content", ["", "network,seed\n", "run,experiment\ns0,{0}\n"])
 def test_a_damaged_reference_is_named_with_the_cure(
     config: Report, tmp_path: Path, content: str
 ) -> None:
     finished(config, "strided", 0, 98.0)
-    (tmp_path / "runs.csv").write_text(content.format(experiment_identity(config)))
-    with pytest.raises(InputError, match="reference=null") as caught:
+    path = tmp_path / "mine" / "runs.csv"
+    path.parent.mkdir()
+    path.write_text(content.format(experiment_identity(config)))
+    with pytest.raises(InputError, match="restore it") as caught:
         write_report(replace(config, reference=str(tmp_path)))
-    assert str(tmp_path / "runs.csv") in str(caught.value)
+    assert str(path) in str(caught.value)
 
 
 def test_a_table_too_wide_for_the_terminal_goes_on_below_with_its_rows_named(

@@ -50,7 +50,8 @@ def planned(composed: Callable[..., Any]) -> Planned:
     """The plan of LeNet with some overrides."""
 
     def planned(*overrides: str, size: tuple[int, int, int] = LENET) -> EliminationPlan:
-        return plan_elimination(build_strided(composed(*overrides).model, size), size)
+        model = composed("recipe=sgd", *overrides).model
+        return plan_elimination(build_strided(model, size), size)
 
     return planned
 
@@ -147,7 +148,7 @@ def treated(*rows: tuple[str, str, str, int, float]) -> pd.DataFrame:
 TREATED = treated(
     ("unit_stride", "tied", "scratch", 0, 0.6),
     ("unit_stride", "tied", "scratch", 1, 0.8),
-    ("unit_stride", "masked rate_by_copies", "fine_tune", 0, 0.9),
+    ("unit_stride", "masked by_copies", "fine_tune", 0, 0.9),
     ("unit_stride", "tied", "fine_tune", 0, 0.7),
     ("pooling", "", "scratch", 0, 0.95),
 )
@@ -156,14 +157,14 @@ TREATED = treated(
 def test_networks_treated_in_different_ways_have_rows_of_their_own(
     lenet: EliminationPlan, planned: Planned, composed: Callable[..., Any]
 ) -> None:
-    pooled = plan_elimination(build_strided(composed().model, LENET, max_pooling=True), LENET)
+    pooled = plan_elimination(build_strided(composed("recipe=sgd").model, LENET, max_pooling=True), LENET)
     table = table1(pd.concat([RUNS, TREATED]), lenet, "mnist", pooled).set_index("network")
     assert list(table.index) == [
         "strided",
         "unit_stride",
         "pooling",
         "unit_stride tied",
-        "unit_stride masked rate_by_copies fine_tune",
+        "unit_stride masked by_copies fine_tune",
         "unit_stride tied fine_tune",
     ]
     assert list(table.n) == [3, 1, 1, 2, 1, 1]
@@ -436,7 +437,7 @@ def test_any_caption_is_escaped_for_latex(tmp_path: Path, character: str) -> Non
 def results(network: str, seed: int, accuracies: Sequence[float], weights: str = "scratch") -> dict:
     """A run whose row for epoch 0 says 0.1."""
     rows = [
-        {"epoch": float(epoch), "test_accuracy": a} for epoch, a in enumerate([0.1, *accuracies])
+        {"epoch": float(epoch), "validation_accuracy": a} for epoch, a in enumerate([0.1, *accuracies])
     ]
     return {"network": network, "weights": weights, "seed": seed, "epochs": rows}
 
@@ -466,7 +467,7 @@ def test_accuracy_by_epoch_draws_every_seed_and_the_mean_from_the_first_epoch_on
     )
     (axes,) = figure.axes
     assert axes.get_xlabel() == "epoch"
-    assert axes.get_ylabel() == "test accuracy (%)"
+    assert axes.get_ylabel() == "validation accuracy (%)"
     blue, red = COLOURS["strided"], COLOURS["unit_stride"]
     assert curves(figure) == [
         (blue, close([1, 2]), close([90, 96])),

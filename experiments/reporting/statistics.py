@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import ArrayLike
 from scipy import stats
 
-CONFIDENCE = 0.95
-LEVEL = 1 - CONFIDENCE
+LEVEL = 0.05
+CONFIDENCE = 1 - LEVEL
 POWER = 0.80
 MOST = 1_000_000  # seeds that we are ready to ask for
 FEWEST = 3  # pairs to judge by
@@ -94,7 +94,8 @@ def new_images(
     images: seeds and images are both drawn again (crossed bootstrap).
 
     first, second: bool (seeds, images), which images each network classifies rightly. The interval is
-    slightly too wide, as what is left of noise in one image and seed is counted twice.
+    slightly too wide, as the noise of one image and seed counts three times in it (Owen, The pigeonhole
+    bootstrap, 2007).
     """
     wins = first.astype(np.float32) - second.astype(np.float32)
 

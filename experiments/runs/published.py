@@ -7,6 +7,7 @@ run whose row is there counts as done wherever the work goes on, without its fol
 
 import io
 import zipfile
+import zlib
 from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
@@ -25,6 +26,20 @@ if TYPE_CHECKING:
     import pandas as pd
 
 WHOLE = dict.fromkeys(("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64")
+TEXT = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
+DAMAGED = (
+    OSError,
+    ValueError,
+    KeyError,
+    TypeError,
+    AttributeError,
+    EOFError,
+)  # what reading raises
+NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and their kind
+    "runs.csv": dict.fromkeys(("loop", "seed", "test_correct", "test_images"), "int64"),
+    "epochs.csv": {"epoch": float, "training_loss": float},
+    "rho.csv": {"step": "int64", "rho": float},
+}
 
 
 @dataclass
@@ -69,10 +84,12 @@ def read_published(folder: Path) -> Published:
         for name in ("runs", "epochs", "rho")
     )
     if runs.empty:
-        return Published(runs, epochs, rho)
+        return Published(runs, epochs.iloc[:0], rho.iloc[:0])
+    # What has no run's row was left where publishing was stopped; it comes again with the run.
+    epochs, rho = (part[part.run.isin(runs.run)] if len(part) else part for part in (epochs, rho))
     path = folder / "correct.npz"
     try:
-        with np.load(path, allow_pickle=False) as stored:
+        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
             packed = dict(zip(stored["runs"].tolist(), stored["bits"], strict=True))
         right = {
             run: np.unpackbits(packed[run], count=many).astype(bool)
@@ -81,7 +98,7 @@ def read_published(folder: Path) -> Published:
         for run, correct in zip(runs.run, runs.test_correct, strict=True):
             if right[run].sum() != correct:
                 raise ValueError(f"the bits of {run} have another sum than its test_correct")
-    except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
+    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} is damaged or of other runs than runs.csv beside it ({error}); restore both"
         ) from error
@@ -92,15 +109,16 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(path, float_precision="round_trip", keep_default_na=True)
-        table = table.astype({name: kind for name, kind in WHOLE.items() if name in table})
+        table = _with_whole_numbers(pd.read_csv(path, dtype=TEXT)).astype(NEEDED[path.name])
         for column in ("variant", "experiment"):
             if column in table:
-                table[column] = table[column].astype(object).fillna("").astype(str)
+                table[column] = table[column].fillna("")
         loops = {int(loop) for loop in table.loop} if "loop" in table else {LOOP}
         if table.run.duplicated().any() and path.name == "runs.csv":
             raise ValueError("a run has two rows")
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        if path.name == "runs.csv" and table.iloc[:, -1].isna().any():
+            raise ValueError("a row is cut off")
+    except DAMAGED as error:
         raise InputError(f"{path} is damaged ({error}); restore it") from error
     if loops != {LOOP}:
         raise InputError(
@@ -108,6 +126,11 @@ def _read_csv(path: Path) -> "pd.DataFrame":
             f"{LOOP}: they cannot stand in one table (docs/protocol.md); take another folder"
         )
     return table
+
+
+def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
+    """The same with whole numbers as such, where some are missing too (else pandas writes 300.0)."""
+    return table.astype({name: kind for name, kind in WHOLE.items() if name in table})
 
 
 def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
@@ -138,7 +161,7 @@ def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
         for table, (rows, added) in tables.items():
             whole = pd.concat([part for part in (rows, pd.DataFrame(added)) if len(part)] or [rows])
             if len(whole):
-                whole = whole.sort_values("run", kind="stable")
+                whole = _with_whole_numbers(whole).sort_values("run", kind="stable")
                 files.write(folder / f"{table}.csv", whole.to_csv(index=False).encode())
         return len(known) + len(new)
 

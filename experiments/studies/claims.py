@@ -9,9 +9,10 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import LEVEL, Difference, difference, holm, verdict
+from experiments.reporting.statistics import LEVEL, difference, holm, verdict
 from experiments.runs.published import Published
 from experiments.runs.results import arms
+from experiments.studies.rates import diverged
 
 FREE, STRIDED, MASKED = "unit_stride", "strided", "unit_stride masked"
 MASKED_BY_COPIES, EFFECTIVE = "unit_stride masked by_copies", "unit_stride by_effective"
@@ -138,13 +139,11 @@ def claims_table(
     trained = _judged(complete, published, _without_diverged)
     rows = []
     for key, claim in CLAIMS.items():
-        found, adjusted, spoken = all_pairs[key]
         row: dict[str, Any] = {"claim": key, "text": claim.text, "experiment": claim.experiment}
-        row |= {"quantity": claim.quantity, "unit": claim.unit, **asdict(found)}
-        row |= {"holm_p": adjusted, "within": found.within, "verdict": spoken}
-        row["verdict_without_diverged"] = trained[key][2]
+        row |= {"quantity": claim.quantity, "unit": claim.unit, **all_pairs[key]}
+        row["verdict_without_diverged"] = trained[key]["verdict"]
         if key not in complete:
-            row["verdict"] = row["verdict_without_diverged"] = ""
+            row |= {name: "" for name in row if name.startswith("verdict")}
             lacking = missing.get(claim.experiment)
             of = f"experiment={claim.experiment}"
             row["blank"] = (
@@ -160,8 +159,8 @@ def _judged(
     complete: Mapping[str, Claim],
     published: Mapping[str, Published],
     select: Callable[[Published], Published],
-) -> dict[str, tuple[Difference, float, str]]:
-    """Each claim's difference, adjusted p-value and verdict, on the runs that `select` leaves."""
+) -> dict[str, dict[str, Any]]:
+    """Each claim's difference, adjusted p-value and verdicts, on the runs that `select` leaves."""
     found = {key: difference([]) for key in CLAIMS}
     for key, claim in complete.items():
         values = claim.outcome(select(published[claim.experiment]))
@@ -170,23 +169,45 @@ def _judged(
             gap = CLAIMS["C2"].outcome(select(published[claim.experiment])).mean()
             margin = SHARE_OF_GAP * abs(float(gap))
         found[key] = difference(values, margin)
-    adjusted = holm({key: each.p for key, each in found.items()})
+    by_t = holm({key: each.p for key, each in found.items()})
+    by_wilcoxon = holm({key: each.wilcoxon_p for key, each in found.items()})
     return {
-        key: (each, adjusted[key], _verdict(CLAIMS[key], each, adjusted[key]))
+        key: {
+            **asdict(each),
+            "within": each.within,
+            "holm_p": by_t[key],
+            "verdict": _verdict(CLAIMS[key], each.mean, each.within, by_t[key]),
+            "verdict_by_wilcoxon": _verdict(
+                CLAIMS[key], each.median, each.within, by_wilcoxon[key]
+            ),
+        }
         for key, each in found.items()
     }
 
 
-def _verdict(claim: Claim, found: Difference, adjusted: float) -> str:
+def _verdict(claim: Claim, centre: float | None, within: bool | None, adjusted: float) -> str:
+    """centre: the mean, or what stands for it."""
     if not claim.equality:
-        return verdict(found.mean, adjusted)
+        return verdict(centre, adjusted)
     if adjusted < LEVEL:
         return "contradicted"
-    return "supported" if found.within else "undecided"
+    return "supported" if within else "undecided"
 
 
 def _without_diverged(found: Published) -> Published:
-    return Published(found.runs[~found.runs.diverged.astype(bool)], found.epochs, found.rho)
+    return Published(found.runs[~diverged(found.runs)], found.epochs, found.rho)
+
+
+def _spoken(row: "pd.Series[Any]") -> str:
+    """The verdict, and others where they differ; the reason where there is none."""
+    if not row.verdict:
+        return f"none: {row.blank}"
+    others = {
+        "without diverged runs": row.verdict_without_diverged,
+        "by Wilcoxon's test": row.verdict_by_wilcoxon,
+    }
+    parts = [f"{how}: {other}" for how, other in others.items() if other != row.verdict]
+    return "; ".join([row.verdict, *parts])
 
 
 def claims_section(table: pd.DataFrame, about: str) -> Section:
@@ -207,7 +228,7 @@ def claims_section(table: pd.DataFrame, about: str) -> Section:
             "p (Holm)": table.holm_p.map("{:.2g}".format),
             "Margin": table.margin.map(blank_or("±{:.2g}")),
             "Within": table.within.map({True: "yes", False: "no"}).fillna(""),
-            "Verdict": table.verdict.where(table.verdict != "", "none: " + table.blank),
+            "Verdict": [_spoken(row) for _, row in table.iterrows()],
         }
     )
     return Section("verdicts", "Verdicts", CAPTION, about, table, readable)

@@ -30,8 +30,13 @@ def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> 
     """
     folder = Path(config.outputs) / "report"
     folder.mkdir(parents=True, exist_ok=True)
-    found = {name: read_published(Path(config.published) / name) for name in EXPERIMENTS}
-    published = {name: each for name, each in found.items() if len(each.runs)}
+    published = {}
+    for name in EXPERIMENTS:
+        found, names = read_published(Path(config.published) / name), wanted[name]
+        if names is not None and len(found.runs):  # what has other settings is no part of it
+            found.runs = found.runs[found.runs.run.isin(names)]
+        if len(found.runs):
+            published[name] = found
     progress = progress_table(published, wanted)
     sections = [Section("evidence", "Evidence", PROGRESS, "", progress, progress)]
     for name, each in published.items():

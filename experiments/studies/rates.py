@@ -18,6 +18,12 @@ CAPTION = (
 )
 
 
+def diverged(runs: pd.DataFrame) -> "pd.Series[bool]":
+    """Which published runs diverged: the loss was no number any more, or too few images are right."""
+    right = runs.validation_correct.astype(float) / runs.validation_images
+    return runs.diverged.astype(bool) | ~(right >= DIVERGED)  # not a number counts, too
+
+
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     """One row a number of training images, network and rate, of the runs of one search.
 
@@ -26,11 +32,7 @@ def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     sides of the chosen one were tried.
     """
     right = runs.validation_correct.astype(float) / runs.validation_images
-    table = runs.assign(
-        arm=arms(runs),
-        error=100 * (1 - right),
-        diverged=runs.diverged.astype(bool) | ~(right >= DIVERGED),  # not a number counts, too
-    )
+    table = runs.assign(arm=arms(runs), error=100 * (1 - right), diverged=diverged(runs))
     keys = ["train_size", "arm", "learning_rate"]
     table = table.groupby(keys, dropna=False, as_index=False).agg(
         n=("seed", "nunique"),
@@ -42,7 +44,8 @@ def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
     for _, group in table.groupby(["train_size", "arm"], dropna=False):
         eligible = group[group.diverged == 0]
         if len(eligible):
-            best = eligible.error_percent_mean.idxmin()  # the first of equal ones: the smaller rate
+            # The first of equal ones is the smaller rate; they are equal but for their rounding.
+            best = eligible.error_percent_mean.round(9).idxmin()
             table.loc[best, "chosen"] = True
             edges = group.learning_rate.min(), group.learning_rate.max()
             table.loc[best, "inside"] = table.learning_rate[best] not in edges
@@ -58,7 +61,7 @@ def to_try(table: pd.DataFrame) -> list[float]:
 
 
 def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
-    """The search as a table of the report."""
+    """The search as a table of the report. about: what else its caption says."""
     error = table.error_percent_mean.map("{:.2f}".format)
     error += table.error_percent_std.map(blank_or(" ± {:.2f}"))
     columns: dict[str, Any] = {
@@ -73,7 +76,7 @@ def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
     readable = pd.DataFrame(columns)
     if table.train_size.isna().all():
         readable = readable.drop(columns="Images")
-    return Section(name, "The search of rates", CAPTION, about, table, readable)
+    return Section(name, "The search of rates", f"{CAPTION} {about}".strip(), "", table, readable)
 
 
 def rates_figure(table: pd.DataFrame) -> Figure:

@@ -1,0 +1,413 @@
+"""The claims and the evidence command, on published runs whose numbers were chosen."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from experiments.runs.published import Published, publish
+from experiments.runs.results import pack_bits
+from experiments.settings.identity import LOOP
+from experiments.settings.schema import Evidence
+from experiments.studies import evidence
+from experiments.studies.claims import (
+    CLAIMS,
+    EFFECTIVE,
+    FREE,
+    MASKED,
+    MASKED_BY_COPIES,
+    SIZES,
+    STRIDED,
+    claims_section,
+    claims_table,
+)
+from experiments.studies.evidence import EXPERIMENTS, progress_table, write_evidence
+
+
+@pytest.fixture(autouse=True)
+def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
+    """statsmodels collects garbage each time, which is most of these tests' seconds."""
+    monkeypatch.setattr("gc.collect", lambda *_: 0)
+
+
+IMAGES = 10_000
+Numbers = tuple[int, float, float]  # images right, loss on training images, loss of the first epoch
+
+
+def runs(
+    arm: str, numbers: Mapping[int, Numbers], train_size: int | None = None, **changes: Any
+) -> list[dict[str, Any]]:
+    """Rows of runs.csv of one arm, by seed, with the loss of the first epoch beside them."""
+    network, _, variant = arm.partition(" ")
+    return [
+        {
+            "run": f"{arm}-{train_size}-{changes.get('weights')}-s{seed}",
+            "network": network,
+            "variant": variant,
+            "weights": "scratch",
+            "seed": seed,
+            "learning_rate": 0.02,
+            "train_size": train_size,
+            "test_correct": right,
+            "test_images": IMAGES,
+            "fit_loss": fit,
+            "diverged": False,
+            "validation_correct": 4_000,
+            "validation_images": 5_000,
+            "first": first,
+            **changes,
+        }
+        for seed, (right, fit, first) in numbers.items()
+    ]
+
+
+def published(*arms: list[dict[str, Any]]) -> Published:
+    rows = pd.DataFrame([row for arm in arms for row in arm])
+    epochs = [
+        {"run": row["run"], "epoch": epoch, "training_loss": loss}
+        for arm in arms
+        for row in arm
+        for epoch, loss in ((0.0, None), (1.0, row["first"]), (2.0, 0.01))
+    ]
+    return Published(rows.drop(columns="first"), pd.DataFrame(epochs), pd.DataFrame())
+
+
+def shifted(by: Numbers, spread: int = 1) -> dict[int, Numbers]:
+    """Four seeds whose differences from `shifted((0, 0, 0))` have this mean."""
+    return {
+        seed: (9_800 + by[0] + spread * step, 0.1 + by[1] + step / 1e4, 0.5 + by[2] + step / 1e3)
+        for seed, step in enumerate((-1, 0, 3, -2))
+    }
+
+
+NONE = dict.fromkeys(range(4), (9800, 0.1, 0.5))
+TABLE1 = published(runs(STRIDED, NONE), runs(FREE, shifted((-20, 0.02, 0.0))))
+FASHION = published(runs(STRIDED, NONE), runs(FREE, shifted((30, 0.0, 0.0))))
+SHARING = published(
+    runs(STRIDED, NONE),
+    runs(FREE, shifted((0, 0.0, 0.2))),
+    runs(MASKED, shifted((0, 0.0, 9.0))),
+    runs(MASKED_BY_COPIES, shifted((0, 0.0, 0.0))),
+    runs(EFFECTIVE, shifted((0, 0.0, -0.03))),
+    runs(FREE, shifted((0, 0.0, -9.0)), weights="fine_tune"),
+    runs(STRIDED, NONE, weights="fine_tune"),
+)
+TRAIN_SIZE = published(
+    *(runs(FREE, shifted((-10 * k, 0.0, 0.0)), size) for k, size in enumerate(SIZES)),
+    *(runs(arm, NONE, size) for size in SIZES for arm in (STRIDED, MASKED)),
+)
+ALL = {"table1": TABLE1, "fashion": FASHION, "sharing": SHARING, "train_size": TRAIN_SIZE}
+COMPLETE: dict[str, int | None] = dict.fromkeys(EXPERIMENTS, 0)
+
+
+def judged(**changes: Published) -> pd.DataFrame:
+    return claims_table({**ALL, **changes}, COMPLETE).set_index("claim")
+
+
+def test_each_claims_outcome_is_the_mean_that_the_page_names() -> None:
+    table = judged()
+    assert table["mean"].to_dict() == {
+        "C1": pytest.approx(-0.20),  # points: 20 of 10,000 images
+        "C2": pytest.approx(0.2),
+        "C3": pytest.approx(0.02),
+        "C4": pytest.approx(0.15),  # strided − free, of 0, 10, 20 and 30 images
+        "C5": pytest.approx(0.30),
+        "C6": pytest.approx(0.0, abs=1e-9),
+        "C7": pytest.approx(-0.03),
+    }
+    assert {*table.n} == {4}
+    deviation = np.std([-1, 0, 3, -2], ddof=1)
+    assert table.deviation["C1"] == pytest.approx(deviation / 100)
+    assert table.deviation["C2"] == pytest.approx(deviation / 1e3)
+    assert table.deviation["C3"] == pytest.approx(deviation / 1e4)
+    assert table.deviation["C4"] == pytest.approx(
+        deviation / 100
+    )  # a seed's four sizes go together
+
+
+def test_each_claim_has_its_verdict() -> None:
+    assert judged().verdict.to_dict() == {
+        "C1": "contradicted",
+        "C2": "supported",
+        "C3": "supported",
+        "C4": "supported",
+        "C5": "supported",
+        "C6": "supported",  # the account holds: within the margin
+        "C7": "contradicted",  # 0.03 from zero, with an error of 0.001
+    }
+
+
+def test_the_margin_is_the_papers_difference_or_a_quarter_of_the_gap() -> None:
+    margins = judged().margin
+    assert margins["C1"] == 0.06
+    assert margins[["C6", "C7"]].tolist() == pytest.approx([0.05, 0.05])  # of 0.2
+    assert margins.drop(["C1", "C6", "C7"]).isna().all()
+    faster = published(
+        runs(STRIDED, NONE),
+        runs(FREE, shifted((0, 0.0, -0.4))),
+        runs(MASKED_BY_COPIES, shifted((0, 0.0, 0.0))),
+        runs(EFFECTIVE, shifted((0, 0.0, 0.0))),
+    )
+    assert judged(sharing=faster).margin["C6"] == pytest.approx(0.1)  # whatever the gap's sign
+
+
+def test_a_claim_of_equality_is_undecided_where_neither_it_nor_the_contrary_is_shown() -> None:
+    scattered = {s: (9_800, 0.1, 0.5 + d) for s, d in enumerate((0.2, -0.2, 0.15, -0.1))}
+    sharing = published(
+        runs(STRIDED, NONE),
+        runs(FREE, shifted((0, 0.0, 0.2))),
+        runs(MASKED_BY_COPIES, scattered),
+        runs(EFFECTIVE, shifted((0, 0.0, 0.001))),
+    )
+    table = judged(sharing=sharing)
+    assert table.verdict[["C6", "C7"]].tolist() == ["undecided", "supported"]
+    assert table.within[["C6", "C7"]].tolist() == [False, True]
+
+
+def test_an_equality_that_is_within_its_margin_and_yet_not_zero_is_contradicted() -> None:
+    near = shifted((0, 0.0, 0.02))  # an error of 0.001, a margin of 0.05
+    sharing = published(
+        runs(STRIDED, NONE),
+        runs(FREE, shifted((0, 0.0, 0.2))),
+        runs(MASKED_BY_COPIES, near),
+        runs(EFFECTIVE, near),
+    )
+    table = judged(sharing=sharing)
+    assert table.within[["C6", "C7"]].tolist() == [True, True]
+    assert table.verdict[["C6", "C7"]].tolist() == ["contradicted"] * 2
+
+
+def test_pairs_are_of_one_seed_and_a_seed_without_its_partner_is_left_out() -> None:
+    strided = {seed: (9_000 + 100 * seed, 0.1, 0.5) for seed in (*range(4), 7)}
+    free = {s: (strided[s][0] - 20 + step, 0.1, 0.5) for s, step in enumerate((-1, 0, 3, -2))}
+    table = judged(table1=published(runs(STRIDED, strided)[::-1], runs(FREE, free)))
+    assert (table.n["C1"], table["mean"]["C1"]) == (4, pytest.approx(-0.20))
+    assert table.deviation["C1"] < 0.1
+
+
+@pytest.mark.parametrize(
+    ("lacking", "reason"),
+    [
+        (2, "2 runs of experiment=table1 are missing"),
+        (None, "the settings of .*table1 are not chosen"),
+    ],
+)
+def test_an_incomplete_experiment_counts_as_p_one_and_has_neither_numbers_nor_verdict(
+    lacking: int | None, reason: str
+) -> None:
+    missing = {**COMPLETE, "table1": lacking}
+    table = claims_table(ALL, missing).set_index("claim")
+    for key in ("C1", "C3"):
+        row = table.loc[key]
+        assert (row.holm_p, row.verdict, row.verdict_without_diverged, row.n) == (1, "", "", 0)
+        assert pd.isna(row["mean"])
+        assert pd.isna(row.low)
+        assert pd.Series([row.blank]).str.match(reason).all()
+    # The others are as strictly judged as if all seven were there.
+    smallest = table.p.astype(float).idxmin()
+    assert table.holm_p[smallest] == pytest.approx(7 * table.p[smallest])
+
+
+def test_an_experiment_without_any_run_counts_as_missing() -> None:
+    table = claims_table({}, dict.fromkeys(EXPERIMENTS, 4)).set_index("claim")
+    assert {*table.holm_p} == {1.0}
+    assert {*table.verdict} == {""}
+    assert table.blank["C5"] == "4 runs of experiment=fashion are missing"
+    readable = claims_section(table.reset_index(), "").readable
+    assert readable.Verdict[4] == "none: 4 runs of experiment=fashion are missing"
+    assert {*readable.Difference} == {*readable.Within} == {*readable.Margin} == {""}
+
+
+def test_p_values_are_adjusted_over_all_seven() -> None:
+    table = judged()
+    ordered = table.sort_values("p")
+    expected = np.maximum.accumulate(ordered.p.to_numpy(float) * np.arange(7, 0, -1)).clip(max=1)
+    assert ordered.holm_p.to_numpy(float) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("how", [{"diverged": True}, {"validation_correct": 2_499}])
+def test_a_verdict_is_given_with_and_without_a_diverged_pair(how: dict[str, Any]) -> None:
+    free = shifted((-20, 0.02, 0.0))
+    broken = {9: (980, 2.3, 0.5)}  # at chance: the difference of this pair is −88 points
+    table = judged(
+        table1=published(
+            runs(STRIDED, {**NONE, 9: NONE[0]}), runs(FREE, free), runs(FREE, broken, **how)
+        )
+    )
+    assert (table.n["C1"], table.verdict["C1"]) == (5, "undecided")
+    assert table["mean"]["C1"] == pytest.approx((-4 * 0.2 - 88.2) / 5)
+    assert table.verdict_without_diverged["C1"] == "contradicted"
+    said = claims_section(table.reset_index(), "").readable.Verdict[0]
+    assert said == "undecided; without diverged runs: contradicted"
+    assert table.verdict_without_diverged.drop(["C1", "C3"]).equals(
+        table.verdict.drop(["C1", "C3"])
+    )
+
+
+def test_where_wilcoxons_test_decides_otherwise_that_is_said() -> None:
+    many = {s: (9_700 + s, 0.1, 0.5) for s in range(20)} | {20: (19_000, 0.1, 0.5)}
+    strided = dict.fromkeys(many, (9800, 0.1, 0.5))
+    table = judged(table1=published(runs(STRIDED, strided), runs(FREE, many)))
+    row = table.loc["C1"]
+    assert (row.verdict, row.verdict_by_wilcoxon) == ("undecided", "contradicted")
+    said = claims_section(table.reset_index(), "").readable.Verdict
+    assert said[0] == "undecided; by Wilcoxon's test: contradicted"
+
+
+def test_readers_get_numbers_with_units_and_margins() -> None:
+    readable = claims_section(judged().reset_index(), "").readable
+    first, sixth = readable.iloc[0], readable.iloc[5]
+    assert first.Claim == "C1: The unit-stride network is more accurate"
+    assert first.Outcome == "test accuracy, free − strided (points)"
+    assert first.Difference.startswith("-0.200 [-0.234, -0.166]")
+    assert (first.Margin, first.Within) == ("±0.06", "no")
+    assert (sixth.Margin, sixth.Within) == ("±0.05", "yes")
+    assert readable.Margin[1] == readable.Within[1] == ""
+
+
+# The command
+
+
+def finished(arm: str, seed: int, right: int, train_size: int | None = None) -> dict[str, Any]:
+    """The result of a run, as publish takes it."""
+    import torch
+
+    network, _, variant = arm.partition(" ")
+    recipe = {"steps": None}
+    data = {"train_size": train_size, "validation_size": 50}
+    return {
+        "run": f"{arm.replace(' ', '-')}-s{seed}-{train_size}",
+        "loop": LOOP,
+        "experiment": "0a",
+        "network": network,
+        "sharing": "free",
+        "variant": variant,
+        "weights": "scratch",
+        "seed": seed,
+        "learning_rate": 0.02,
+        "diverged": False,
+        "test_correct": right,
+        "test_images": 100,
+        "test_loss": 0.1,
+        "test_bits": pack_bits(torch.arange(100) < right),
+        "fit_loss": 0.1 + seed / 100,
+        "training_cpu_seconds": 1.0,
+        "training_wall_seconds": 1.0,
+        "jobs_at_once": 1,
+        "threads": 1,
+        "device": "cpu",
+        "device_name": "Abacus 3000",
+        "git_commit": "1234",
+        "date": "2020-01-02T03:04:05+00:00",
+        "versions": {"torch": "9.9"},
+        "epochs": [{"epoch": 1.0, "training_loss": 0.5, "validation_correct": 40 + seed}],
+        "rho": [],
+        "config": {"data": data, "recipe": recipe, "model": {}},
+    }
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """The names of the figures, which are not drawn."""
+    names: list[str] = []
+    monkeypatch.setattr(evidence, "save_figure", lambda figure, path: names.append(path.name))
+    return names
+
+
+def written(
+    folder: Path, wanted: Mapping[str, list[str] | None], *results: tuple[str, dict[str, Any]]
+) -> str:
+    for name, result in results:
+        publish(name, [result], folder / name)
+    everything: dict[str, list[str] | None] = {key: ["a run"] for key in EXPERIMENTS}
+    config = Evidence(str(folder), str(folder / "outputs"))
+    return "\n\n".join(write_evidence(config, {**everything, **wanted}))
+
+
+PAIRS = [("table1", finished(arm, seed, 90 - 10 * (arm == FREE) + seed * (arm == FREE)))
+         for arm in (STRIDED, FREE) for seed in range(3)]  # fmt: skip
+
+
+def test_the_progress_counts_the_runs_that_belong_to_an_experiment() -> None:
+    found = {"table1": TABLE1, "swapped": TABLE1}
+    names = [*TABLE1.runs.run]
+    wanted = {"rates": ["x", "y"], "table1": names, "swapped": [*names[1:], "other"], "adam": None}
+    table = progress_table(found, wanted).set_index("experiment")
+    assert table.published.to_dict() == {"rates": 0, "table1": 8, "swapped": 7, "adam": 0}
+    assert table.runs.fillna(-1).to_dict() == {"rates": 2, "table1": 8, "swapped": 8, "adam": -1}
+    assert [*table.state] == [
+        "incomplete",
+        "complete",
+        "incomplete",
+        "its settings are not chosen yet",
+    ]
+
+
+def test_the_evidence_of_a_complete_experiment_has_its_verdict_in_80_columns(
+    tmp_path: Path, drawn: list[str]
+) -> None:
+    names = [result["run"] for _, result in PAIRS]
+    text = written(tmp_path, {"table1": names}, *PAIRS)
+    assert max(map(len, text.splitlines()[:-1])) <= 80  # the last one has a folder's name
+    said = " ".join(text.split())
+    assert "more accurate: contradicted; by Wilcoxon's test: undecided. test accuracy, free" in said
+    assert "-9.000 [-11.484, -6.516], n = 3, p = 0.029" in said  # 7 times 0.0041
+    assert "C2: It learns more slowly: none: 1 runs of experiment=sharing are missing." in said
+    report = tmp_path / "outputs" / "report"
+    for name in ("evidence", "verdicts"):
+        assert {path.suffix for path in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
+    assert pd.read_csv(report / "verdicts.csv").n.tolist() == [3, 0, 3, 0, 0, 0, 0]
+    assert drawn == []
+
+
+def test_runs_of_other_settings_in_the_folder_are_no_part_of_the_evidence(
+    tmp_path: Path, drawn: list[str]
+) -> None:
+    names = [result["run"] for _, result in PAIRS]
+    stranger = {**finished(FREE, 0, 1), "run": "of-an-earlier-rate"}
+    text = written(tmp_path, {"table1": names}, *PAIRS, ("table1", stranger))
+    assert "-9.000 [-11.484, -6.516], n = 3" in " ".join(text.split())
+
+
+def test_one_run_that_is_missing_takes_the_verdict_and_the_numbers_away(
+    tmp_path: Path, drawn: list[str]
+) -> None:
+    names = [result["run"] for _, result in PAIRS]
+    text = " ".join(written(tmp_path, {"table1": [*names, "one more"]}, *PAIRS).split())
+    assert "C1: The unit-stride network is more accurate: none: 1 runs of experiment=table1" in text
+    assert "-9.000" not in text
+    assert "undecided" not in text
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_a_search_chooses_only_once_it_is_complete(
+    tmp_path: Path, drawn: list[str], complete: bool
+) -> None:
+    runs = [("rates", {**finished(STRIDED, seed, 90), "run": f"s{seed}-{rate}", "learning_rate": rate})
+            for seed in range(3) for rate in (0.01, 0.02)]  # fmt: skip
+    names = [result["run"] for _, result in runs]
+    text = written(tmp_path, {"rates": names if complete else [*names, "one more"]}, *runs)
+    table = pd.read_csv(tmp_path / "outputs" / "report" / "rates.csv")
+    assert table.chosen.tolist() == [complete, False]
+    about = (tmp_path / "outputs" / "report" / "rates.md").read_text()
+    for said in (about, " ".join(text.split())):
+        assert ("0.005 is tried for every network" in said) == complete
+        assert ("nothing is chosen yet" in said) != complete
+    assert max(map(len, text.splitlines()[:-1])) <= 80  # the last one has a folder's name
+    assert drawn == ["rates"]
+
+
+def test_a_search_over_sizes_has_a_figure_for_each(tmp_path: Path, drawn: list[str]) -> None:
+    runs = [("train_size_rates", finished(STRIDED, 0, 90, size)) for size in (300, 1000)]
+    written(tmp_path, {}, *runs)
+    assert drawn == []
+    names = [result["run"] for _, result in runs]
+    written(tmp_path, {"train_size_rates": names})
+    assert drawn == ["train_size_rates_300", "train_size_rates_1000"]
+
+
+def test_every_claim_is_about_an_experiment_of_the_protocol() -> None:
+    assert {claim.experiment for claim in CLAIMS.values()} == {*ALL} <= {*EXPERIMENTS}
