@@ -3,8 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stridenet import torchvision_import
-
 if TYPE_CHECKING:
     from stridenet.elimination import eliminate_stride, plan_elimination
     from stridenet.errors import StrideEliminationError
@@ -47,8 +45,6 @@ _HOME = {
     "VerificationReport": "verification",
     "verify": "verification",
 }
-
-torchvision_import.watch()
 
 
 def __dir__() -> list[str]:

@@ -609,14 +609,27 @@ def test_help_lists_groups_and_settings_with_their_defaults() -> None:
         assert told in done.stdout
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import stridenet, sys; assert 'torch' not in sys.modules",
-        "import stridenet; import torchvision; from torchvision import datasets, transforms",
-    ],
-)
-def test_the_package_can_be_imported_first_and_torchvision_after_it(program: str) -> None:
+CONVERTING = """\
+import sys
+before = list(sys.meta_path)
+import stridenet
+assert "torch" not in sys.modules
+import torch
+import stridenet.zoo
+twin = stridenet.eliminate_stride(stridenet.zoo.lenet(), input_size=(1, 28, 28))
+twin(torch.zeros(1, 1, 28, 28))
+assert sys.meta_path == before, sys.meta_path
+"""
+WATCHED_IMPORT = """\
+from experiments import torchvision_import
+torchvision_import.watch()
+import torchvision
+from torchvision import datasets, transforms
+"""
+
+
+@pytest.mark.parametrize("program", [CONVERTING, WATCHED_IMPORT])
+def test_only_the_commands_change_how_torchvision_is_imported(program: str) -> None:
     done = python("-W", "error", "-c", program)
     assert (done.returncode, done.stderr) == (0, "")
 
