@@ -532,8 +532,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
     ("overrides", "told"),
     [
         (["recipe.nonsense=1"], "nonsense"),
-        (["model=nonsense"], "strided; unit_stride"),
-        (["seed=abc"], "seed=abc"),
+        (["model=nonsense"], "strided, unit_stride"),
+        (["seed=abc"], "seed: 'abc' is not"),
         (["seed="], "seed="),
         (["seed=[1"], "[1"),
         (["+nonsense=1"], "nonsense"),
@@ -597,14 +597,15 @@ def test_help_and_mistyped_settings_do_not_wait_for_torch(argument: str) -> None
     assert done.returncode == (argument != "--help")
 
 
-def test_help_lists_groups_and_settings_with_their_defaults() -> None:
-    done = python("-m", "experiments.train", "--help")
+def test_help_lists_groups_and_settings_with_their_values_and_meanings() -> None:
+    done = python("-m", "experiments.train", "--help", "model=pooling", "outputs=a$b")
     assert (done.returncode, done.stderr) == (0, "")
     for told in (
-        "model: pooling, strided, unit_stride",
-        "learning_rate: 0.03",
-        "weights=copy",
-        "seed: 0",
+        "  model=pooling                   pooling | strided | unit_stride\n",
+        "  recipe.learning_rate=0.03       at step t: ",
+        "  outputs=a$b                     folder of data",
+        "  python -m experiments.train model=unit_stride weights=copy\n",
+        "  seed=0                          of the weights and of the order of the images\n",
     ):
         assert told in done.stdout
 

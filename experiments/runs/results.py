@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Experiment
+from experiments.settings.schema import Calibration, Experiment
 from stridenet.errors import InputError
 
 if TYPE_CHECKING:
@@ -28,7 +28,7 @@ def read_result(folder: Path) -> dict[str, Any] | None:
     return result
 
 
-def all_results(experiment: Experiment) -> list[dict[str, Any]]:
+def all_results(experiment: Calibration | Experiment) -> list[dict[str, Any]]:
     """The results of all finished runs in the experiment's outputs, whatever they are of."""
     folder = Path(experiment.outputs) / "runs"
     return [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]

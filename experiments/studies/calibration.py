@@ -11,13 +11,13 @@ from experiments.reporting.section import Section
 from experiments.reporting.statistics import CONFIDENCE
 from experiments.runs.results import all_results
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Experiment, Recipe, Report
+from experiments.settings.schema import Calibration, Experiment, Recipe
 from stridenet.errors import InputError
 
 SEEDS = range(1000, 1010)  # of no published result
 
 
-def calibration(experiment: Experiment) -> pd.DataFrame:
+def calibration(experiment: Calibration | Experiment) -> pd.DataFrame:
     """Test accuracy of the strided network under every recipe tried, the nearest to 98.17 % first.
 
     Every epoch of a run is a recipe of its own: to stop there. A row has those of the recipe's settings
@@ -60,7 +60,7 @@ def calibration(experiment: Experiment) -> pd.DataFrame:
     return table.iloc[distance.argsort()].reset_index(drop=True)
 
 
-def _belongs(result: dict, experiment: Experiment) -> bool:
+def _belongs(result: dict, experiment: Calibration | Experiment) -> bool:
     """Whether it is a calibration run of this network and data, under whatever recipe."""
     if result["network"] != "strided" or result["weights"] != "scratch":
         return False
@@ -88,7 +88,7 @@ def calibration_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_calibration(config: Report) -> list[str]:
+def write_calibration(config: Calibration) -> list[str]:
     """Write the table of experiment=calibrate into outputs/report; returns what to print."""
     table = calibration(config)
     folder = Path(config.outputs) / "report"
