@@ -17,6 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from experiments.settings.guide import advice, settings_text
 from experiments.settings.schema import (
     Bench,
     Config,
@@ -35,6 +36,8 @@ INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and H
 
 # As many jobs as the cores allow, where each has so many threads.
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
+# The text of --help below its examples; Hydra's template takes $$ for $.
+OmegaConf.register_new_resolver("settings", lambda _root_: settings_text(_root_).replace("$", "$$"))
 # Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.
 tqdm.set_lock(threading.RLock())
 ConfigStore.instance().store("run_schema", Config)
@@ -128,6 +131,8 @@ def _is_foreseen(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
+    if advised := advice(error):
+        return advised
     message = str(error).partition("Config search path")[0]
     lines = [line.strip() for line in message.splitlines()]
     text = "; ".join(line for line in lines if line and not line.startswith(INSIDES))

@@ -8,6 +8,7 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
+from experiments import torchvision_import
 from experiments.runs.files import load_weights
 from experiments.settings.schema import Conversion
 from stridenet.elimination import eliminate_stride
@@ -22,6 +23,7 @@ def load_model(config: Conversion) -> nn.Module:
     no network, and where the file of weights does not fit.
     """
     target = config.model["_target_"]
+    torchvision_import.watch()
     _require(target)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)

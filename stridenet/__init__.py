@@ -3,8 +3,6 @@
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stridenet import torchvision_import
-
 if TYPE_CHECKING:
     __version__: str
     from stridenet.elimination import eliminate_stride, plan_elimination
@@ -48,8 +46,6 @@ _HOME = {
     "VerificationReport": "verification",
     "verify": "verification",
 }
-
-torchvision_import.watch()
 
 
 def __dir__() -> list[str]:

@@ -11,6 +11,7 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
+from experiments import torchvision_import
 from experiments.command import CONF  # registers the schemas that the settings start from
 from experiments.runs import data
 from experiments.runs.data import Dataset
@@ -20,6 +21,7 @@ from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
 hypothesis.settings.register_profile("stridenet", deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz
 hypothesis.settings.load_profile("stridenet")
+torchvision_import.watch()  # some tests import torchvision themselves
 torch.set_num_threads(1)  # tests run in several processes at once, which would wait for each other
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"

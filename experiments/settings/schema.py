@@ -1,36 +1,46 @@
-"""What a command is given: its settings and their defaults.
+"""What a command is given: its settings, their defaults, meanings and choices.
 
-Imports nothing heavy, so that the command line answers at once.
+`--help` and the checks read them here. Imports nothing heavy, so that the command line answers at once.
 """
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
+from stridenet.options import MOST_PARAMETERS, SHARING
+
 ACTIVATIONS = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh", "identity"
 )  # fmt: skip
 DATA_SETS = ("mnist", "fashion_mnist")
+DEVICES = ("auto", "cpu", "cuda", "mps")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
 RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: the free twin
+
+
+def setting(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
+    """A field of a dataclass, with what `--help` says of it and, where it has them, its choices."""
+    metadata = {"meaning": meaning, "choices": choices}
+    return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
 
 
 @dataclass
 class Layer:
     """One layer of the strided network; sizes along the axes are written as one number or [h, w]."""
 
-    kind: str = "conv"  # conv | fc
-    channels: int = MISSING  # output channels; of a fully connected layer, its features
-    kernel: Any = 1
-    stride: Any = 1
-    dilation: Any = 1
-    padding: Any = 0  # zeros on both sides
-    groups: int = 1
-    bias: bool = True
-    activation: str | None = (
-        None  # after this layer; null: model.activation, after all but the last
+    kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
+    channels: int = setting(MISSING, "output channels; of a fully connected layer, its features")
+    kernel: Any = setting(1, "one number or [h,w], as the next three")
+    stride: Any = setting(1, "steps between two of its places")
+    dilation: Any = setting(1, "steps between two of its taps")
+    padding: Any = setting(0, "zeros on both sides")
+    groups: int = setting(1, "parts into which the channels are divided")
+    bias: bool = setting(True, "whether it adds one")
+    activation: str | None = setting(
+        None, "after this layer; null: model.activation, after all but the last", ACTIVATIONS
     )
 
 
@@ -39,12 +49,12 @@ class Model:
     """The strided network, and whether one of two others is to be derived from it: its unit-stride
     twin, or the network with pooling layers that it stands for."""
 
-    eliminate_stride: bool = False
-    max_pooling: bool = False  # in place of each strided convolution
-    activation: str = "relu"  # after every layer but the last
+    eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
+    max_pooling: bool = setting(False, "max pooling in place of each strided convolution")
+    activation: str = setting("relu", "after every layer but the last", ACTIVATIONS)
     # A Layer each, once resolved; fully connected ones follow all convolutions. Typed as Any because
     # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
-    layers: dict[str, Any] = field(default_factory=dict)
+    layers: dict[str, Any] = setting({}, "the strided network's layers by name, in order")
 
     @property
     def name(self) -> str:
@@ -58,77 +68,108 @@ class Model:
 class Data:
     """The images; the official split is 60,000 for training and 10,000 for testing."""
 
-    name: str = MISSING  # mnist | fashion_mnist
-    image_size: Any = field(default_factory=lambda: [28, 28])  # resized if not their own
-    train_size: int | None = None  # so many training images, drawn by the run's seed; null: all
-    validation_size: int = 5000  # so many of the last training images are kept apart
-    download_timeout: float = 300.0  # seconds
+    name: str = setting(MISSING, "the data set", DATA_SETS)
+    image_size: Any = setting([28, 28], "resized to, if it is not the images' own size")
+    train_size: int | None = setting(
+        None, "so many training images, drawn by the run's seed; null: all"
+    )
+    validation_size: int = setting(
+        5000, "so many of the last training images are kept apart, for the curves"
+    )
+    download_timeout: float = setting(300.0, "seconds, for each source")
 
 
 @dataclass
 class Recipe:
     """How a network is trained: by gradients of the cross-entropy, in whole batches."""
 
-    name: str = MISSING
-    epochs: int | None = None  # either epochs or steps; 0 evaluates the starting weights
-    steps: int | None = None
-    evaluations: int | None = (
-        None  # so many points of the curves, evenly spread; null: one an epoch
+    name: str = setting(MISSING, "part of the runs' names: letters, digits, _")
+    epochs: int | None = setting(
+        None, "passes over the training images; null where steps are given"
     )
-    batch_size: int = 64  # what is left of an epoch behind its last whole batch is not trained on
-    optimizer: str = "sgd"  # sgd | adam
-    # One number, or one for each network, as in {strided: 0.01, unit_stride: 0.02, masked: 0.02}.
+    steps: int | None = setting(None, "batches in all; null where epochs are given")
+    evaluations: int | None = setting(
+        None, "so many points of the curves, evenly spread; null: one an epoch"
+    )
+    batch_size: int = setting(
+        64, "images in a step; what is left behind an epoch's last whole batch is not trained on"
+    )
+    optimizer: str = setting("sgd", "what takes the steps", ("sgd", "adam"))
     # null: not chosen yet. (???, over another recipe's rates, would leave those.)
-    learning_rate: Any = 0.01
-    # Of the rate: linear (to zero) | constant | inverse ((1 + rate_decay·t)^−rate_power at step t).
-    schedule: str = "linear"
-    rate_decay: float = 0.0001
-    rate_power: float = 0.75
-    bias_rate_factor: float = 1.0  # rate of the biases over that of the weights
-    momentum: float = 0.9  # of sgd; of adam, its β₁
-    weight_decay: float = 0.0005
-    initialisation: str = "pytorch"  # pytorch | xavier (as Caffe's: by fan-in, biases zero)
+    learning_rate: Any = setting(
+        0.01,
+        "one number, or one for each network: {strided: 0.01, unit_stride: 0.02, masked: 0.02}",
+    )
+    schedule: str = setting(
+        "linear",
+        "of the rate: falls to zero, stays, or is (1 + rate_decay * t) ** -rate_power at step t",
+        ("linear", "constant", "inverse"),
+    )
+    rate_decay: float = setting(0.0001, "of schedule=inverse")
+    rate_power: float = setting(0.75, "of schedule=inverse")
+    bias_rate_factor: float = setting(1.0, "rate of the biases over that of the weights")
+    momentum: float = setting(0.9, "from 0 to below 1; of adam, its beta_1")
+    weight_decay: float = setting(0.0005, "share of a parameter that is added to its gradient")
+    initialisation: str = setting(
+        "pytorch", "as torch's layers start, or as Caffe's", ("pytorch", "xavier")
+    )
     # Of a twin; like its sharing, part of a run's identity but not of an experiment's.
-    fan_in: str = "nonzero"  # nonzero | filter: entries of a masked filter that count as its inputs
-    # Rates times the copies of each strided weight (copies), and over the ratio of fan-ins (effective).
-    rate_scaling: str = "none"  # none | copies | effective
-    pixels: str = "standardised"  # standardised (mean 0, deviation 1) | scaled (by 1/256)
-    note: str = ""  # what a reader of its results should know; part of no identity
+    fan_in: str = setting(
+        "nonzero", "entries of a masked filter that count as its inputs", ("nonzero", "filter")
+    )
+    rate_scaling: str = setting(
+        "none",
+        "of a twin: rates times the copies of each strided weight, or by the step account of "
+        "docs/protocol.md",
+        ("none", "copies", "effective"),
+    )
+    pixels: str = setting(
+        "standardised",
+        "mean 0 and deviation 1, or by 1/256",
+        ("standardised", "scaled"),
+    )
+    note: str = setting("", "what a reader of the results should know; changes no run")
 
 
 @dataclass
-class Experiment:
-    """One strided network, data set and recipe: what may stand in one table."""
+class Network:
+    """The strided network and the images that it is for."""
 
     model: Model = field(default_factory=Model)
     data: Data = field(default_factory=Data)
+
+
+@dataclass
+class Experiment(Network):
+    """One strided network, data set and recipe: what may stand in one table."""
+
     recipe: Recipe = field(default_factory=Recipe)
-    outputs: str = "outputs"
+    outputs: str = setting("outputs", "folder of data, runs and reports")
 
 
 @dataclass
 class Report(Experiment):
     """Tables and figures of an experiment's runs."""
 
-    reference: str | None = None  # folder of published results to show beside them
+    reference: str | None = setting(
+        None, "folder of published results to show beside them; null: none"
+    )
 
 
 @dataclass
 class Evidence:
     """The experiments of docs/protocol.md: what is published of them, and what it says."""
 
-    published: str = "outputs/reference"  # a folder for each experiment
-    outputs: str = "outputs"
+    published: str = setting("outputs/reference", "what is published: a folder for each experiment")
+    outputs: str = setting("outputs", "folder of the report")
 
 
 @dataclass
-class Figures:
+class Figures(Network):
     """What is drawn: the paper's figures, and how one layer's weights are shared."""
 
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
-    layer: str = "conv1"
-    outputs: str = "outputs"
+    layer: str = setting("conv1", "whose sharing map is drawn")
+    outputs: str = setting("outputs", "folder of the figures")
 
 
 @dataclass
@@ -136,67 +177,87 @@ class Config(Experiment):
     """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
-    seed: int = 0
-    weights: str = "scratch"  # scratch | copy (evaluate only) | fine_tune | a file of weights
-    sharing: str = "free"  # of a twin's parameters: tied | masked | free
-    rho_every: int = 0  # steps between two looks at a twin's gradients (ρ); 0: never
-    published: str | None = (
-        None  # a folder of published results: a run that is in it counts as done
+    seed: int = setting(0, "of the weights and of the order of the images")
+    weights: str = setting(
+        "scratch",
+        f"{' | '.join(STARTING_WEIGHTS)} | a file of weights: what it starts from; to copy is to "
+        "evaluate only, to fine-tune is to copy and then train",
     )
-    device: str = "auto"  # auto | cpu | cuda | mps
-    threads: int = 1
+    sharing: str = setting(
+        "free",
+        "of a twin's parameters: one weight in several places, zeros that stay, or neither",
+        SHARING,
+    )
+    rho_every: int = setting(
+        0, "steps between two looks at a twin's gradients (docs/protocol.md); 0: never"
+    )
+    published: str | None = setting(
+        None, "a folder of published results: a run in it counts as done, and those done are added"
+    )
+    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
+    threads: int = setting(1, "of torch; one makes numbers the same on any number of cores")
 
 
 @dataclass
 class Bench(Experiment):
     """What is timed: both networks and the recipe's steps, round by round."""
 
-    rounds: int = 10
-    steps: int = 30  # of each loop and network in a round
-    device: str = "auto"  # auto | cpu | cuda | mps
-    threads: int = 1
+    rounds: int = setting(10, "in each, all is timed in turn")
+    steps: int = setting(30, "of each network and loop in a round")
+    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
+    threads: int = setting(1, "of torch")
 
 
 @dataclass
 class ConversionBench:
     """What is timed: two conversions of one network, and the stems of several beside their twins."""
 
-    rounds: int = 20
-    steps: int = 3  # forward passes of each stem and of its twin in a round
-    batch_size: int = 8
-    device: str = "auto"  # of the stems: auto | cpu | cuda | mps
-    threads: int = 1
-    outputs: str = "outputs"
+    rounds: int = setting(20, "in each, all is timed in turn")
+    steps: int = setting(3, "forward passes of each first layer and of its twin in a round")
+    batch_size: int = setting(8, "images in a forward pass")
+    device: str = setting(
+        "auto", "where the first layers are; auto takes an accelerator if there is one", DEVICES
+    )
+    threads: int = setting(1, "of torch")
+    outputs: str = setting("outputs", "folder of the results")
 
 
 @dataclass
 class Conversion:
     """Any network, and how its strides are to be eliminated."""
 
-    # What makes the network, and its arguments: a function or class that hydra.utils.instantiate finds.
-    model: dict[str, Any] = field(default_factory=lambda: {"_target_": "stridenet.zoo.lenet"})
-    input_size: Any = field(
-        default_factory=lambda: [1, 28, 28]
-    )  # without batch; or a list of sizes
-    weights: str | None = None  # a file with the network's state_dict; null: drawn from the seed
-    scope: str = "network"  # network | layer
-    only: Any = None  # name of a layer, or a list of names; null: all
-    pooling: bool = False
-    output_factor: Any = 1
-    batch_norm: str = "shared"  # shared | per_phase
-    max_parameters: int = 300_000_000  # of the twin
-    seed: int = 0
-    outputs: str = "outputs"
+    model: dict[str, Any] = setting(
+        {"_target_": "stridenet.zoo.lenet"},
+        "a function or class that makes a network; its arguments beside it, as in model.num_classes=10",
+    )
+    input_size: Any = setting([1, 28, 28], "without the batch; of several inputs, a list of sizes")
+    weights: str | None = setting(
+        None, "a file with the network's state_dict; null: drawn from the seed"
+    )
+    scope: str = setting(
+        "network",
+        "phase forms from the input to the output, or each layer by itself",
+        ("network", "layer"),
+    )
+    only: Any = setting(None, "name of a layer, or a list of names; null: all")
+    pooling: bool = setting(False, "also the strides of pooling layers")
+    output_factor: Any = setting(1, "of the phase form in which the output is wanted")
+    batch_norm: str = setting(
+        "shared", "the statistics of a channel's phases in the twin", ("shared", "per_phase")
+    )
+    max_parameters: int = setting(MOST_PARAMETERS, "a larger twin is refused")
+    seed: int = setting(0, "of weights and inputs that are drawn")
+    outputs: str = setting("outputs", "folder of the results")
 
 
 @dataclass
 class Zoo(Conversion):
     """What is converted, verified and timed: models of stridenet.zoo, or one of the user's own."""
 
-    models: Any = None  # names; null: all. None of them where model._target_ is given
-    force: bool = False  # measure again what has been measured
-    rounds: int = 20  # of a forward pass of each network
-    threads: int = 1
+    models: Any = setting(None, "some of the zoo, as in [lenet,resnet18]; null: all")
+    force: bool = setting(False, "measure again what has been measured")
+    rounds: int = setting(20, "forward passes of each network")
+    threads: int = setting(1, "of torch")
 
     @property
     def of_user(self) -> bool:
@@ -208,10 +269,14 @@ class Zoo(Conversion):
 class Export(Conversion):
     """What is written as an ONNX file."""
 
-    network: str = "unit_stride"  # unit_stride | strided
-    rearrange: str = "graph"  # graph | host: what rearranges the twin's images
-    batch: int | None = None  # images at once; null: any
-    file: str | None = None  # null: outputs/onnx/MODEL-NETWORK.onnx
+    network: str = setting("unit_stride", "the twin, or the original", ("unit_stride", "strided"))
+    rearrange: str = setting(
+        "graph",
+        "what rearranges the twin's images; NET.layout.json tells the host how",
+        ("graph", "host"),
+    )
+    batch: int | None = setting(None, "images at once; null: any")
+    file: str | None = setting(None, "null: OUTPUTS/onnx/MODEL-NETWORK.onnx")
 
     @property
     def path(self) -> Path:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from experiments import torchvision_import
 from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
 from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
@@ -151,6 +152,7 @@ def check(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None
 
 def _network() -> nn.Module:
     """The network to be converted, with random weights and the statistics of random images."""
+    torchvision_import.watch()
     from torchvision import models
 
     model = getattr(models, NETWORK)(weights=None)

@@ -23,6 +23,7 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
+from experiments import torchvision_import
 from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
@@ -122,6 +123,7 @@ _plain: dict[str, Chunk] = {}  # in the process of the plain loop
 
 def _start_plain(config: Bench, device: torch.device) -> None:
     """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
+    torchvision_import.watch()
     from torchvision import datasets, transforms
 
     torch.set_num_threads(config.threads)

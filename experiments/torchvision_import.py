@@ -2,7 +2,8 @@
 
 torchvision's default build for Linux expects torch with CUDA: elsewhere its compiled operators are
 missing, and its import stops where it refers to them. Nothing here uses them, so declaring them is
-enough. Where the builds match, nothing is changed.
+enough. Where the builds match, nothing is changed. The commands call `watch` where they load data or a
+network; the library never does, as the process of whoever imports it is not its own.
 """
 
 import sys

@@ -1,0 +1,137 @@
+"""What a user is told of the settings: all of them for `--help`, and the nearest to a mistyped one."""
+
+import difflib
+import json
+import re
+import textwrap
+from collections.abc import Collection, Iterator
+from dataclasses import fields, is_dataclass
+from typing import Any
+
+from hydra.core.global_hydra import GlobalHydra
+from hydra.errors import MissingConfigException
+from omegaconf import DictConfig, ListConfig, OmegaConf
+from omegaconf.errors import (
+    ConfigAttributeError,
+    ConfigKeyError,
+    OmegaConfBaseException,
+    ValidationError,
+)
+
+from experiments.settings.schema import Layer
+
+WIDTH = 80  # of a terminal
+MEANINGS = 34  # the column in which they begin
+SEVERAL_SEEDS = "not a whole number; several are given as seed=range(0,4) or seed=0,1 with -m"
+
+
+def settings_text(settings: DictConfig) -> str:
+    """The groups and settings that a command takes: each with its value, its meaning and choices.
+
+    settings: as Hydra composed them, the type of whose root is the command's dataclass.
+    """
+    loader = GlobalHydra.instance().config_loader()
+    groups = [
+        _line(f"{group}={_written(option)}", " | ".join(loader.get_group_options(group)))
+        for group, option in reversed(settings.hydra.runtime.choices.items())
+        if not group.startswith("hydra/")
+    ]
+    schema: Any = OmegaConf.get_type(settings)
+    sections = {"Groups (GROUP=OPTION)": groups} if groups else {}
+    for one in fields(schema):
+        if is_dataclass(one.type):
+            below = _lines(one.type, settings[one.name], f"{one.name}.")
+            sections[one.name.capitalize()] = [*below]
+    others = [*_lines(schema, settings, "")]
+    sections["Other settings" if groups else "Settings (KEY=VALUE)"] = others
+    return "\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in sections.items())
+
+
+def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
+    """The settings of a dataclass but for the dataclasses in it."""
+    for one in fields(schema):
+        if is_dataclass(one.type):
+            continue
+        key, value = f"{place}{one.name}", settings.get(one.name)
+        choices = " | ".join(one.metadata["choices"])
+        meaning = ": ".join(filter(None, [choices, one.metadata["meaning"]]))
+        if key == "model.layers":
+            yield from _layers(value, meaning)
+        elif isinstance(value, DictConfig):
+            (first, *more) = (f"{key}.{name!s}={_written(value[name])}" for name in value)
+            yield from (_line(first, meaning), *(_line(other, "") for other in more))
+        else:
+            left_open = OmegaConf.is_missing(settings, one.name)
+            yield _line(key if left_open else f"{key}={_written(value)}", meaning)
+
+
+def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
+    """The layers with what is not a layer's default, and the settings that each of them has."""
+    defaults = OmegaConf.structured(Layer)
+    yield _line("model.layers", meaning)
+    for name, layer in layers.items():
+        chosen = [f"{k}={_written(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
+        yield _line(f"  {name!s}", " ".join(chosen))
+    yield from _lines(Layer, defaults, "model.layers.LAYER.")
+
+
+def _line(setting: str, meaning: str) -> str:
+    """What the setting means beside it, or below it where it is long."""
+    blank = " " * MEANINGS
+    if len(setting) + 4 > MEANINGS:
+        long = textwrap.wrap(setting, WIDTH, initial_indent="  ", subsequent_indent="    ")
+        return "\n".join([*long, *textwrap.wrap(meaning, WIDTH, initial_indent=blank,
+                                                subsequent_indent=blank)])  # fmt: skip
+    beside = f"  {setting}".ljust(MEANINGS)
+    return textwrap.fill(meaning, WIDTH, initial_indent=beside, subsequent_indent=blank)
+
+
+def _written(value: Any) -> str:
+    """A value as on the command line."""
+    if isinstance(value, ListConfig):
+        return f"[{','.join(map(_written, value))}]"
+    return value if isinstance(value, str) else json.dumps(value)
+
+
+def advice(error: BaseException, place: str = "") -> str | None:
+    """One line that says what a mistyped setting or option may have meant; None of other errors.
+
+    place: in all settings, where those stand that the error is of.
+    """
+    composing = type(error).__module__.startswith("hydra")  # which names the error that it met
+    cause = error.__cause__ if composing and error.__cause__ else error
+    if isinstance(cause, (ConfigAttributeError, ConfigKeyError)):
+        return _unknown_setting(cause, place)
+    if isinstance(cause, ValidationError) and cause.full_key == "seed":
+        value = re.search(r"[Vv]alue '(.*?)'", str(cause))
+        return f"seed: '{value[1] if value else 'null'}' is {SEVERAL_SEEDS}"
+    if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
+        group, _, option = error.missing_cfg_file.rpartition("/")
+        return f"{group}={option} is unknown; {_nearest(option, error.options, f'{group}=')}"
+    if match := re.search(r"override '(.*)'.*No match in the defaults list", str(error)):
+        return f"this command takes no {match[1]}; its groups and settings are listed by --help"
+    if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
+        return f"{match[1]}: several values make a sweep, which needs -m"
+    return None
+
+
+def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
+    """What a key that is not there may have meant."""
+    if not isinstance(error.parent_node, DictConfig) or error.full_key is None:
+        return None
+    key, full = str(error.key), ".".join(filter(None, [place, str(error.full_key)]))
+    before = full.removesuffix(key)
+    known = [str(name) for name in error.parent_node if name != "hydra"]
+    if before == "model.layers.":
+        adding = f"'+{full}={{kernel: 3, channels: 20}}' adds one"
+        return f"{full} is unknown; the layers are {', '.join(known)}; {adding}"
+    if re.fullmatch(r"model\.layers\.\w+\.", before) and key in Layer.__annotations__:
+        return f"{full} is not written there; +{full}=… adds it"
+    return f"{full} is unknown; {_nearest(key, known, before)}"
+
+
+def _nearest(word: str, known: Collection[str], before: str) -> str:
+    """What was meant, by its initials or its letters; or all that there is."""
+    near = [name for name in known if word.lower() == "".join(re.findall(r"(?:^|_)(.)", name))]
+    near = near or difflib.get_close_matches(word.lower(), known, n=1)
+    return f"did you mean {before}{near[0]}?" if near else f"take one of {', '.join(known)}"
