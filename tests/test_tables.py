@@ -157,7 +157,9 @@ TREATED = treated(
 def test_networks_treated_in_different_ways_have_rows_of_their_own(
     lenet: EliminationPlan, planned: Planned, composed: Callable[..., Any]
 ) -> None:
-    pooled = plan_elimination(build_strided(composed("recipe=sgd").model, LENET, max_pooling=True), LENET)
+    pooled = plan_elimination(
+        build_strided(composed("recipe=sgd").model, LENET, max_pooling=True), LENET
+    )
     table = table1(pd.concat([RUNS, TREATED]), lenet, "mnist", pooled).set_index("network")
     assert list(table.index) == [
         "strided",
@@ -437,7 +439,8 @@ def test_any_caption_is_escaped_for_latex(tmp_path: Path, character: str) -> Non
 def results(network: str, seed: int, accuracies: Sequence[float], weights: str = "scratch") -> dict:
     """A run whose row for epoch 0 says 0.1."""
     rows = [
-        {"epoch": float(epoch), "validation_accuracy": a} for epoch, a in enumerate([0.1, *accuracies])
+        {"epoch": float(epoch), "validation_accuracy": a}
+        for epoch, a in enumerate([0.1, *accuracies])
     ]
     return {"network": network, "weights": weights, "seed": seed, "epochs": rows}
 
