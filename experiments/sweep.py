@@ -49,6 +49,7 @@ class Job:
     folder: Path
     seconds: float = 0.0  # expected
     published: dict[str, Any] | None = None  # its row, if it has been published
+    unpublished: str = ""  # why its result could not be published
 
     def result(self) -> dict[str, Any] | None:
         """The run's result once it is done."""
@@ -71,7 +72,9 @@ class Job:
             publish(folder.name, [result], folder)
 
     def reason(self, since: float) -> str:
-        """Why there is no result, in the sweep that began then."""
+        """Why there is no result, or none published, in the sweep that began then."""
+        if self.unpublished:
+            return f"done, but not published: {self.unpublished}"
         path = self.folder / "failure.json"
         try:
             read_result(self.folder)
@@ -106,7 +109,10 @@ class Watch(threading.Thread):
                     result = job.result()
                     if result is not None:
                         waiting.remove(job)
-                        job.publish()
+                        try:
+                            job.publish()
+                        except Exception as error:  # which would end the watch, and be lost with it
+                            job.unpublished = one_line(error)
                         bar.update()
                         left = self._left(waiting, time.monotonic() - began)
                         place = f"[{len(self.jobs) - len(waiting)} of {len(self.jobs)}]"
@@ -176,7 +182,8 @@ def missing() -> list[str]:
         f"{' '.join(override for override in job.overrides if override not in shared)} "
         f"({job.folder.name}): {job.reason(_watch.since)}".lstrip()
         for job in _watch.jobs
-        if job.result() is None
+        # Another sweep may have published it from other outputs meanwhile.
+        if job.unpublished or (job.result() is None and published_result(job.config) is None)
     ]
 
 

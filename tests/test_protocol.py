@@ -1,17 +1,21 @@
 """The experiments in conf/experiment are those that docs/protocol.md fixes."""
 
 import re
+from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import pytest
 import yaml
+from hydra import initialize_config_dir
 from hydra.core.override_parser.overrides_parser import OverridesParser
 
+from experiments import sweep
 from experiments.command import CONF
 from experiments.studies.claims import CLAIMS, SIZES
 from experiments.studies.evidence import EXPERIMENTS
+from stridenet.errors import InputError
 
 ROOT = Path(__file__).parents[1]
 PROTOCOL = (ROOT / "docs" / "protocol.md").read_text()
@@ -144,6 +148,25 @@ def test_the_claims_are_those_of_the_page() -> None:
     assert margins == {"C1": 0.06}
     swept = content_of("train_size")["hydra"]["sweeper"]["params"]["size"].split(",")
     assert [f"images_{size}" for size in SIZES] == swept
+
+
+def test_the_runs_of_an_experiment_are_known_by_name_once_its_settings_have_values(
+    composed: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        names = sweep.names_of("caffe")
+        assert names is not None
+        assert len({*names}) == 20
+        assert names[1].startswith("unit_stride-scratch-caffe-s4000-")
+
+    def unchosen(experiment: str) -> Any:
+        return composed("recipe=sgd", "recipe.learning_rate=???")
+
+    monkeypatch.setattr(sweep, "jobs_of", unchosen)
+    assert sweep.names_of("caffe") is None
+    monkeypatch.setattr(sweep, "jobs_of", lambda _: composed("recipe=sgd", "seed=-1"))
+    with pytest.raises(InputError, match="seed=-1"):  # any other mistake is told
+        sweep.names_of("caffe")
 
 
 @pytest.mark.parametrize("size", SIZES)

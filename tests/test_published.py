@@ -1,6 +1,8 @@
 """Published results: a published run is done, files are whole and exact, and nothing is lost."""
 
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +26,7 @@ from experiments.settings.identity import LOOP
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe
 from stridenet.errors import InputError
 
+ROOT = Path(__file__).resolve().parents[1]
 IMAGES = 20
 FILES = ("about.json", "correct.npz", "epochs.csv", "rho.csv", "runs.csv")
 
@@ -327,3 +330,71 @@ def test_a_run_as_it_is_trained_can_be_published(config: Config, tmp_path: Path)
     assert [*found.runs.validation_images] == [30, 30]
     assert {*found.runs.test_images} == {50}
     assert json.loads((tmp_path / "mine" / "about.json").read_text())["experiment"] == "mine"
+
+
+# Sweeps
+
+
+def test_what_cannot_be_published_is_told_at_the_end_and_the_others_are(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    jobs = []
+    for seed in (0, 1):
+        one = replace(config, seed=seed)
+        run_once(one)
+        jobs.append(job(one))
+    jobs[0].config.published = str(tmp_path / "damaged")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "runs.csv").write_text("")
+    watch = sweep.Watch(jobs, [*jobs], 1)
+    monkeypatch.setattr(sweep, "_watch", watch)
+    watch.start()
+    (told,) = sweep.missing()
+    assert f"({jobs[0].folder.name}): done, but not published: {tmp_path}/damaged/runs.csv" in told
+    assert [*read_published(tmp_path / "mine").runs.run] == [jobs[1].folder.name]
+    assert capsys.readouterr().out.count("test accuracy") == 2
+
+
+def test_a_run_that_another_sweep_published_meanwhile_is_not_missing(
+    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    elsewhere = replace(config, outputs=str(tmp_path / "elsewhere"))
+    waiting = job(elsewhere)
+    watch = sweep.Watch([waiting], [waiting], 1)
+    monkeypatch.setattr(sweep, "_watch", watch)
+    watch.start()
+    run_once(config)
+    job(config).publish()
+    assert sweep.missing() == []
+
+
+TINY = ("recipe=smoke", "recipe.steps=5", "data.train_size=1000", "data.image_size=[16,16]",
+        "model.layers.conv3.kernel=3", "arm=strided,free", "seed=0,1")  # fmt: skip
+
+
+def swept(outputs: Path, published: Path, mnist: Path) -> str:
+    """A sweep as a user starts it; returns what it printed."""
+    outputs.mkdir()
+    (outputs / "data").symlink_to(mnist, target_is_directory=True)
+    command = [sys.executable, "-m", "experiments.train", "-m", *TINY]
+    done = subprocess.run(
+        [*command, f"outputs={outputs}", f"published={published}"],
+        cwd=ROOT, capture_output=True, text=True, timeout=280,
+    )  # fmt: skip
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout
+
+
+def test_a_sweep_publishes_as_it_goes_and_another_without_its_outputs_does_nothing(
+    tmp_path: Path, mnist_folder: Path
+) -> None:
+    published = tmp_path / "mine"
+    assert "4 of 4 runs to do" in swept(tmp_path / "one", published, mnist_folder)
+    before = contents(published)
+    names = {path.parent.name for path in (tmp_path / "one").glob("runs/*/result.json")}
+    assert {*read_published(published).runs.run} == names
+    assert len(names) == 4
+    said = swept(tmp_path / "other", published, mnist_folder)
+    assert said == "4 of 4 runs are done\n"
+    assert not (tmp_path / "other" / "runs").exists()
+    assert contents(published) == before
