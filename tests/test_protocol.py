@@ -23,7 +23,8 @@ ARMS = "strided,tied,masked,free,masked_by_copies,free_by_copies,free_effective"
 RATES = "0.005,0.01,0.02,0.04,0.08"
 # What the page's tables say: first and last seed, arms, number of runs, and what else varies.
 FIXED: dict[str, tuple[int, int, str, int, dict[str, str]]] = {
-    "rates": (2000, 2002, "strided,free,masked", 45, {"recipe.learning_rate": RATES}),
+    # 0.16 and 0.32 were added by the page's rule: beyond an edge that a chosen rate lay on.
+    "rates": (2000, 2002, "strided,free,masked", 63, {"recipe.learning_rate": f"{RATES},0.16,0.32"}),
     "table1": (3000, 3049, "strided,free", 100, {}),
     "swapped": (3000, 3019, "strided,free", 40, {}),
     "caffe": (4000, 4009, "strided,free", 20, {}),
