@@ -19,6 +19,16 @@ PYTHON := .venv/bin/python
 SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
+# Make takes any variable without a word: SEED=3 would do seeds 0 to 4.
+KNOWN := SEEDS RECIPE OUTPUTS ARGS RUN_ARGS
+GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
+UNKNOWN := $(firstword $(filter-out $(KNOWN),$(GIVEN)))
+ifneq ($(and $(UNKNOWN),$(filter-out help clean,$(MAKECMDGOALS))),)
+NEAREST := import difflib, sys; print(*difflib.get_close_matches(sys.argv[1].upper(), sys.argv[2:], 1))
+MEANT := $(shell python3 -c '$(NEAREST)' '$(UNKNOWN)' $(KNOWN) 2>/dev/null)
+$(error unknown variable $(UNKNOWN).$(if $(MEANT), Did you mean $(MEANT)?) There are $(KNOWN))
+endif
+
 .DEFAULT_GOAL := help
 .PHONY: help reproduce report bench evidence zoo publish test test-all fuzz check clean
 
@@ -88,4 +98,6 @@ clean: ## remove .venv and caches; results stay
 	echo "building .venv with $$found; this takes some minutes the first time ..."; \
 	$$found -m venv --clear .venv
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@# The package installed is the library alone; this finds the commands from any folder.
+	@echo '$(CURDIR)' > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/experiments.pth"
 	@touch $@

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import joblib
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
@@ -35,8 +36,10 @@ from stridenet.errors import InputError
 POLL = 0.5  # seconds between two looks at the folders
 BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
 
-# In a process that does jobs of a watched sweep: how many are done at once. None: of no such sweep.
-jobs_at_once: int | None = None
+# In a process that does jobs: whether they are of a watched sweep, and how many are done at once (None:
+# the launcher does not tell).
+watched = False
+jobs_at_once: int | None = 1
 _watch: "Watch | None" = None  # in the process that started the sweep
 
 
@@ -91,7 +94,7 @@ class Job:
 class Watch(threading.Thread):
     """Prints a line for each run that is done, and below them a progress bar where it can be seen."""
 
-    def __init__(self, jobs: list[Job], missing: list[Job], at_once: int) -> None:
+    def __init__(self, jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         super().__init__(daemon=True)
         self.jobs = jobs
         self._missing, self._at_once = missing, at_once
@@ -126,7 +129,7 @@ class Watch(threading.Thread):
         self.join()
 
     def _left(self, waiting: list[Job], elapsed: float) -> str:
-        if not waiting:
+        if not waiting or self._at_once is None:
             return ""
         done = [job for job in self._missing if job not in waiting]
         expected = sum(job.seconds for job in done)
@@ -139,7 +142,8 @@ class Sweep(Callback):
     """Hydra calls this at the start and the end of a sweep, and at the start of each of its jobs."""
 
     def __init__(self) -> None:
-        self.at_once: int | None = None  # goes along to the processes that do the jobs
+        # These go along to the processes that do the jobs.
+        self.watched, self.at_once = watched, jobs_at_once
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
@@ -159,17 +163,16 @@ class Sweep(Callback):
         if not missing:
             print(f"{len(jobs)} of {len(jobs)} runs are done")
             sys.exit()
-        launcher = config.hydra.launcher  # joblib's setting, submitit's, or one that has none
-        at_once = launcher.get("n_jobs") or launcher.get("array_parallelism") or 1
-        self.at_once = min(joblib.effective_n_jobs(at_once), len(missing))
+        at_once = _at_once(config.hydra.launcher)
+        self.watched, self.at_once = True, at_once and min(at_once, len(missing))
         _announce(jobs, missing, self.at_once)
         _watch = Watch(jobs, missing, self.at_once)
         _watch.start()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """In the process that does the job."""
-        global jobs_at_once
-        jobs_at_once = self.at_once
+        global watched, jobs_at_once
+        watched, jobs_at_once = self.watched, self.at_once
 
 
 def missing() -> list[str]:
@@ -238,7 +241,14 @@ def _jobs(config: DictConfig) -> list[Job]:
     return [job_of(job) for job in jobs]
 
 
-def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
+def _at_once(launcher: DictConfig) -> int | None:
+    """How many jobs the launcher does side by side; None where it does not tell."""
+    if launcher._target_.endswith(BasicLauncher.__name__):
+        return 1
+    return joblib.effective_n_jobs(launcher.n_jobs) if "n_jobs" in launcher else None
+
+
+def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
     """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
     from experiments.runs.run import estimate  # imports torch
 
@@ -259,17 +269,19 @@ def _announce(jobs: list[Job], missing: list[Job], at_once: int) -> None:
         job.seconds, size = known[alike]
         sizes.append(size)
     # Checkpoints, of twice the weights, do not stay; while one is replaced there are two.
-    room = sum(sizes) + 4 * at_once * max(sizes)
+    room = sum(sizes) + 4 * (at_once or len(missing)) * max(sizes)
     outputs = Path(jobs[0].config.outputs).absolute()
     there = next(folder for folder in (outputs, *outputs.parents) if folder.exists())
     if not there.is_dir():
         sys.exit(f"error: outputs={jobs[0].config.outputs} cannot be made: {there} is a file")
     free = shutil.disk_usage(there).free
-    print(
-        f"{len(missing)} of {len(jobs)} runs to do, {at_once} at once: "
-        f"{_duration(sum(job.seconds for job in missing) / at_once)}, {room / 1e6:.0f} MB of disk",
-        flush=True,
-    )
+    seconds = sum(job.seconds for job in missing)
+    if at_once is None:
+        time_needed = f"as the launcher has room: {_duration(seconds)} if one after the other"
+    else:
+        time_needed = f"{at_once} at once: {_duration(seconds / at_once)}"
+    told = f"{len(missing)} of {len(jobs)} runs to do, {time_needed}, {room / 1e6:.0f} MB of disk"
+    print(told, flush=True)
     if free < room:
         sys.exit(f"error: outputs={outputs} has {free / 1e6:.0f} MB left, which is not enough")
 

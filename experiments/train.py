@@ -15,9 +15,8 @@ def main(settings: DictConfig) -> None:
     config = resolve(settings, Config)
     from experiments.runs.run import run_once  # imports torch, which `--help` should not wait for
 
-    watched = sweep.jobs_at_once is not None
-    folder, result, new = run_once(config, sweep.jobs_at_once or 1, bar=not watched)
-    if not watched:  # else the process that started the sweep says so
+    folder, result, new = run_once(config, sweep.jobs_at_once, bar=not sweep.watched)
+    if not sweep.watched:  # else the process that started the sweep says so
         print(sweep.line(folder, result) + ("" if new else " (done before)"), flush=True)
 
 

@@ -52,7 +52,7 @@ def composed() -> Composed:
         schemas = {"train": Config, "verify": Conversion, "zoo": Zoo}
         schema = schemas.get(command, Report)
         if not any(each.startswith(("recipe=", "experiment=")) for each in overrides):
-            overrides = overrides if command in ("verify", "zoo") else ("recipe=sgd", *overrides)
+            overrides = ("recipe=sgd", *overrides) if command in ("train", "report") else overrides
         return resolve(copy.deepcopy(settings_of(command, overrides)), schema)
 
     return composed

@@ -1,5 +1,6 @@
 """The commands as users run them, in processes of their own, on the real MNIST."""
 
+import importlib.metadata
 import json
 import os
 import re
@@ -7,6 +8,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import sysconfig
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -408,6 +410,36 @@ def test_a_sweep_with_a_mistake_in_a_job_starts_none(outputs: Path) -> None:
     assert not (outputs / "runs").exists()
 
 
+ELSEWHERE = """\
+from hydra._internal.core_plugins.basic_launcher import BasicLauncher
+
+class Elsewhere(BasicLauncher):
+    pass
+"""
+
+
+def test_how_many_jobs_are_done_at_once_is_told_only_where_it_is_known(
+    outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A single run is one, joblib and Hydra's own launcher tell; of any other it is unknown."""
+    (tmp_path / "hydra_plugins").mkdir()
+    (tmp_path / "hydra_plugins" / "elsewhere.py").write_text(ELSEWHERE)
+    monkeypatch.setenv("PYTHONPATH", str(tmp_path))
+    other = "hydra.launcher._target_=hydra_plugins.elsewhere.Elsewhere"
+    for seed, launched, expected in (
+        (0, [], 1),
+        (1, ["-m", "hydra/launcher=basic"], 1),
+        (2, ["-m", "hydra.launcher.n_jobs=2"], 1),  # of one run
+        (3, ["-m", "hydra/launcher=basic", other], None),
+    ):
+        done = command("train", *launched, *FEW, f"seed={seed}", outputs=outputs)
+        assert (done.returncode, done.stderr) == (0, "")
+        (path,) = outputs.glob(f"runs/*-s{seed}-*/result.json")
+        assert json.loads(path.read_text())["jobs_at_once"] == expected
+    assert done.stdout.startswith("1 of 1 runs to do, as the launcher has room: about ")
+    assert "[1 of 1] " in done.stdout
+
+
 def test_a_sweep_into_a_file_names_it(outputs: Path) -> None:
     (outputs / "file").write_text("")
     done = command("train", "-m", *FEW, "seed=0,1", outputs=outputs / "file")
@@ -555,6 +587,7 @@ def test_a_full_disk_is_told_in_one_line_and_leaves_nothing_half_written(
         (["weights={file}"], "no-weights.pt"),
         (["recipe.batch_size=2000"], "recipe.batch_size=2000"),
         (["outputs={file}"], "no-weights.pt"),
+        (["model.layers.conv3.stride=9"], "model.layers.conv4: its window of 2x2"),
     ],
 )
 def test_a_mistake_ends_in_one_line_and_leaves_earlier_results_alone(
@@ -590,6 +623,96 @@ def test_a_report_of_runs_that_are_not_there_is_one_line_that_lists_those_that_a
     assert "recipe=caffe" in line
     assert "data=mnist recipe=smoke" in line
     assert not (finished / "report").exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [
+        ("SEED=3", "unknown variable SEED. Did you mean SEEDS?"),
+        ("seeds=3", "unknown variable seeds. Did you mean SEEDS?"),
+        ("RUNARGS=threads=2", "unknown variable RUNARGS. Did you mean RUN_ARGS?"),
+        ("NONSENSE=1", "unknown variable NONSENSE. There are SEEDS RECIPE OUTPUTS ARGS RUN_ARGS."),
+    ],
+)
+@pytest.mark.parametrize("target", ["reproduce", "report", "check"])
+def test_make_refuses_a_variable_that_it_does_not_know(target: str, given: str, told: str) -> None:
+    done = subprocess.run(["make", "-n", target, given], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (2, "")
+    (line,) = done.stderr.splitlines()
+    assert told in line
+    assert "SEEDS RECIPE OUTPUTS ARGS RUN_ARGS" in line
+
+
+@pytest.mark.parametrize(
+    "given",
+    [
+        (
+            "reproduce",
+            "SEEDS=3",
+            "RECIPE=smoke",
+            "OUTPUTS=o",
+            "ARGS=threads=1",
+            "RUN_ARGS=device=cpu",
+        ),
+        ("help", "SEED=3"),
+        ("clean", "SEED=3"),
+    ],
+)
+def test_make_takes_the_variables_that_it_knows_and_help_and_clean_any(given: tuple[str]) -> None:
+    done = subprocess.run(["make", "-n", *given], cwd=ROOT, capture_output=True, text=True)
+    assert (done.returncode, done.stderr) == (0, "")
+    if given[0] == "reproduce":
+        assert "'seed=3'" in done.stdout
+        assert "recipe=smoke outputs=o threads=1 device=cpu" in done.stdout
+
+
+# From where, and how, a command is called
+
+COMMANDS = sorted(
+    path.stem
+    for path in (ROOT / "experiments").glob("*.py")
+    if 'if __name__ == "__main__"' in path.read_text()
+)
+
+
+def test_every_command_can_be_called_from_another_folder_as_a_module(tmp_path: Path) -> None:
+    for name in COMMANDS:
+        module = [sys.executable, "-m", f"experiments.{name}", "--help"]
+        done = subprocess.run(module, cwd=tmp_path, capture_output=True, text=True, timeout=100)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"python -m experiments.{name}" in done.stdout
+
+
+def test_every_command_can_be_called_as_a_script_where_nothing_of_ours_is_installed(
+    tmp_path: Path,
+) -> None:
+    # Without site's .pth files, this environment has the libraries that we need and not us.
+    libraries = {"PYTHONPATH": sysconfig.get_path("purelib")}
+    absent = [sys.executable, "-S", "-c", "import hydra, stridenet"]
+    kept = {"cwd": tmp_path, "env": os.environ | libraries, "capture_output": True, "text": True}
+    assert "No module named 'stridenet'" in subprocess.run(absent, **kept).stderr
+    for name in COMMANDS:
+        script = [sys.executable, "-S", str(ROOT / "experiments" / f"{name}.py"), "--help"]
+        done = subprocess.run(script, **kept, timeout=100)
+        assert (done.returncode, done.stderr) == (0, "")
+        assert f"python -m experiments.{name}" in done.stdout
+
+
+def test_a_sweep_by_a_script_from_another_folder_leaves_its_results_there(
+    tmp_path: Path, mnist_folder: Path
+) -> None:
+    outputs_in(tmp_path / "outputs", mnist_folder)
+    script = [sys.executable, str(ROOT / "experiments" / "train.py"), "-m", *FEW, "seed=0,1"]
+    done = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, timeout=200)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert len(runs_in(tmp_path / "outputs")) == 2
+
+
+def test_no_file_of_the_commands_hides_a_library_from_a_script() -> None:
+    libraries = sys.stdlib_module_names | importlib.metadata.packages_distributions().keys()
+    found = {path.stem for path in (ROOT / "experiments").iterdir()}
+    assert {"train", "settings"} <= found
+    assert not found & libraries
 
 
 # Imports

@@ -54,6 +54,7 @@ def result(
         "training_wall_seconds": 2 * seconds,
         "training_cpu_seconds": seconds,
         "epochs": epochs,
+        "device": "cpu",
         "device_name": "Abacus 3000",
         "threads": 1,
         "jobs_at_once": 2,

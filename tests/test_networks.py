@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from experiments.runs.networks import build_network, build_strided, draw_network, initialise
 from experiments.settings.schema import ACTIVATIONS, Layer, Model, Recipe
-from stridenet import StrideEliminationError, eliminate_stride
+from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from stridenet.sharing import fold_back, origins, plain_state
 
@@ -305,7 +305,7 @@ def test_no_activation_follows_pooling_but_one_follows_every_other_layer(
             "model.layers.conv2.padding=[1, 2]: pooling in its place takes at most half its kernel "
             "[3, 3]",
         ),
-        (["model.layers.conv2.kernel=30"], "conv2 (MaxPool2d) on a map 20x24x24"),
+        (["model.layers.conv2.kernel=30"], "model.layers.conv2: its window of 30x30"),
         (["model.layers.conv3.kernel=13"], "conv3"),
     ],
 )
@@ -313,7 +313,7 @@ def test_pooling_that_does_not_fit_is_an_error_that_names_the_layer(
     composed: Composed, overrides: list[str], told: str
 ) -> None:
     model = composed("model=pooling", *overrides).model
-    with pytest.raises((InputError, StrideEliminationError)) as caught:
+    with pytest.raises(InputError) as caught:
         build_network(model, LENET)
     assert told in str(caught.value)
     assert "\n" not in str(caught.value)
@@ -325,23 +325,68 @@ def test_pooling_that_does_not_fit_is_an_error_that_names_the_layer(
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [
-        (["model.layers.conv1.kernel=29"], "conv1"),
-        (["model.layers.conv3.kernel=13"], "conv3"),
-        (["model.layers.conv3.dilation=3"], "conv3"),
-        (["model.layers.conv2.stride=30", "model.layers.conv3.kernel=2"], "conv3"),
-        (["+model.layers.conv5={kernel: 5, channels: 50}"], "conv5"),
+        (["model.layers.conv1.kernel=29"], ("conv1", "29x29", "28x28")),
+        (["model.layers.conv1.kernel=[3,29]"], ("conv1", "3x29", "28x28")),
+        (["model.layers.conv3.kernel=13"], ("conv3", "13x13", "12x12")),
+        (["model.layers.conv3.dilation=3"], ("conv3", "13x13", "12x12")),
+        (["model.layers.conv2.stride=5"], ("conv4", "2x2", "1x1")),
+        (
+            ["model.layers.conv2.stride=30", "model.layers.conv3.kernel=2"],
+            ("conv3", "2x2", "1x1"),
+        ),
+        (
+            ["model.layers.conv3.kernel=17", "model.layers.conv3.padding=[2,1]"],
+            ("conv3", "17x17", "16x14"),
+        ),
+        (["+model.layers.conv5={kernel: 5, channels: 50}"], ("conv5", "5x5", "4x4")),
         (["model.layers.conv1.groups=2"], "model.layers.conv1.groups=2"),
         (["model.layers.conv3.groups=20"], "model.layers.conv3.groups=20"),
         (["model.layers.conv4.channels=51", "model.layers.conv4.groups=50"], "conv4.groups=50"),
     ],
 )
 def test_layers_that_do_not_fit_are_named(
-    composed: Composed, overrides: list[str], told: str
+    composed: Composed, overrides: list[str], told: str | tuple[str, str, str]
 ) -> None:
-    with pytest.raises((InputError, StrideEliminationError)) as caught:
+    with pytest.raises(InputError) as caught:
         build_strided(composed(*overrides).model, LENET)
-    assert told in str(caught.value)
-    assert "\n" not in str(caught.value)
+    message = str(caught.value)
+    if isinstance(told, tuple):
+        layer, window, size = told
+        told = f"model.layers.{layer}: its window of {window} (kernel, dilated) is larger than its map "
+        assert f"of {size} (with padding)" in message
+        assert "data.image_size=[28, 28]" in message
+    assert told in message
+    assert "\n" not in message
+
+
+@pytest.mark.parametrize(
+    ("overrides", "size"),
+    [
+        (["model.layers.conv1.kernel=28"], 1),  # the whole image is seen at once
+        (["model.layers.conv4.stride=9"], 1),
+        (["model.layers.conv3.padding=4"], 8),
+        (["model.layers.conv3.kernel=3", "model.layers.conv3.dilation=3"], 3),
+    ],
+)
+def test_layers_that_just_fit_are_built_and_run(
+    composed: Composed, overrides: list[str], size: int
+) -> None:
+    alone = ["~model.layers.conv2", "~model.layers.conv3", "~model.layers.conv4"]
+    model = composed(*overrides, *(alone if "conv1" in overrides[0] else [])).model
+    network = build_strided(model, LENET)
+    assert network.double()(images(LENET)).shape[1:] == (10,)
+    last = list(model.layers.values())[-3].channels
+    assert network.fc1.in_features == last * size**2
+
+
+def test_a_twin_that_is_too_large_is_an_error_in_the_words_of_the_settings(
+    composed: Composed,
+) -> None:
+    strides = [f"model.layers.conv{n}.stride=8" for n in (1, 2, 3)]
+    padding = [f"model.layers.conv{n}.padding=8" for n in (2, 3, 4)]
+    model = composed("model=unit_stride", *strides, *padding, "data.image_size=[64,64]").model
+    with pytest.raises(InputError, match=r"^model\.layers: the unit-stride twin has [\d,]+ param"):
+        build_network(model, (1, 64, 64))
 
 
 def test_an_unknown_activation_is_an_error_that_lists_the_known_ones(composed: Composed) -> None:

@@ -161,7 +161,7 @@ def test_the_runs_of_an_experiment_are_known_by_name_once_its_settings_have_valu
         assert names[1].startswith("unit_stride-scratch-caffe-s4000-")
 
     def unchosen(experiment: str) -> Any:
-        return composed("recipe=sgd", "recipe.learning_rate=???")
+        return composed("recipe=sgd", "recipe.learning_rate=null")
 
     monkeypatch.setattr(sweep, "jobs_of", unchosen)
     assert sweep.names_of("caffe") is None

@@ -52,9 +52,15 @@ def config(tmp_path: Path) -> Report:
 
 
 def result_of(
-    config: Report, network: str, weights: str, seed: int, percent: float, seconds: float
+    config: Report,
+    network: str,
+    weights: str,
+    seed: int,
+    percent: float,
+    seconds: float,
+    jobs_at_once: int | None = 1,
 ) -> dict[str, Any]:
-    """The result of a run."""
+    """The result of a run, for which the processor took 9 seconds."""
     correct = round(percent * IMAGES / 100)
     return {
         "run": f"{network}-{weights}-{config.recipe.name}-{seed}",
@@ -72,13 +78,13 @@ def result_of(
         "test_images": IMAGES,
         "test_loss": 0.1,
         "training_wall_seconds": seconds,
-        "training_cpu_seconds": seconds,
+        "training_cpu_seconds": 9.0,
         "epochs": [{"epoch": 0.0, "training_loss": None, "validation_accuracy": 0.1}],
         "rho": [],
         "device": "cpu",
         "device_name": "Abacus 3000",
         "threads": 1,
-        "jobs_at_once": 1,
+        "jobs_at_once": jobs_at_once,
         "versions": {"torch": "9.9"},
         "git_commit": "1234",
         "date": "2020-01-02T03:04:05+00:00",
@@ -91,9 +97,17 @@ def bits_of(result: dict[str, Any]) -> dict[str, str]:
     return {"test_bits": pack_bits(torch.arange(IMAGES) < result["test_correct"])}
 
 
-def finished(config: Report, network: str, seed: int, percent: float, bits: bool = False) -> None:
+def finished(
+    config: Report,
+    network: str,
+    seed: int,
+    percent: float,
+    bits: bool = False,
+    seconds: float = 10.0,
+    jobs_at_once: int | None = 1,
+) -> None:
     """Leave the folder of a finished run from scratch."""
-    result = result_of(config, network, "scratch", seed, percent, 10.0)
+    result = result_of(config, network, "scratch", seed, percent, seconds, jobs_at_once)
     folder = Path(config.outputs, "runs", result["run"])
     folder.mkdir(parents=True)
     result |= bits_of(result) if bits else {}
@@ -180,6 +194,41 @@ def test_a_report_of_one_seed_says_why_it_cannot_compare(
         assert "too few" in text
         assert "nan" not in text.lower()
         assert "None" not in text
+
+
+@pytest.mark.parametrize(("seconds", "is_busy"), [(10.0, False), (20.0, True)])
+def test_a_busy_machine_is_told_in_the_table_and_in_print(
+    config: Report, seconds: float, is_busy: bool
+) -> None:
+    finished(config, "strided", 0, 98.0, seconds=seconds)
+    printed, *_ = write_report(config)
+    sentence = "The machine was busy with other work: wall seconds are up to 2.2 times CPU seconds"
+    for text in (printed, text_of(config, "table1.md"), text_of(config, "table1.tex")):
+        assert (sentence in " ".join(text.split())) == is_busy
+    assert "CPU s" in printed
+    assert max(map(len, printed.splitlines())) <= 80
+    (strided, _) = pd.read_csv(in_report(config, "table1.csv")).itertuples()
+    assert strided.training_cpu_seconds_mean == 9
+
+
+@pytest.mark.parametrize(
+    ("jobs", "told", "in_csv"),
+    [
+        ([2, 2], "2 job(s) at once", ["2", "2"]),
+        ([None, None], "an unknown number of job(s) at once", ["", ""]),
+        ([2, None], "2 / an unknown number of job(s) at once", ["2", ""]),
+    ],
+)
+def test_an_unknown_number_of_jobs_at_once_is_blank_and_told(
+    config: Report, jobs: list[int | None], told: str, in_csv: list[str]
+) -> None:
+    for seed, at_once in enumerate(jobs):
+        finished(config, "strided", seed, 98.0, jobs_at_once=at_once)
+    *_, about, _ = write_report(config)
+    assert f"1 thread(s), {told}, torch" in " ".join(about.split())
+    table = pd.read_csv(in_report(config, "runs.csv"), dtype=str, keep_default_na=False)
+    assert list(table.jobs_at_once) == in_csv
+    assert json.loads(text_of(config, "about.json"))["jobs_at_once"] == list(dict.fromkeys(jobs))
 
 
 # Published results

@@ -33,7 +33,7 @@ from experiments.settings.identity import (
 )
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
 from experiments.studies.report import write_report
-from stridenet import StrideEliminationError, eliminate_stride
+from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from stridenet.sharing import distance_from_tied, origins, plain_name
 
@@ -1024,7 +1024,7 @@ def test_a_network_with_fewer_scores_than_classes_is_an_error(config: Config) ->
 def test_a_layer_larger_than_its_map_is_an_error_and_told_in_the_folder(config: Config) -> None:
     layers = {**config.model.layers, "conv1": Layer("conv", 4, [11, 3], [1, 1], [1, 1], [0, 0])}
     large = replace(config, model=replace(config.model, layers=layers))
-    with pytest.raises(StrideEliminationError, match="conv1"):
+    with pytest.raises(InputError, match=r"model\.layers\.conv1: .*11x3.*data\.image_size"):
         run_once(large)
     assert "conv1" in json.loads((run_folder(large) / "failure.json").read_text())["error"]
 
@@ -1039,6 +1039,7 @@ def test_a_device_that_is_not_here_is_an_error(config: Config) -> None:
 def test_circumstances_are_in_the_result(config: Config) -> None:
     _, result, _ = run_once(config, jobs_at_once=2)
     assert (result["device"], result["threads"], result["jobs_at_once"]) == ("cpu", 1, 2)
+    assert run_once(replace(config, seed=1), jobs_at_once=None)[1]["jobs_at_once"] is None
     assert result["versions"]["torch"].startswith(torch.__version__.partition("+")[0])
     assert result["experiment"] == experiment_identity(config)
     assert result["config"]["model"]["layers"]["conv2"]["stride"] == [2, 2]

@@ -58,7 +58,11 @@ def machine_of(runs: pd.DataFrame) -> str:
     def all_of(column: str) -> str:
         return " / ".join(map(str, runs[column].unique()))
 
+    at_once = [
+        "an unknown number of" if pd.isna(jobs) else f"{jobs:g}"
+        for jobs in runs.jobs_at_once.unique()
+    ]
     return (
         f"on {all_of('device_name')}, {all_of('threads')} thread(s), "
-        f"{all_of('jobs_at_once')} job(s) at once, torch {all_of('versions.torch')}"
+        f"{' / '.join(at_once)} job(s) at once, torch {all_of('versions.torch')}"
     )

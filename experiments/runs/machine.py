@@ -51,7 +51,9 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench | ConversionBench | Zoo, device: torch.device, jobs_at_once: int = 1
+    config: Config | Bench | ConversionBench | Zoo,
+    device: torch.device,
+    jobs_at_once: int | None = 1,
 ) -> dict[str, Any]:
     """What a reader needs to judge the seconds, or to do the run again."""
     return {

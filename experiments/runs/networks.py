@@ -9,7 +9,9 @@ from torch import nn
 from experiments.settings.schema import Layer, Model, Recipe
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
+from stridenet.options import MOST_PARAMETERS
 from stridenet.sharing import fan_in, share
+from stridenet.sizes import written
 from stridenet.twin import UnitStrideNetwork
 
 CLASSES = 10  # of MNIST and of Fashion-MNIST
@@ -32,24 +34,25 @@ def build_strided(
 
     Takes images (n, c, h, w) of `input_size` (c, h, w) and returns scores (n, classes). With
     max_pooling, it has the pooling layers that its strided convolutions stand for (Springenberg et al.,
-    2014). Raises InputError or StrideEliminationError where the layers do not fit each other or the
-    images.
+    2014). Raises InputError where the layers do not fit each other or the images.
     """
     convolutions = [name for name, layer in model.layers.items() if layer.kind == "conv"]
     network = nn.Sequential()
-    channels = input_size[0]
+    channels, size = input_size[0], list(input_size[1:])
     if not convolutions:
-        channels = _flatten(network, input_size)
+        channels = _flatten(network, channels, size)
     for name, layer in model.layers.items():
         pooled = max_pooling and max(layer.stride) > 1
         _add(network, name, (_pooling if pooled else _layer)(name, layer, channels))
         channels = layer.channels
+        if layer.kind == "conv":
+            size = _size_after(name, layer, size, input_size)
         last = name == next(reversed(model.layers))
         activation = layer.activation or ("identity" if last else model.activation)
         if activation != "identity" and not pooled:
             _add(network, f"{name}_{activation}", _ACTIVATIONS[activation]())
         if [name] == convolutions[-1:]:
-            channels = _flatten(network, input_size)
+            channels = _flatten(network, channels, size)
     if channels < CLASSES:
         raise InputError(
             f"the last of model.layers gives {channels} scores, but there are {CLASSES} classes; "
@@ -68,7 +71,18 @@ def build_network(
     strided = build_strided(model, input_size, model.max_pooling)
     if not model.eliminate_stride:
         return strided
-    return share(eliminate_stride(strided, input_size), sharing)
+    return share(twin_of(strided, input_size), sharing)
+
+
+def twin_of(strided: nn.Module, input_size: tuple[int, int, int]) -> UnitStrideNetwork:
+    """The unit-stride twin of what `build_strided` made. Raises InputError if it is too large."""
+    before, after = plan_elimination(strided, input_size).parameters
+    if after > MOST_PARAMETERS:
+        raise InputError(
+            f"model.layers: the unit-stride twin has {after:,} parameters, {before:,} before, of at "
+            f"most {MOST_PARAMETERS:,}; give the layers smaller strides or fewer channels"
+        )
+    return eliminate_stride(strided, input_size)
 
 
 def draw_network(
@@ -87,7 +101,7 @@ def draw_network(
     if sharing == "tied":
         strided = build_strided(model, input_size)
         initialise(strided, scheme, generator)
-        return share(eliminate_stride(strided, input_size), sharing)
+        return share(twin_of(strided, input_size), sharing)
     network = build_network(model, input_size)
     if not isinstance(network, UnitStrideNetwork):
         initialise(network, scheme, generator)
@@ -103,10 +117,26 @@ def _add(network: nn.Sequential, name: str, module: nn.Module) -> None:
     network.add_module(name, module)
 
 
-def _flatten(network: nn.Sequential, input_size: tuple[int, int, int]) -> int:
+def _flatten(network: nn.Sequential, channels: int, size: list[int]) -> int:
     """Add what turns maps into a vector; returns its length."""
     _add(network, "flatten", nn.Flatten())
-    return plan_elimination(network, input_size).layers[-1].output.size[0]
+    return channels * math.prod(size)
+
+
+def _size_after(
+    name: str, layer: Layer, size: list[int], input_size: tuple[int, int, int]
+) -> list[int]:
+    """The size of the map after a convolution, or the pooling in its place, from that before."""
+    padded = [extent + 2 * zeros for extent, zeros in zip(size, layer.padding, strict=True)]
+    window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True)]
+    if any(w > p for w, p in zip(window, padded, strict=True)):
+        raise InputError(
+            f"model.layers.{name}: its window of {written(window)} (kernel, dilated) is larger than "
+            f"its map of {written(padded)} (with padding), which the layers before it leave of "
+            f"data.image_size={list(input_size[1:])}; give them smaller kernels and strides, or larger "
+            "images"
+        )
+    return [(p - w) // s + 1 for p, w, s in zip(padded, window, layer.stride, strict=True)]
 
 
 def _layer(name: str, layer: Layer, channels: int) -> nn.Module:

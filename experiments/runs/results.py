@@ -78,6 +78,7 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
 
     frame = pd.json_normalize(results).drop(columns=["epochs", "rho"], errors="ignore")
     frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
+    frame["jobs_at_once"] = frame.jobs_at_once.astype("Int64")  # blank where it is not known
     return frame.sort_values(["network", "weights", "seed"], ignore_index=True)
 
 

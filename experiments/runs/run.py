@@ -17,7 +17,7 @@ from experiments.runs import files
 from experiments.runs.data import generator, load
 from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.runs.networks import build_network, build_strided, draw_network
+from experiments.runs.networks import build_network, build_strided, draw_network, twin_of
 from experiments.runs.published import published_result
 from experiments.runs.results import pack_bits, read_result
 from experiments.runs.training import (
@@ -38,7 +38,6 @@ from experiments.settings.identity import (
     variant,
 )
 from experiments.settings.schema import STARTING_WEIGHTS, Config
-from stridenet.elimination import eliminate_stride
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.sharing import (
     Origin,
@@ -58,11 +57,12 @@ TEST_IMAGES = 10_000
 
 
 def run_once(
-    config: Config, jobs_at_once: int = 1, bar: bool = True
+    config: Config, jobs_at_once: int | None = 1, bar: bool = True
 ) -> tuple[Path, dict[str, Any], bool]:
     """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
 
-    jobs_at_once: how many runs go on side by side, for whoever reads the seconds. bar: of progress.
+    jobs_at_once: how many runs go on side by side, for whoever reads the seconds; None: unknown. bar:
+    of progress.
     """
     folder = run_folder(config)
     failure, checkpoint = folder / "failure.json", folder / "checkpoint.pt"
@@ -173,7 +173,7 @@ def _fit(
     return {"fit_accuracy": fit.accuracy, "fit_loss": fit.loss, "fit_images": len(labels)}
 
 
-def _execute(config: Config, folder: Path, jobs_at_once: int, bar: bool) -> dict[str, Any]:
+def _execute(config: Config, folder: Path, jobs_at_once: int | None, bar: bool) -> dict[str, Any]:
     """Train or evaluate, save the weights, and return what result.json is to say."""
     device = choose_device(config.device)
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
@@ -302,7 +302,7 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
         files.load_weights(source / "weights.pt", strided)
         if not config.model.eliminate_stride:
             return strided, None
-        return share(eliminate_stride(strided, input_size), config.sharing), strided
+        return share(twin_of(strided, input_size), config.sharing), strided
     if config.weights == "scratch":
         draw = generator(config.seed, "weights")
         return draw_network(config.model, input_size, config.recipe, config.sharing, draw), None

@@ -53,7 +53,7 @@ def write_report(config: Report) -> list[str]:
     about = about_runs(config, runs)
     accuracy = table1(runs, plan, config.data.name, pooling)
     sections = [
-        table1_section(config, accuracy, plan, about),
+        table1_section(config, runs, accuracy, plan, about),
         comparison_section(config, runs, plan, about),
         table2_section(plan, pooling),
         freedom_section(plan),
