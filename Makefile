@@ -20,7 +20,7 @@ SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
 # Make takes any variable without a word: SEED=3 would do seeds 0 to 4.
-KNOWN := SEEDS RECIPE OUTPUTS ARGS RUN_ARGS
+KNOWN := SEEDS RECIPE OUTPUTS ARGS RUN_ARGS EXPERIMENT
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN),$(GIVEN)))
 ifneq ($(and $(UNKNOWN),$(filter-out help clean,$(MAKECMDGOALS))),)
@@ -36,7 +36,8 @@ help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Settings: SEEDS=$(SEEDS) RECIPE=$(RECIPE) OUTPUTS=$(OUTPUTS) ARGS='KEY=VALUE ...'"
-	@echo "ARGS choose the experiment (recipe., data., model.); RUN_ARGS how it is run (threads=, device=)."
+	@echo "ARGS choose recipe., data., model.; RUN_ARGS how it is run (threads=, device=);"
+	@echo "EXPERIMENT=NAME is one experiment of docs/protocol.md, for make evidence."
 
 reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 and 2
 	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' arm=strided,free $(SETTINGS) $(RUN_ARGS)
@@ -50,7 +51,7 @@ bench: .venv/ready ## time training steps, a conversion, and first layers beside
 	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
 	$(PYTHON) -m experiments.conversion_benchmark outputs=$(OUTPUTS) $(RUN_ARGS)
 
-evidence: .venv/ready ## the runs of docs/protocol.md that are not published yet, and what all say (hours)
+evidence: .venv/ready ## runs of docs/protocol.md that are not published yet; what all say (hours)
 	for name in $(or $(EXPERIMENT),$(EXPERIMENTS)); do \
 	    $(PYTHON) -m experiments.train experiment=$$name published=outputs/reference/$$name \
 	        outputs=$(OUTPUTS) $(RUN_ARGS) || exit 1; \
@@ -60,10 +61,11 @@ evidence: .venv/ready ## the runs of docs/protocol.md that are not published yet
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)
 
-publish: .venv/ready ## what was timed, derived and drawn into outputs/reference; runs are published by evidence
+publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	mkdir -p outputs/reference
-	cd $(OUTPUTS)/report && cp benchmark.* conversion.* stems.* zoo.* table2.* feature_maps.* degrees_of_freedom.* \
-	    $(CURDIR)/outputs/reference/ 2>/dev/null || true
+	for name in benchmark conversion stems zoo table2 feature_maps degrees_of_freedom; do \
+	    find $(OUTPUTS)/report -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
+	done
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
@@ -71,7 +73,7 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 test: .venv/ready ## run the tests
 	$(PYTHON) -m pytest
 
-test-all: .venv/ready ## the tests, and the simulations of statistics whose truth is known (a minute more)
+test-all: .venv/ready ## the tests, and simulations for the statistics (some minutes more)
 	$(PYTHON) -m pytest -m ''
 
 fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)

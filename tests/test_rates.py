@@ -133,10 +133,20 @@ def test_beyond_an_edge_one_more_rate_is_to_be_tried(
 
 def test_readers_see_the_chosen_rate_and_images_only_where_they_differ() -> None:
     table = table_of(searched("unit_stride", GOOD))
-    readable = rates_section("rates", table, "").readable
-    assert [*readable.columns] == ["Network", "Rate", "n", "Error %", "diverged", "chosen"]
-    assert readable.iloc[1].tolist() == ["Unity Stride", "0.02", 3, "1.40 ± 0.20", 0, "*"]
-    assert [*readable.chosen] == ["", "*", ""]
+    section = rates_section("rates", table, "")
+    assert "over 3 seeds" in section.caption
+    assert [*section.readable.columns] == ["Rate", "Unity Stride"]
+    assert section.readable.iloc[1].tolist() == ["0.02", "1.40 ± 0.20 *"]
+    assert [entry.endswith("*") for entry in section.readable["Unity Stride"]] == [
+        False,
+        True,
+        False,
+    ]
+    lost = table_of(searched("strided", {**GOOD, 0.08: [None, 4900, None]}))
+    assert rates_section("rates", lost, "").readable.iloc[-1].tolist() == [
+        "0.08",
+        "2 of 3 diverged",
+    ]
     sizes = table_of(searched("strided", GOOD, 300), searched("strided", GOOD, 1000))
     images = rates_section("rates", sizes, "").readable.Images
     assert [*images] == ["300"] * 3 + ["1,000"] * 3
@@ -149,6 +159,14 @@ def test_the_figure_has_a_curve_an_arm_without_diverged_rates_and_rings_the_chos
     assert curves == [(COLOURS[a], [0.01, 0.02, 0.04]) for a in ("strided", "unit_stride")]
     rings = [line for line in axes.get_lines() if line.get_markersize() == 14]
     assert [[*ring.get_xdata()] for ring in rings] == [[0.02], [0.02]]
+
+
+def test_the_readme_has_the_published_search() -> None:
+    """A table of README, line by line."""
+    table = rates_table(read_published(ROOT / "outputs" / "reference" / "rates").runs)
+    readable = rates_section("rates", table, "").readable
+    lines = readable.to_markdown(index=False, disable_numparse=True).splitlines()
+    assert "\n".join(lines) in (ROOT / "README.md").read_text()
 
 
 # What the settings say

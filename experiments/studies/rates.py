@@ -13,8 +13,8 @@ from experiments.runs.results import arms
 STEP = 2  # between two rates of the grid
 DIVERGED = 0.5  # a run with less than this share of the validation images right counts as diverged
 CAPTION = (
-    "Validation error at the end of training, in percent, mean ± standard deviation over n seeds; * is "
-    "the rate that docs/protocol.md chooses: the least mean error of those without a diverged seed."
+    "Validation error in percent at the end of training, mean ± standard deviation over {n} seeds; * "
+    "is the rate that docs/protocol.md chooses: the least mean error without a diverged seed."
 )
 
 
@@ -60,23 +60,29 @@ def to_try(table: pd.DataFrame) -> list[float]:
     return sorted(float(rate) for rate in beyond)
 
 
+def rates_for_readers(table: pd.DataFrame) -> pd.DataFrame:
+    """One line a rate (and number of training images, where they differ), one column a network."""
+    error = table.error_percent_mean.map("{:.2f}".format)
+    error += table.error_percent_std.map(blank_or(" ± {:.2f}")) + table.chosen.map(
+        {True: " *", False: ""}
+    )
+    lost = table.diverged.astype(str) + " of " + table.n.astype(str) + " diverged"
+    entries = table.assign(entry=error.where(table.diverged == 0, lost), arm=table.arm.map(printed))
+    keys = ["train_size", "learning_rate"]
+    wide = entries.pivot(index=keys, columns="arm", values="entry").fillna("")
+    wide = wide[[*dict.fromkeys(entries.arm)]].reset_index().rename_axis(columns=None)
+    readable = wide.rename(columns={"train_size": "Images", "learning_rate": "Rate"})
+    readable["Images"] = readable.Images.map(blank_or("{:,.0f}"))
+    readable["Rate"] = readable.Rate.map("{:g}".format)
+    return readable if table.train_size.notna().any() else readable.drop(columns="Images")
+
+
 def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
     """The search as a table of the report. about: what else its caption says."""
-    error = table.error_percent_mean.map("{:.2f}".format)
-    error += table.error_percent_std.map(blank_or(" ± {:.2f}"))
-    columns: dict[str, Any] = {
-        "Images": table.train_size.map(blank_or("{:,.0f}")),
-        "Network": table.arm.map(printed),
-        "Rate": table.learning_rate.map("{:g}".format),
-        "n": table.n,
-        "Error %": error,
-        "diverged": table.diverged,
-        "chosen": table.chosen.map({True: "*", False: ""}),
-    }
-    readable = pd.DataFrame(columns)
-    if table.train_size.isna().all():
-        readable = readable.drop(columns="Images")
-    return Section(name, "The search of rates", f"{CAPTION} {about}".strip(), "", table, readable)
+    n = " or ".join(map(str, sorted(table.n.unique())))
+    caption = f"{CAPTION.format(n=n)} {about}".strip()
+    readable = rates_for_readers(table)
+    return Section(name, "The search of rates", caption, "", table, readable)
 
 
 def rates_figure(table: pd.DataFrame) -> Figure:
