@@ -631,7 +631,10 @@ def test_a_report_of_runs_that_are_not_there_is_one_line_that_lists_those_that_a
         ("SEED=3", "unknown variable SEED. Did you mean SEEDS?"),
         ("seeds=3", "unknown variable seeds. Did you mean SEEDS?"),
         ("RUNARGS=threads=2", "unknown variable RUNARGS. Did you mean RUN_ARGS?"),
-        ("NONSENSE=1", "unknown variable NONSENSE. There are SEEDS RECIPE OUTPUTS ARGS RUN_ARGS EXPERIMENT."),
+        (
+            "NONSENSE=1",
+            "unknown variable NONSENSE. There are SEEDS RECIPE OUTPUTS ARGS RUN_ARGS EXPERIMENT.",
+        ),
     ],
 )
 @pytest.mark.parametrize("target", ["reproduce", "report", "check"])
