@@ -349,7 +349,7 @@ def test_the_experiment_on_sharing_does_its_arms_from_both_starts(outputs: Path)
     tuned = losses.pop("strided-fine_tune-sharing-s3")
     assert trained[0] > 1.001 * trained[1]
     assert trained[1] == tuned[0]
-    assert tuned[0] > 1.001 * tuned[1]
+    assert tuned[0] > 1.0005 * tuned[1]
     assert losses == {  # tied, the twin is the strided network
         "unit_stride-tied-scratch-sharing-s3": pytest.approx(trained, rel=1e-4),
         "unit_stride-tied-fine_tune-sharing-s3": pytest.approx(tuned, rel=1e-4),
