@@ -47,7 +47,7 @@ def rate_for(recipe: Recipe, name: str) -> float:
     if name not in rates:
         raise InputError(
             f"recipe.learning_rate has rates for {', '.join(rates)}, but none for {name}; "
-            f"give recipe.learning_rate.{name}"
+            f"+recipe.learning_rate.{name}=RATE adds one"
         )
     return float(rates[name])
 
