@@ -202,7 +202,7 @@ def test_a_busy_machine_is_told_in_the_table_and_in_print(
 ) -> None:
     finished(config, "strided", 0, 98.0, seconds=seconds)
     printed, *_ = write_report(config)
-    sentence = "The machine was busy with other work: wall seconds are up to 2.2 times CPU seconds"
+    sentence = "The machine was busy: wall seconds are up to 2.2 times CPU seconds"
     for text in (printed, text_of(config, "table1.md"), text_of(config, "table1.tex")):
         assert (sentence in " ".join(text.split())) == is_busy
     assert "CPU s" in printed

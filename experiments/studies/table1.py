@@ -22,7 +22,7 @@ from experiments.studies.table2 import layers_of, maps_of
 from stridenet.plan import EliminationPlan
 
 TRAINED = ("scratch", "fine_tune")  # what the runs of Table 1 start from
-BUSY = 1.2  # wall seconds over CPU seconds: above it, others took much of the processor
+BUSY = 1.2  # wall seconds over CPU seconds: above it, runs waited for the processor
 
 
 def table1(
@@ -108,7 +108,7 @@ def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def busy(runs: pd.DataFrame) -> str:
-    """A sentence where other work took a good part of the processor from some network's runs; or "".
+    """A sentence where some network's runs had to wait for the processor; or "".
 
     Where the device is no processor, CPU seconds say little, and so does this.
     """
@@ -120,7 +120,7 @@ def busy(runs: pd.DataFrame) -> str:
     if not most > BUSY:  # not a number where nothing was trained
         return ""
     return (
-        f"The machine was busy with other work: wall seconds are up to {most:.1f} times CPU seconds, "
+        f"The machine was busy: wall seconds are up to {most:.1f} times CPU seconds, "
         "and no measure of the networks."
     )
 
