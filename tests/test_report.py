@@ -188,7 +188,8 @@ def test_a_report_of_one_seed_says_why_it_cannot_compare(
     (row,) = pd.read_csv(in_report(config, "comparison.csv")).to_dict("records")
     assert row["n"] == len(networks) - 1
     assert pd.isna([row["mean"], row["low"], row["high"], row["seeds_needed"]]).all()
-    assert f"{row['n']} pairs are too few to judge by" in " ".join(printed.split())
+    few = {0: "0 pairs are", 1: "one pair is"}[row["n"]]
+    assert f"{few} too few to judge by" in " ".join(printed.split())
     for suffix in ("md", "tex"):
         text = text_of(config, f"comparison.{suffix}")
         assert "too few" in text

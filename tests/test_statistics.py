@@ -88,7 +88,7 @@ def test_the_pair_in_which_both_are_equal_is_not_ahead() -> None:
     ("values", "reason"),
     [
         ([], "0 pairs are too few to judge by: 3 are needed"),
-        ([0.1], "1 pairs are too few"),
+        ([0.1], "one pair is too few"),
         ([0.1, 0.2], "2 pairs are too few"),
         ([0.1, 0.1, 0.1], "all differences are equal"),
         ([98.1 - 98.0, 98.3 - 98.2, 97.4 - 97.3], "all differences are equal"),  # 1e-14 apart

@@ -51,7 +51,9 @@ def difference(differences: ArrayLike, margin: float | None = None) -> Differenc
     values = np.asarray(differences, dtype=float).round(9)  # 1e-14 is no spread
     n, ahead = len(values), int((values > 0).sum())
     if n < FEWEST:
-        return Difference(n, ahead, blank=f"{n} pairs are too few to judge by: {FEWEST} are needed")
+        few = "one pair is" if n == 1 else f"{n} pairs are"
+        blank = f"{few} too few to judge by: {FEWEST} are needed"
+        return Difference(n, ahead, margin=margin, blank=blank)
     known = Difference(
         n,
         ahead,
