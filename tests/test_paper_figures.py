@@ -512,7 +512,7 @@ def test_the_command_writes_every_figure_and_again_the_same_bytes(tmp_path: Path
     [
         ("layer=conv9", "layer=conv9 is no convolution; take one of conv1, conv2, conv3, conv4"),
         ("layer=fc1", "layer=fc1 is no convolution; take one of conv1, conv2, conv3, conv4"),
-        ("data.image_size=[2,2]", "conv1 (Conv2d) on a map 1x2x2"),
+        ("data.image_size=[2,2]", "model.layers.conv1: its window of 5x5"),
         ("model.layers.conv1.stride=0", "model.layers.conv1.stride=0"),
         ("nonsense=1", "nonsense"),
     ],
@@ -544,8 +544,8 @@ def test_help_and_an_unknown_layer_do_not_wait_for_torch(argument: str) -> None:
     assert done.returncode == (argument != "--help")
     if argument == "--help":
         for told in (
-            "layer: conv1",
-            "strided, unit_stride",
+            "  layer=conv1 ",
+            "strided | unit_stride",
             "python -m experiments.figures",
         ):
             assert told in done.stdout
