@@ -544,8 +544,8 @@ def test_help_and_an_unknown_layer_do_not_wait_for_torch(argument: str) -> None:
     assert done.returncode == (argument != "--help")
     if argument == "--help":
         for told in (
-            "layer=conv1",
-            "strided, unit_stride",
+            "  layer=conv1 ",
+            "strided | unit_stride",
             "python -m experiments.figures",
         ):
             assert told in done.stdout
