@@ -98,7 +98,7 @@ def read_published(folder: Path) -> Published:
         for run, correct in zip(runs.run, runs.test_correct, strict=True):
             if right[run].sum() != correct:
                 raise ValueError(f"the bits of {run} have another sum than its test_correct")
-    except (*DAMAGED, zipfile.BadZipFile, zlib.error) as error:
+    except (*DAMAGED, NotImplementedError, zipfile.BadZipFile, zlib.error) as error:
         raise InputError(
             f"{path} is damaged or of other runs than runs.csv beside it ({error}); restore both"
         ) from error
