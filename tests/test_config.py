@@ -165,10 +165,12 @@ def test_the_network_with_pooling_and_a_fine_tuned_one_have_rates_too(composed: 
 def test_a_network_without_a_rate_is_an_error_that_names_it_unless_it_is_not_trained(
     composed: Composed,
 ) -> None:
-    with pytest.raises(InputError, match=r"none for tied; give recipe\.learning_rate\.tied$"):
+    with pytest.raises(
+        InputError, match=r"none for tied; \+recipe\.learning_rate\.tied=RATE adds one$"
+    ):
         composed(BY_NETWORK, "arm=tied")
     only = "recipe.learning_rate={strided: 0.1}"
-    with pytest.raises(InputError, match=r"rates for strided, but none for unit_stride; give"):
+    with pytest.raises(InputError, match=r"rates for strided, but none for unit_stride; \+recipe"):
         composed(only, "arm=free")
     assert composed(only, "arm=free", "weights=copy").weights == "copy"
 
