@@ -15,7 +15,7 @@ from torch import Tensor, fx, nn
 
 from stridenet.errors import StrideEliminationError
 from stridenet.phases import FeatureMap, expand_filter, space_to_depth
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.taps import Taps
 
 CONVOLVE = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -50,8 +50,8 @@ def _to_phases(
 ) -> Tensor:
     if tuple(images.shape[1:]) != size:
         raise StrideEliminationError(
-            f"images are {written(images.shape[1:])}, but this twin was made for {written(size)}; "
-            "call eliminate_stride with that input_size"
+            f"images are {format_size(images.shape[1:])}, but this twin was made for "
+            f"{format_size(size)}; call eliminate_stride with that input_size"
         )
     images = _pad(images, padding, fill)
     return space_to_depth(images, factor) if max(factor, default=1) > 1 else images

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 from stridenet.layers import Padding
 from stridenet.options import Options
 from stridenet.phases import FeatureMap
-from stridenet.sizes import Size, written
+from stridenet.sizes import Size, format_size
 from stridenet.tables import aligned, data_frame
 from stridenet.taps import Taps, TransposedTapMap, phase_size
 
@@ -128,10 +128,10 @@ class EliminationPlan:
             {
                 "layer": layer.name,
                 "operation": layer.operation,
-                "strided_map": written(layer.output.size),
-                "unit_stride_map": written(layer.output.unit_stride_size),
-                "strided_filter": written(layer.weight_size),
-                "unit_stride_filter": written(layer.unit_stride_weight_size),
+                "strided_map": format_size(layer.output.size),
+                "unit_stride_map": format_size(layer.output.unit_stride_size),
+                "strided_filter": format_size(layer.weight_size),
+                "unit_stride_filter": format_size(layer.unit_stride_weight_size),
                 "strided_weights": prod(layer.weight_size) if layer.weight_size else 0,
                 "unit_stride_weights": prod(layer.unit_stride_weight_size)
                 if layer.weight_size
@@ -153,12 +153,14 @@ class EliminationPlan:
         rows = [
             (
                 layer.name,
-                f"{written(layer.output.size)} -> {written(layer.output.unit_stride_size)}",
-                f"{written(layer.weight_size)} -> {written(layer.unit_stride_weight_size)}",
+                f"{format_size(layer.output.size)} -> {format_size(layer.output.unit_stride_size)}",
+                f"{format_size(layer.weight_size)} -> {format_size(layer.unit_stride_weight_size)}",
             )
             for layer in shown
         ]
-        inputs = (f"{written(i.size)} -> {written(i.map.unit_stride_size)}" for i in self.inputs)
+        inputs = (
+            f"{format_size(i.size)} -> {format_size(i.map.unit_stride_size)}" for i in self.inputs
+        )
         lines = [f"input {', '.join(inputs)}"]
         if rows:
             lines.append(aligned(("layer", "map", "filter"), rows))

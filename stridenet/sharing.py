@@ -23,7 +23,7 @@ from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.options import SHARING
 from stridenet.plan import EliminationPlan, LayerPlan
 from stridenet.planner import Conversion
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.tables import data_frame
 from stridenet.taps import TapMap
 from stridenet.twin import UnitStrideNetwork, build
@@ -100,9 +100,9 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
     except AttributeError:
         size = None
     if size != entries.shape:
-        has = f"is {written(size)}" if size else "is missing"
+        has = f"is {format_size(size)}" if size else "is missing"
         raise StrideEliminationError(
-            f"{name} {has} in this twin, where eliminate_stride had made {written(entries.shape)}: "
+            f"{name} {has} in this twin, where eliminate_stride had made {format_size(entries.shape)}: "
             "expected a twin with the layers that it was made with"
         )
 

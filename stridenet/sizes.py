@@ -30,6 +30,6 @@ def _checked_size(size: Any, given: Any) -> Size:
     return checked
 
 
-def written(size: Sequence[int]) -> str:
+def format_size(size: Sequence[int]) -> str:
     """(1, 28, 28) as 1x28x28."""
     return "x".join(map(str, size))

@@ -11,7 +11,7 @@ from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.options import MOST_PARAMETERS
 from stridenet.sharing import fan_in, share
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork
 
 CLASSES = 10  # of MNIST and of Fashion-MNIST
@@ -131,10 +131,10 @@ def _size_after(
     window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True)]
     if any(w > p for w, p in zip(window, padded, strict=True)):
         raise InputError(
-            f"model.layers.{name}: its window of {written(window)} (kernel, dilated) is larger than "
-            f"its map of {written(padded)} (with padding), which the layers before it leave of "
-            f"data.image_size={list(input_size[1:])}; give them smaller kernels and strides, or larger "
-            "images"
+            f"model.layers.{name}: its window of {format_size(window)} (kernel, dilated) is larger "
+            f"than its map of {format_size(padded)} (with padding), which the layers before it leave "
+            f"of data.image_size={list(input_size[1:])}; give them smaller kernels and strides, or "
+            "larger images"
         )
     return [(p - w) // s + 1 for p, w, s in zip(padded, window, layer.stride, strict=True)]
 

@@ -1,6 +1,6 @@
 """What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either form.
 
-Of each pair, both are timed in turn, round by round, as in stridenet.benchmark; a network that does not
+Of each pair, both are timed in turn, round by round, as in training_step.py; a network that does not
 give what the strided one gives is not timed.
 """
 
@@ -23,7 +23,7 @@ from experiments.settings.schema import ConversionBench
 from experiments.studies.training_step import Chunk, seconds
 from stridenet.elimination import eliminate_stride
 from stridenet.errors import StrideEliminationError
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.zoo import calibrate
 
 SIZE = (3, 224, 224)  # of an image
@@ -221,7 +221,7 @@ def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 def conversion_sections(measured: dict[str, Any]) -> list[Section]:
     """What experiments.conversion_benchmark measured."""
-    config, size = measured["config"], written(measured["size"])
+    config, size = measured["config"], format_size(measured["size"])
     rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
     about = (
         f"On {measured['device_name']}, {measured['threads']} thread(s), "

@@ -202,7 +202,7 @@ def freedom_section(plan: EliminationPlan) -> Section:
 
 def sharing_figure(epochs: pd.DataFrame) -> Figure:
     """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
-    above and fine-tuned below. epochs: as findings.by_epoch gives them."""
+    above and fine-tuned below. epochs: as by_epoch gives them."""
     panels = {
         "validation_accuracy": ("Validation accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),

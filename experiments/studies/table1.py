@@ -30,7 +30,7 @@ def table1(
 ) -> pd.DataFrame:
     """Accuracy and training time of each network over its n seeds, the paper's beside them.
 
-    runs: as runs.tidy gives them. One row for each network trained from scratch, n = 0 included, and
+    runs: as results.tidy gives them. One row for each network trained from scratch, n = 0 included, and
     one for each that is treated otherwise, has pooling (which `pooling` is the plan of) or was
     fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a file of weights
     are left out: different files are no repetitions.

@@ -14,7 +14,7 @@ from experiments.reporting.section import Section
 from experiments.reporting.style import COLOURS
 from stridenet.phases import FeatureMap
 from stridenet.plan import EliminationPlan, LayerPlan
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.taps import phase_size
 
 
@@ -39,7 +39,10 @@ def maps_of(plan: EliminationPlan, network: str) -> list[str]:
     strided = network != "unit_stride"
     first = plan.input_size if strided else plan.input.unit_stride_size
     outputs = [layer.output for layer in layers_of_table(plan)[:-1]]
-    return [written(first), *(written(o.size if strided else o.unit_stride_size) for o in outputs)]
+    return [
+        format_size(first),
+        *(format_size(o.size if strided else o.unit_stride_size) for o in outputs),
+    ]
 
 
 def layers_of(plan: EliminationPlan, network: str) -> str:
@@ -51,7 +54,7 @@ def _layer(layer: LayerPlan, strided: bool) -> str:
     if not layer.weight_size:
         kernel, stride = ([getattr(m, key) for m in layer.maps] for key in ("kernel", "stride"))
         same = len({*stride}) == 1
-        return f"{written(kernel)} max pooling stride {written(stride[:1] if same else stride)}"
+        return f"{format_size(kernel)} max pooling stride {format_size(stride[:1] if same else stride)}"
     out_channels, _, *kernel = layer.weight_size if strided else layer.unit_stride_weight_size
     if not layer.maps:
         return f"fc {out_channels}"
@@ -62,11 +65,11 @@ def _layer(layer: LayerPlan, strided: bool) -> str:
             "dilation": [tap_map.dilation for tap_map in layer.maps],
         }
     named = [
-        f" {name} {written(sizes if len(set(sizes)) > 1 else sizes[:1])}"
+        f" {name} {format_size(sizes if len(set(sizes)) > 1 else sizes[:1])}"
         for name, sizes in options.items()
         if set(sizes) != {1}
     ]
-    return f"{written(kernel)} conv {out_channels}{''.join(named)}"
+    return f"{format_size(kernel)} conv {out_channels}{''.join(named)}"
 
 
 def table2_section(plan: EliminationPlan, pooling: EliminationPlan | None) -> Section:
@@ -100,7 +103,7 @@ def feature_maps(plan: EliminationPlan) -> Figure:
             patches = PatchCollection(_channels(feature_map, strided), facecolor=COLOURS[network])
             patches.set(transform=shift, linewidth=0)
             axes.add_collection(patches)
-            label = f"{name}\n{written(size)}"
+            label = f"{name}\n{format_size(size)}"
             axes.text(middle, -height / 30, label, ha="center", va="bottom", fontsize=10)
             left += max(width, room) + room / 4
         axes.set(xlim=(0, left), ylim=(height, -height / 5), aspect="equal", xticks=[], yticks=[])

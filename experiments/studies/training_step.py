@@ -1,7 +1,7 @@
 """What a training step costs: both networks, our loop and a plain one, beside a matrix product.
 
 All are timed in turn, round by round, so that whatever else the machine does meets all alike; what is
-published are medians of the ratios within a round (tables.benchmark).
+published are medians of the ratios within a round (benchmark_table).
 """
 
 import itertools

@@ -27,7 +27,7 @@ from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.plan import EliminationPlan
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.verification import LayerReport, VerificationReport, verify
 from stridenet.zoo import ZOO, calibrate
 
@@ -74,7 +74,7 @@ def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
     """
     row = {
         "model": name,
-        "input": " and ".join(written(images.shape[1:]) for images in random_inputs(config, 1)),
+        "input": " and ".join(format_size(images.shape[1:]) for images in random_inputs(config, 1)),
         **circumstances(config, torch.device("cpu")),
         "config": _identity(config),
     }

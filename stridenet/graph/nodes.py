@@ -5,7 +5,7 @@ from typing import Any
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
-from stridenet.sizes import Size, written
+from stridenet.sizes import Size, format_size
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
@@ -59,7 +59,9 @@ def place(traced: Any, node: fx.Node) -> str:
 def size_of(node: fx.Node) -> str:
     """The sizes of what a node gives, without the batch, as errors name them."""
     values = tensors(node.meta["value"])
-    return ", ".join(written(v.shape[1:]) for v in values) if values else repr(node.meta["value"])
+    return (
+        ", ".join(format_size(v.shape[1:]) for v in values) if values else repr(node.meta["value"])
+    )
 
 
 def shape(node: fx.Node) -> Size:

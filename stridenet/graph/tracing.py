@@ -24,7 +24,7 @@ from stridenet.graph.nodes import (
     size_of,
     tensors,
 )
-from stridenet.sizes import Size, written
+from stridenet.sizes import Size, format_size
 
 # Not torch's own, but kept whole: what they do cannot be seen from their parts.
 WHOLE = {
@@ -158,7 +158,7 @@ class _Tracer(fx.Tracer):
         for value in tensors(node.meta["value"]):
             if 0 in value.shape:
                 raise StrideEliminationError(
-                    f"{place(self.root, node)} gives an empty map {written(value.shape[1:])}"
+                    f"{place(self.root, node)} gives an empty map {format_size(value.shape[1:])}"
                 )
 
     def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
@@ -194,7 +194,7 @@ class _Strides(TorchDispatchMode):
         elif "_pool" in name and "adaptive" not in name and "backward" not in name:
             stride = (args[2] if len(args) > 2 else ()) or args[1]
         if any(step > 1 for step in stride):
-            self.found.append(f"{name} of stride {written(tuple(stride))}")
+            self.found.append(f"{name} of stride {format_size(tuple(stride))}")
         return func(*args, **(kwargs or {}))
 
 

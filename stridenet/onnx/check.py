@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from stridenet.errors import StrideEliminationError
 from stridenet.plan import EliminationPlan
-from stridenet.sizes import Size, written
+from stridenet.sizes import Size, format_size
 
 Images = tuple[Tensor, ...]  # one batch for each input
 Arrays = list[np.ndarray]  # one for each output
@@ -38,7 +38,7 @@ class StridedNode:
     strides: Size
 
     def __str__(self) -> str:
-        return f"{self.name} ({self.operator}, strides {written(self.strides)})"
+        return f"{self.name} ({self.operator}, strides {format_size(self.strides)})"
 
 
 @dataclass(frozen=True)
@@ -207,7 +207,7 @@ def outputs_of(network: nn.Module, images: Images) -> list[Tensor]:
     except Exception as error:  # whatever the user's forward raises
         raise StrideEliminationError(
             f"{type(network).__name__} does not run on {images[0].dtype} of the sizes "
-            f"{' and '.join(written(tensor.shape) for tensor in images)} ({reason(error)}); "
+            f"{' and '.join(format_size(tensor.shape) for tensor in images)} ({reason(error)}); "
             "give the input_size and, if only some do, the batch that it takes"
         ) from error
     return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]

@@ -36,7 +36,7 @@ from stridenet.onnx.check import (
     reason,
 )
 from stridenet.plan import EliminationPlan
-from stridenet.sizes import Size, checked_sizes, written
+from stridenet.sizes import Size, checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork
 
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
@@ -90,7 +90,7 @@ def export_onnx(
         metadata; stridenet.host does it in NumPy.
     batch: images at once; None leaves it free.
     tolerance: largest difference allowed between onnxruntime and PyTorch; by default what rounding
-        may do to this network, see onnx_check.compare.
+        may do to this network, see onnx.check.compare.
 
     Weights of more than 1 GiB go into NET.onnx.data. Raises InputError for a wrong argument or a
     missing package, and StrideEliminationError where the network cannot be exported, or the file fails
@@ -189,7 +189,7 @@ def _subject(network: nn.Module, input_size: Sequence[Any] | None, rearrange: st
         if sizes not in (None, made_for):
             raise InputError(
                 f"input_size={input_size}, but this twin was made for "
-                f"{' and '.join(map(written, made_for))}; leave input_size out"
+                f"{' and '.join(map(format_size, made_for))}; leave input_size out"
             )
         sizes = made_for
         layout = describe_layout(plan) if rearrange == "host" else None

@@ -17,7 +17,7 @@ from stridenet.phases import expand_bias, expand_filter
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, sequence
 from stridenet.rules.windows import Window, Windowed
-from stridenet.sizes import written
+from stridenet.sizes import format_size
 from stridenet.taps import Taps, TransposedTapMap
 
 
@@ -38,8 +38,8 @@ class Convolution(Windowed):
         numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
         if tuple(conv.weight.shape) != made_with or any(isinstance(n, int) for n in numbers):
             raise StrideEliminationError(
-                f"{named} was changed after it was made: its weight {written(conv.weight.shape)} and "
-                f"its kernel, stride, dilation and padding {numbers} do not go together"
+                f"{named} was changed after it was made: its weight {format_size(conv.weight.shape)} "
+                f"and its kernel, stride, dilation and padding {numbers} do not go together"
             )
         return conv.padding_mode == "zeros"
 
