@@ -58,7 +58,7 @@ class LayerPlan:
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Of one image's forward pass, strided and unit-stride."""
+        """Count those of one image's forward pass: in the strided layer, and in the twin's."""
         if not self.weight_size:
             return 0, 0
         if not self.maps:
@@ -113,7 +113,7 @@ class EliminationPlan:
 
     @property
     def multiply_adds(self) -> tuple[int, int]:
-        """Of one image's forward pass through either network."""
+        """Count those of one image's forward pass: through the strided network, and the twin."""
         both = [layer.multiply_adds for layer in self.layers]
         return sum(strided for strided, _ in both), sum(twin for _, twin in both)
 

@@ -17,7 +17,6 @@ from experiments.studies.claims import (
     CLAIMS,
     EFFECTIVE,
     FREE,
-    MASKED,
     MASKED_BY_COPIES,
     SIZES,
     STRIDED,
@@ -33,6 +32,7 @@ def no_collection(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("gc.collect", lambda *_: 0)
 
 
+MASKED = "unit_stride masked"
 IMAGES = 10_000
 Numbers = tuple[int, float, float]  # images right, loss on training images, loss of the first epoch
 

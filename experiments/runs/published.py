@@ -27,14 +27,8 @@ if TYPE_CHECKING:
 
 WHOLE = dict.fromkeys(("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64")
 TEXT = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
-DAMAGED = (
-    OSError,
-    ValueError,
-    KeyError,
-    TypeError,
-    AttributeError,
-    EOFError,
-)  # what reading raises
+# What reading a damaged file raises.
+DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and their kind
     "runs.csv": dict.fromkeys(("loop", "seed", "test_correct", "test_images"), "int64"),
     "epochs.csv": {"epoch": float, "training_loss": float},

@@ -257,7 +257,7 @@ def _check_run(config: Config) -> None:
 
 
 def with_seed(config: Config, text: str) -> Config:
-    """The same run with the seed that was typed. Raises InputError."""
+    """Return the run with the seed that was typed. Raises InputError where it is no seed."""
     try:
         seed = int(text)
     except ValueError as error:

@@ -23,7 +23,7 @@ def experiment_identity(experiment: Experiment) -> str:
 
 
 def model_identity(experiment: Experiment) -> str:
-    """The same wherever the strided network and the size of the images are the same."""
+    """Return a hash that is equal wherever the strided network and the size of the images are."""
     return content_hash([*_model(experiment.model), experiment.data.image_size])
 
 

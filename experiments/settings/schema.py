@@ -113,7 +113,8 @@ class Recipe:
     initialisation: str = setting(
         "pytorch", "as torch's layers start, or as Caffe's", ("pytorch", "xavier")
     )
-    # Of a twin; like its sharing, part of a run's identity but not of an experiment's.
+    # fan_in and rate_scaling concern twins. Like sharing, they are part of a run's identity but
+    # not of an experiment's.
     fan_in: str = setting(
         "nonzero", "entries of a masked filter that count as its inputs", ("nonzero", "filter")
     )

@@ -14,7 +14,7 @@ from experiments.runs.published import Published
 from experiments.runs.results import arms
 from experiments.studies.rates import diverged
 
-FREE, STRIDED, MASKED = "unit_stride", "strided", "unit_stride masked"
+FREE, STRIDED = "unit_stride", "strided"
 MASKED_BY_COPIES, EFFECTIVE = "unit_stride masked by_copies", "unit_stride by_effective"
 SIZES = (300, 1000, 3000, 10000)  # training images of experiment=train_size
 SHARE_OF_GAP = 0.25  # of the gap of C2: the margin of C6 and C7

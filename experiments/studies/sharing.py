@@ -91,7 +91,7 @@ def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
 def differences(
     runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
 ) -> "pd.Series[float]":
-    """Of one arm from the other, for each seed that both have; of time, in percent."""
+    """Return one arm's quantity minus the other's for each seed that both have; time is in percent."""
     wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
     pairs = wide.reindex(columns=[arm, against]).dropna()
     if QUANTITIES[quantity] == "%":
@@ -145,7 +145,7 @@ def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def freedom_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """As people read it, with a line of sums."""
+    """Format the table for people to read, and add a line of sums."""
     total = table.sum(numeric_only=True)
     whole = pd.concat([table, pd.DataFrame([{"layer": "all", **total}])], ignore_index=True)
     numbers = whole.drop(columns="layer").map(blank_or("{:,.0f}"))

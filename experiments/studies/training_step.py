@@ -103,7 +103,7 @@ def _network(config: Bench, name: str) -> nn.Module:
 
 
 def _at_its_rate(config: Bench, name: str) -> Bench:
-    """The same for one network, where the recipe has a rate for each."""
+    """Give the recipe this network's own learning rate, where it has one for each network."""
     rate = rate_for(config.recipe, name)
     return replace(config, recipe=replace(config.recipe, learning_rate=rate))
 

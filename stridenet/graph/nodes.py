@@ -65,7 +65,7 @@ def size_of(node: fx.Node) -> str:
 
 
 def shape(node: fx.Node) -> Size:
-    """Of what a node gives, with the batch; the first of several."""
+    """Return the shape of what a node gives, with the batch; of several tensors, the first one's."""
     return tuple(tensors(node.meta["value"])[0].shape)
 
 

@@ -139,7 +139,7 @@ class TransposedConvolution(Convolution):
 
 
 def _requires_grad(module: nn.Module, name: str) -> bool:
-    """Of a parameter, or of what a parametrization makes it from."""
+    """Say whether a parameter, or what a parametrization makes it from, is trained."""
     return bool(getattr(module, name).requires_grad)
 
 
