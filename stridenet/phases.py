@@ -135,20 +135,30 @@ def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:
 
     weight: (out, in / groups, k_h, k_w). Returns (out·S_h·S_w, in / groups·F_h·F_w, K̃_h, K̃_w).
     """
-    axes = range(len(maps))
-    weight = F.pad(weight, [0, 1] * len(maps))  # one zero behind the last tap: tap −1
-    for axis, tap_map in zip(axes, maps, strict=True):
-        taps = torch.from_numpy(tap_map.taps.ravel() % (tap_map.kernel + 1)).to(weight.device)
-        weight = weight.index_select(2 + axis, taps)
-    shapes = {
-        f"{letter}{axis}": extent
-        for axis, tap_map in enumerate(maps)
-        for letter, extent in zip("sfk", tap_map.taps.shape, strict=True)
-    }
+    return gather_taps(weight, [places_of(tap_map) for tap_map in maps])
+
+
+Places = tuple[tuple[int, ...], tuple[int, ...]]
+
+
+def places_of(tap_map: Taps) -> Places:
+    """For each place of one axis of the twin's filter its tap, one past the last for none; and (S, F, K̃)."""
+    taps = tap_map.taps
+    return tuple((taps.ravel() % (tap_map.kernel + 1)).tolist()), taps.shape
+
+
+def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
+    """expand_filter, from plain numbers: which tap stands where on each axis."""
+    weight = F.pad(weight, [0, 1] * len(axes))  # one zero behind the last tap
+    shapes = {}
+    for axis, (places, shape) in enumerate(axes):
+        weight = weight.index_select(2 + axis, torch.tensor(places, device=weight.device))
+        shapes |= {f"{letter}{axis}": extent for letter, extent in zip("sfk", shape, strict=True)}
+    numbers = range(len(axes))
     return rearrange(
         weight,
-        f"o i {_each('(s{0} f{0} k{0})', axes)}"
-        f" -> (o {_each('s{0}', axes)}) (i {_each('f{0}', axes)}) {_each('k{0}', axes)}",
+        f"o i {_each('(s{0} f{0} k{0})', numbers)}"
+        f" -> (o {_each('s{0}', numbers)}) (i {_each('f{0}', numbers)}) {_each('k{0}', numbers)}",
         **shapes,
     )
 

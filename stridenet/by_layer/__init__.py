@@ -1,0 +1,1 @@
+"""Theorem 1 at each strided layer of a network, at whatever size comes; nothing is traced."""

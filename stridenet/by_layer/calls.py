@@ -1,0 +1,310 @@
+"""Strided calls of torch's functions, computed by Theorem 1: what F.conv2d and its like become.
+
+A forward may call F.conv2d itself: with standardised weights, with padding that depends on the size,
+with a fixed blur. While UnitStrideCalls is on, such a call with a stride above one is computed with
+unit strides; its filter is expanded at each call, so that gradients reach the strided one. (A cache
+could not see `weight.data.mul_(2)`, and would be silently wrong.)
+"""
+
+import inspect
+from collections.abc import Callable
+from math import prod
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
+
+from stridenet.by_layer.arithmetic import (
+    TransposedWindow,
+    Window,
+    Windows,
+    adaptive_windows,
+    average_pool,
+    convolve,
+    convolve_transposed,
+    expanded,
+    expanded_transposed,
+    max_pool,
+)
+from stridenet.phases import expand_bias
+
+Rule = Callable[..., Tensor | None]  # None: the call has no stride, and stays as it is
+
+
+def numbers(value: Any, axes: int) -> tuple[int, ...]:
+    """One number for each axis, as torch's functions take them."""
+    given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
+    return given * axes if len(given) == 1 else given
+
+
+def _padding(padding: Any, axes: int) -> tuple[int, ...]:
+    return (0,) * axes if padding == "valid" else numbers(padding, axes)
+
+
+def _convolution(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | None:
+    stride = numbers(given.get("stride", 1), axes)
+    if max(stride) == 1:
+        return None
+    sizes = map(int, given["weight"].shape[2:])  # torch.jit.trace has tensors there
+    dilation = numbers(given.get("dilation", 1), axes)
+    padding = [(p, p) for p in _padding(given.get("padding", 0), axes)]
+    windows = tuple(map(Window, sizes, stride, dilation, padding))
+    weight = expanded(given["weight"], windows)
+    groups = given.get("groups", 1)
+    return convolve(given["input"], weight, given.get("bias"), windows, groups, depthwise)
+
+
+def _transposed(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | None:
+    stride = numbers(given.get("stride", 1), axes)
+    if max(stride) == 1:
+        return None
+    weight, groups, bias = given["weight"], given.get("groups", 1), given.get("bias")
+    windows = tuple(
+        map(
+            TransposedWindow,
+            map(int, weight.shape[2:]),
+            stride,
+            numbers(given.get("dilation", 1), axes),
+            numbers(given.get("padding", 0), axes),
+        )
+    )
+    more = numbers(given.get("output_padding", 0), axes)
+    if bias is not None:
+        bias = expand_bias(bias, [window.tap_map for window in windows])
+    weight = expanded_transposed(weight, windows, groups)
+    return convolve_transposed(given["input"], weight, bias, windows, more, groups)
+
+
+def _any_convolution(_: int, depthwise: str, given: dict[str, Any]) -> Tensor | None:
+    """torch.convolution, which is all of them."""
+    axes = given["weight"].ndim - 2
+    return (_transposed if given["transposed"] else _convolution)(axes, depthwise, given)
+
+
+def _windows(axes: int, given: dict[str, Any]) -> Windows | None:
+    """Of a pooling; None if it has no stride above one."""
+    kernel = numbers(given["kernel_size"], axes)
+    step = given.get("stride")
+    stride = kernel if step is None or step == () or step == [] else numbers(step, axes)
+    if max(stride) == 1:
+        return None
+    padding = [(p, p) for p in numbers(given.get("padding", 0), axes)]
+    return tuple(map(Window, kernel, stride, numbers(given.get("dilation", 1), axes), padding))
+
+
+def _maximum(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
+    windows = _windows(axes, given)
+    if windows is None or given.get("return_indices"):
+        return None
+    return max_pool(given["input"], windows, bool(given.get("ceil_mode")))
+
+
+def _average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
+    windows = _windows(axes, given)
+    if windows is None:
+        return None
+    return average_pool(
+        given["input"],
+        windows,
+        bool(given.get("ceil_mode")),
+        given.get("count_include_pad", True),
+        given.get("divisor_override"),
+    )
+
+
+def _power(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
+    """F.lp_pool: a power of the average of powers."""
+    windows = _windows(axes, given)
+    if windows is None:
+        return None
+    norm, ceil_mode = float(given["norm_type"]), bool(given.get("ceil_mode"))
+    mean = average_pool(given["input"].pow(norm), windows, ceil_mode)
+    many = prod([window.kernel for window in windows])
+    return (torch.sign(mean) * F.relu(torch.abs(mean))).mul(many).pow(1.0 / norm)
+
+
+def _adaptive(axes: int, given: dict[str, Any]) -> Windows | None:
+    if given.get("return_indices"):
+        return None
+    outputs: Any = numbers(given["output_size"], axes)
+    windows = adaptive_windows(given["input"].shape[-axes:], outputs)
+    return None if windows is None or max([w.stride for w in windows]) == 1 else windows
+
+
+def _adaptive_maximum(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
+    windows = _adaptive(axes, given)
+    return None if windows is None else max_pool(given["input"], windows)
+
+
+def _adaptive_average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
+    windows = _adaptive(axes, given)
+    return None if windows is None else average_pool(given["input"], windows)
+
+
+# Of each function: its rule, over how many axes it works, and the names of its arguments in order.
+_CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_ANY = (*_CONVOLUTION[:-1], "transposed", "output_padding", "groups")
+_MAXIMUM = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
+_AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
+            "divisor_override")  # fmt: skip
+_POWER = ("input", "norm_type", "kernel_size", "stride", "ceil_mode")
+_ADAPTIVE = ("input", "output_size", "return_indices")
+_CONVOLUTIONS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+    (_convolution, _CONVOLUTION, (F.conv1d, F.conv2d, F.conv3d)),
+    (_transposed, _TRANSPOSED, (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)),
+]
+_POOLINGS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+    (_maximum, _MAXIMUM, (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
+    (_maximum, _MAXIMUM, (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)),
+    (_average, _AVERAGE, (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
+    (_power, _POWER, (F.lp_pool1d, F.lp_pool2d, F.lp_pool3d)),
+    (_adaptive_maximum, _ADAPTIVE,
+     (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d)),
+    (_adaptive_average, _ADAPTIVE,
+     (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)),
+]  # fmt: skip
+
+
+def _by_function(table: list[Any]) -> dict[Any, tuple[Rule, int, tuple[str, ...]]]:
+    return {
+        function: (rule, axes, names)
+        for rule, names, functions in table
+        for axes, function in enumerate(functions, 1)
+    }
+
+
+CONVOLUTION_CALLS = _by_function(_CONVOLUTIONS) | {torch.convolution: (_any_convolution, 0, _ANY)}
+POOLING_CALLS = _by_function(_POOLINGS)
+CALLS = {False: CONVOLUTION_CALLS, True: CONVOLUTION_CALLS | POOLING_CALLS}
+
+
+def unit_stride_call(
+    function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool, depthwise: str = "phases"
+) -> Tensor | None:
+    """What a strided call gives, with unit strides; None for a call without a stride above one."""
+    known = CALLS[pooling].get(function)
+    if known is None:
+        return None
+    rule, axes, names = known
+    given = dict(zip(names, args, strict=False)) | kwargs
+    return rule(axes, depthwise, given)
+
+
+class UnitStrideCalls(TorchFunctionMode):
+    """While it is on in a thread, strided calls of torch's functions there have unit strides."""
+
+    def __init__(self, pooling: bool, depthwise: str) -> None:
+        super().__init__()
+        self.pooling, self.depthwise = pooling, depthwise
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Torch's way to pass a call through a mode."""
+        kwargs = kwargs or {}
+        if func not in CALLS[self.pooling]:
+            return func(*args, **kwargs)
+        proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
+        if proxy is not None:  # torch.fx traces a user's forward: the call is a leaf
+            how = (func.__name__, self.pooling, self.depthwise)
+            return proxy.tracer.create_proxy("call_function", call, (*how, *args), kwargs)
+        result = unit_stride_call(func, args, kwargs, self.pooling, self.depthwise)
+        return func(*args, **kwargs) if result is None else result
+
+
+def call(name: str, pooling: bool, depthwise: str, *args: Any, **kwargs: Any) -> Any:
+    """A function of torch by its name, with unit strides: what a graph of torch.fx has in its place."""
+    function = next(f for f in CALLS[pooling] if f.__name__ == name)
+    result = unit_stride_call(function, args, kwargs, pooling, depthwise)
+    return function(*args, **kwargs) if result is None else result
+
+
+# Which modules make such calls ----------------------------------------------------------------------
+
+_OWN = ("torch.", "builtins", "typing", "abc", "functools", "collections")
+
+
+def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) -> bool:
+    """Whether the code of a module's own forward, and what it calls, names such a function.
+
+    Read from the code, without running it: what only may be called counts. A module of torch's own
+    does not, nor do the modules inside this one, which are asked themselves. kind: its class, without
+    what a conversion before has put over it.
+    """
+    forward: Any = getattr(kind, "forward", None)
+    if forward is None or _is_torchs(forward):
+        return False
+    names = {function.__name__ for function in CALLS[pooling]} | {"_conv_forward"}
+    names |= {f"Conv{n}d" for n in "123"} | {f"ConvTranspose{n}d" for n in "123"}  # made in forward
+    if pooling:
+        kinds = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
+        names |= {f"{kind}{n}d" for kind in kinds for n in "123"}
+    reader = _Reader(names, kind)
+    return reader.reads(forward) or any(map(reader.reads_value, vars(module).values()))
+
+
+class _Reader:
+    """Looks for names in the code of functions, and of those that they call."""
+
+    def __init__(self, names: set[str], of: type) -> None:
+        self.names, self.of = names, of
+        self.seen: set[int] = set()
+
+    def reads(self, function: Any) -> bool:
+        """Whether one of the names is in it."""
+        function = inspect.unwrap(getattr(function, "func", function))
+        function = getattr(function, "__func__", function)
+        code = getattr(function, "__code__", None)
+        if code is None or id(code) in self.seen or _is_torchs(function):
+            return False
+        self.seen.add(id(code))
+        called, texts = _named(code)
+        if called & self.names or ("getattr" in called and any("conv" in t for t in texts)):
+            return True
+        cells = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+        return any(map(self.reads_value, (*self._values(function, called), *cells)))
+
+    def _values(self, function: Any, called: set[str]) -> list[Any]:
+        """What the names stand for: globals, members of modules, and the class's own methods."""
+        known = function.__globals__
+        found = [known[name] for name in called if name in known]
+        packages = [value for value in found if inspect.ismodule(value)]
+        members = [vars(p).get(n) for p in packages if not _is_torchs(p) for n in called]
+        methods = [inspect.getattr_static(self.of, name, None) for name in called]
+        return [*found, *members, *methods]
+
+    def reads_value(self, value: Any) -> bool:
+        """Whether a value is such a function, or one whose code names it."""
+        if isinstance(value, property):
+            value = value.fget
+        if isinstance(value, type) and issubclass(value, torch.autograd.Function):
+            return self.reads(value.forward)
+        if any(value is function for function in CALLS[True]):
+            return True
+        return callable(value) and not isinstance(value, type) and self.reads(value)
+
+
+def _named(code: Any) -> tuple[set[str], set[str]]:
+    """The names in a piece of code and in those within it, and the texts."""
+    names, texts = set(code.co_names), {c for c in code.co_consts if isinstance(c, str)}
+    for inner in (c for c in code.co_consts if inspect.iscode(c)):
+        more = _named(inner)
+        names |= more[0]
+        texts |= more[1]
+    return names, texts
+
+
+def _is_torchs(thing: Any) -> bool:
+    name = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
+    return isinstance(name, str) and (name == "torch" or name.startswith(_OWN))
+
+
+def _is_filled(cell: Any) -> bool:
+    try:
+        cell.cell_contents  # noqa: B018
+    except ValueError:
+        return False
+    return True

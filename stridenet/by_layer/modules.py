@@ -1,0 +1,392 @@
+"""The classes of converted layers: torch's own, or the user's subclass of one, with another forward.
+
+A layer keeps its object, so that references to it, hooks, names and isinstance hold; its class becomes
+a subclass of the one it had, as in torch.nn.utils.parametrize. Its attributes (weight, kernel_size,
+stride, padding, …) describe the unit-stride filter, those of the original are in `strided`.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import cache, wraps
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from stridenet.by_layer.arithmetic import (
+    TransposedWindow,
+    TransposedWindows,
+    Window,
+    Windows,
+    convolve,
+    convolve_transposed,
+    expanded,
+    expanded_transposed,
+)
+from stridenet.by_layer.calls import UnitStrideCalls, numbers, unit_stride_call
+from stridenet.phases import expand_bias
+from stridenet.taps import Taps
+
+Numbers = tuple[int, ...]
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+# How torch's pooling layers call their functions, and with which of their attributes.
+POOLINGS: dict[tuple[type[nn.Module], ...], tuple[tuple[Callable[..., Any], ...], tuple[str, ...]]]
+POOLINGS = {
+    (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d): (
+        (F.max_pool1d, F.max_pool2d, F.max_pool3d),
+        ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
+    ),
+    (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d): (
+        (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
+        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
+    ),
+    (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d): (
+        (F.lp_pool1d, F.lp_pool2d, F.lp_pool3d),
+        ("norm_type", "kernel_size", "stride", "ceil_mode"),
+    ),
+    (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d): (
+        (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
+        ("output_size",),
+    ),
+    (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d): (
+        (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
+        ("output_size",),
+    ),
+}
+
+
+# What a layer was -----------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class StridedConvolution:
+    """A convolution as it was before its conversion, in the names of torch's own attributes."""
+
+    operation: str  # the name of its class: "Conv2d", "ConvTranspose2d", …
+    in_channels: int
+    out_channels: int
+    kernel_size: Numbers
+    stride: Numbers
+    padding: Numbers | str
+    dilation: Numbers
+    transposed: bool
+    output_padding: Numbers
+    groups: int
+    padding_mode: str
+
+    @classmethod
+    def of(cls, layer: Any) -> "StridedConvolution":
+        """What a layer of torch's says of itself."""
+        own = {name: getattr(layer, name) for name in _CONVOLUTION_ATTRIBUTES}
+        return cls(operation=class_before(layer).__name__, **own)
+
+    def __str__(self) -> str:
+        shown = [str(self.in_channels), str(self.out_channels), f"kernel_size={self.kernel_size}"]
+        shown += [f"stride={self.stride}"]
+        for name, default in (("padding", 0), ("dilation", 1), ("output_padding", 0)):
+            given = getattr(self, name)
+            if given not in ("valid", (default,) * len(self.stride)):
+                shown.append(f"{name}={given}")
+        if self.groups > 1:
+            shown.append(f"groups={self.groups}")
+        if self.padding_mode != "zeros":
+            shown.append(f"padding_mode={self.padding_mode}")
+        return f"{self.operation}({', '.join(shown)})"
+
+    @property
+    def weight_size(self) -> Numbers:
+        """Of its filter: (out, in / groups, *kernel); transposed, (in, out / groups, *kernel)."""
+        first, second = self.out_channels, self.in_channels
+        if self.transposed:
+            first, second = second, first
+        return (first, second // self.groups, *self.kernel_size)
+
+    @property
+    def windows(self) -> Windows:
+        """One for each axis; without padding where it is by anything but zeros, and comes before."""
+        plain = self.padding_mode == "zeros" and self.padding != "valid"
+        padding: Any = self.padding if plain else (0,) * len(self.stride)
+        axes = zip(self.kernel_size, self.stride, self.dilation, padding, strict=True)
+        return tuple(Window(k, s, d, (p, p)) for k, s, d, p in axes)
+
+    @property
+    def transposed_windows(self) -> TransposedWindows:
+        """The same of a transposed convolution."""
+        padding: Any = self.padding
+        axes = zip(self.kernel_size, self.stride, self.dilation, padding, strict=True)
+        return tuple(TransposedWindow(*axis) for axis in axes)
+
+    @property
+    def tap_maps(self) -> tuple[Taps, ...]:
+        """Which of its taps stands where in the unit-stride filter, one for each axis."""
+        windows = self.transposed_windows if self.transposed else self.windows
+        return tuple(window.tap_map for window in windows)
+
+    def expand(self, weight: Tensor) -> Tensor:
+        """The unit-stride filter of a strided one."""
+        if self.transposed:
+            return expanded_transposed(weight, self.transposed_windows, self.groups)
+        return expanded(weight, self.windows)
+
+    def expand_bias(self, bias: Tensor) -> Tensor:
+        """The unit-stride layer's bias."""
+        return expand_bias(bias, self.tap_maps) if self.transposed else bias
+
+
+_CONVOLUTION_ATTRIBUTES = (
+    "in_channels", "out_channels", "kernel_size", "stride", "padding", "dilation", "transposed",
+    "output_padding", "groups", "padding_mode",
+)  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StridedPooling:
+    """A pooling as it was before its conversion."""
+
+    operation: str
+    options: tuple[tuple[str, Any], ...]  # by the names of torch's attributes
+
+    @classmethod
+    def of(cls, layer: Any) -> "StridedPooling":
+        """What a layer of torch's says of itself."""
+        names = _pooling(type(layer))[1]
+        options = tuple((n, getattr(layer, n)) for n in names if hasattr(layer, n))
+        return cls(class_before(layer).__name__, options)
+
+    def __getattr__(self, name: str) -> Any:
+        options = dict(vars(self).get("options", ()))
+        if name in options:
+            return options[name]
+        raise AttributeError(name)
+
+    def __str__(self) -> str:
+        return f"{self.operation}({', '.join(f'{n}={v}' for n, v in self.options)})"
+
+
+def _pooling(kind: type) -> tuple[Callable[..., Any], tuple[str, ...]]:
+    """The function that a pooling layer calls, and the attributes that it passes on."""
+    for kinds, (functions, names) in POOLINGS.items():
+        for layer, function in zip(kinds, functions, strict=True):
+            if issubclass(kind, layer):
+                return function, names
+    raise TypeError(f"{kind} is no pooling")
+
+
+# What it becomes ------------------------------------------------------------------------------------
+
+
+class Exchanged:
+    """A module whose class was exchanged. Can be copied and pickled as the one it was."""
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        return _blank, (class_before(self), mixin_of(self)), self.__getstate__()
+
+
+class UnitStrideLayer(Exchanged):
+    """A converted layer: pad, rearrangement, and the unit-stride operation, at any size."""
+
+    strided: Any  # StridedConvolution or StridedPooling
+
+
+class UnitStrideConvolution(UnitStrideLayer):
+    """A convolution of torch's with a stride above one, converted."""
+
+    strided: StridedConvolution
+    depthwise: str
+    weight: Tensor
+    bias: Tensor | None
+
+    @property
+    def tap_maps(self) -> tuple[Taps, ...]:
+        """Which strided tap stands where in its filter, one for each axis."""
+        return self.strided.tap_maps
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the strided layer gives."""
+        was = self.strided
+        if was.padding_mode != "zeros":
+            padding: Any = numbers(was.padding, len(was.stride)) if was.padding != "valid" else ()
+            flat = [extent for p in reversed(padding) for extent in (p, p)]
+            input = F.pad(input, flat, mode=was.padding_mode)
+        return convolve(
+            input, self.weight, self.bias, was.windows, was.groups, self.depthwise
+        )
+
+
+class UnitStrideTransposed(UnitStrideLayer):
+    """A transposed convolution of torch's with a stride above one, converted."""
+
+    strided: StridedConvolution
+    weight: Tensor
+    bias: Tensor | None
+    _output_padding: Callable[..., list[int]]
+
+    tap_maps = UnitStrideConvolution.tap_maps
+
+    def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
+        """What the strided layer gives; output_size as there."""
+        was = self.strided
+        more = was.output_padding
+        if output_size is not None:
+            sizes: Any = (was.stride, was.padding, was.kernel_size, len(was.stride), was.dilation)
+            # torch asks for its own output padding where no size is given, else for none of it.
+            more = tuple(self._output_padding(input, output_size, *sizes))
+        windows = was.transposed_windows
+        return convolve_transposed(input, self.weight, self.bias, windows, more, was.groups)
+
+
+class UnitStridePooling(UnitStrideLayer):
+    """A pooling of torch's with a stride above one, converted."""
+
+    strided: StridedPooling
+
+    def forward(self, input: Tensor) -> Tensor:
+        """What the strided layer gives."""
+        function = _pooling(type(self))[0]
+        options = dict(self.strided.options)
+        result = unit_stride_call(function, (input,), options, pooling=True)
+        return function(input, **options) if result is None else result
+
+
+class UnitStrideForward(Exchanged):
+    """A module of the user's, whose own strided calls of torch's functions have unit strides."""
+
+    unit_stride_calls: dict[str, Any]  # what UnitStrideCalls is given
+
+
+def _forward_with_unit_strides(before: Any) -> Callable[..., Any]:
+    """The forward of a class, its strided calls with unit strides; its signature is read by torch."""
+    inner = before.forward
+
+    @wraps(inner)
+    def forward(self: UnitStrideForward, *args: Any, **kwargs: Any) -> Any:
+        with UnitStrideCalls(**self.unit_stride_calls):
+            return inner(self, *args, **kwargs)
+
+    return forward
+
+
+Mixin = type[Exchanged]
+
+
+@cache
+def _exchanged(before: type, mixin: Mixin) -> Any:
+    """The class of a converted module that was a `before`.
+
+    It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.
+    """
+    layer = issubclass(mixin, UnitStrideLayer)
+    name = f"UnitStride{before.__name__}" if layer else before.__name__
+    own: dict[str, Any] = {"__module__": before.__module__, "__qualname__": name}
+    if mixin is UnitStrideForward:
+        own["forward"] = _forward_with_unit_strides(before)
+    return type(name, (mixin, before), own)
+
+
+def _blank(before: type, mixin: Mixin) -> Any:
+    """An empty module of the exchanged class, for copy and pickle to fill."""
+    kind = _exchanged(before, mixin)
+    return kind.__new__(kind)
+
+
+def mixin_of(module: Any) -> Mixin:
+    """Which of the classes above a converted module has."""
+    return next(kind for kind in type(module).__mro__ if _is_mixin(kind))
+
+
+def class_before(module: Any) -> type:
+    """The class that a module had before its conversion, or has, without parametrization."""
+    kind = type(module)
+    if parametrize.is_parametrized(module):
+        kind = kind.__bases__[0]
+    return kind.__bases__[1] if issubclass(kind, Exchanged) else kind
+
+
+def _is_mixin(kind: type) -> bool:
+    return issubclass(kind, Exchanged) and not issubclass(kind, nn.Module)
+
+
+def exchange(module: nn.Module, mixin: Mixin) -> None:
+    """Give a module its converted class, in place; below that of its parametrization, if any."""
+    _set_class(module, _exchanged(class_before(module), mixin))
+
+
+def exchange_back(module: nn.Module) -> None:
+    """Give a module the class that it had, in place."""
+    _set_class(module, class_before(module))
+
+
+def _set_class(module: nn.Module, kind: Any) -> None:
+    if parametrize.is_parametrized(module):  # whose class is made for one module, and its own
+        parametrized = type(module)
+        own = {k: v for k, v in vars(parametrized).items() if k not in ("__dict__", "__weakref__")}
+        kind = type(parametrized.__name__, (kind,), own)
+    module.__class__ = kind
+
+
+class Expand(nn.Module):
+    """The last parametrization of a converted layer's filter or bias that was parametrized before."""
+
+    def __init__(self, strided: StridedConvolution, name: str) -> None:
+        super().__init__()
+        self.strided, self.name = strided, name
+
+    def forward(self, tensor: Tensor) -> Tensor:
+        """The unit-stride filter of a strided one."""
+        if self.name == "bias":
+            return self.strided.expand_bias(tensor)
+        return self.strided.expand(tensor)
+
+
+def describes_unit_strides(layer: Any, depthwise: str) -> None:
+    """Make a converted layer's attributes those of the unit-stride operation, in place."""
+    if isinstance(layer, UnitStridePooling):
+        _describe_pooling(layer)
+        return
+    was = layer.strided
+    ones, zeros = (1,) * len(was.stride), (0,) * len(was.stride)
+    out_channels, in_channels, *kernel = torch.empty(was.weight_size, device="meta").shape
+    size = was.expand(torch.empty(was.weight_size, device="meta")).shape
+    layer.out_channels, layer.in_channels = size[0], size[1] * was.groups
+    layer.kernel_size = tuple(size[2:])
+    layer.stride, layer.dilation, layer.padding = ones, ones, zeros
+    layer.output_padding, layer.transposed, layer.padding_mode = zeros, False, "zeros"
+    layer._reversed_padding_repeated_twice = [0, 0] * len(was.stride)
+    layer.depthwise = depthwise
+    layer.strided = was
+
+
+def _describe_pooling(layer: Any) -> None:
+    options = dict(layer.strided.options)
+    if "kernel_size" not in options:
+        return  # adaptive: its windows depend on the size that comes
+    given = options["kernel_size"]
+    stride = options.get("stride") or given
+    axes = max(len(numbers(given, 1)), len(numbers(stride, 1)))
+    dilation = numbers(options.get("dilation", 1), axes)
+    windows = map(Window, numbers(given, axes), numbers(stride, axes), dilation)
+    kernel = tuple(window.tap_map.twin_kernel for window in windows)
+    layer.kernel_size = kernel[0] if isinstance(given, int) and len(set(kernel)) == 1 else kernel
+    for name, plain in (("stride", 1), ("padding", 0), ("dilation", 1)):
+        if hasattr(layer, name):
+            setattr(layer, name, plain)
+
+
+def describes_the_original(layer: Any) -> None:
+    """Give a layer the attributes back that it had, in place."""
+    was = layer.strided
+    if isinstance(was, StridedPooling):
+        for name, value in was.options:
+            setattr(layer, name, value)
+    else:
+        for name in _CONVOLUTION_ATTRIBUTES:
+            setattr(layer, name, getattr(was, name))
+        padding = () if isinstance(was.padding, str) else was.padding
+        flat = [extent for p in reversed(padding) for extent in (p, p)]
+        layer._reversed_padding_repeated_twice = flat or [0, 0] * len(was.stride)
+        if "depthwise" in vars(layer):
+            del layer.depthwise
+    del layer.strided
