@@ -107,12 +107,17 @@ def rearrange(maps: Tensor, windows: Windows) -> Tensor:
 def split(maps: Tensor, axis: int, stride: int) -> Tensor:
     """An axis of B·stride positions as two, of B and of stride."""
     size = maps.shape[axis]
-    if type(size) is int or torch.onnx.is_in_onnx_export() or _is_seen_to_divide(size, stride):
+    if type(size) is int or exported_to_onnx() or _is_seen_to_divide(size, stride):
         return torch.unflatten(maps, axis, (-1, stride))
     # A view asks whether the size, as in 2·((h − 1) // 2) + 8, is a multiple of B, (h − 1) // 2 + 4. torch
     # does not see that, and would refuse torch.export.Dim("h"); a gather asks nothing.
     block, phase = (torch.arange(n, device=maps.device) for n in (size // stride, stride))
     return maps[(slice(None),) * axis + (block[:, None] * stride + phase,)]
+
+
+def exported_to_onnx() -> bool:
+    """Whether torch.onnx looks on: devices know views better than gathers."""
+    return bool(torch.onnx.is_in_onnx_export())
 
 
 def _is_seen_to_divide(size: Any, stride: int) -> bool:
@@ -223,14 +228,27 @@ def convolve_transposed(
     strides = [window.stride for window in windows]
     channel = wide.ndim - axes - 1
     wide = torch.unflatten(wide, channel, (-1, *strides))
+    if any([isinstance(size, torch.SymInt) for size in sizes]) and not exported_to_onnx():
+        return _gathered(wide, channel, strides, sizes)
     order = [*range(channel + 1)]
-    for axis in range(axes):
-        order += [channel + 1 + axes + axis, channel + 1 + axis]
-    whole = wide.permute(order).contiguous()
+    for axis in range(channel + 1, channel + 1 + axes):
+        order += [axis + axes, axis]
+    whole = wide.permute(order)
     for axis in range(channel + 1, channel + 1 + axes):
         whole = whole.flatten(axis, axis + 1)
     behind = [(0, size - n) for size, n in zip(sizes, whole.shape[-axes:], strict=True)]
     return pad(whole, behind).contiguous()
+
+
+def _gathered(wide: Tensor, channel: int, strides: list[int], sizes: list[Any]) -> Tensor:
+    """The same by a gather, which asks nothing of symbolic sizes: see split."""
+    phases, blocks = [], []
+    for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
+        position = torch.arange(size, device=wide.device)
+        position = position.view(-1, *[1] * (len(sizes) - 1 - axis))
+        phases.append(position % stride)
+        blocks.append(position // stride)
+    return wide[(slice(None),) * (channel + 1) + (*phases, *blocks)]
 
 
 def expanded_transposed(weight: Tensor, windows: TransposedWindows, groups: int) -> Tensor:
