@@ -27,12 +27,14 @@ from stridenet.graph.nodes import tensors
 from stridenet.noise import add_noise
 from stridenet.plan import LayerPlan
 from stridenet.planner import Conversion
-from stridenet.reports import LayerReport, compared, failed, worst
+from stridenet.reports import LayerReport, compared, equal_to_the_bit, failed, worst
 from stridenet.rules.pointwise import Elementwise
 from stridenet.rules.rounding import rounding_bound, unit_roundoff
 from stridenet.twin import UnitStrideNetwork
 
-BATCHES = (2, 3)  # of images: a number of images that was baked in fits one of them at most
+# Of images, twice, as a number of images that was baked in fits only one; the others for a forward
+# that does not take a single image, as statistics of a batch need more.
+BATCHES = ((1, 2), (2, 3))
 
 ANetwork = TypeVar("ANetwork", bound=nn.Module)
 
@@ -40,10 +42,24 @@ ANetwork = TypeVar("ANetwork", bound=nn.Module)
 # Copies and quiet -----------------------------------------------------------------------------------
 
 
-def own_copy(network: ANetwork, share_parameters: bool = False) -> ANetwork:
-    """A copy to run. share_parameters: it has the same Parameters, so that nothing may change them."""
-    memo = {id(p): p for p in network.parameters()} if share_parameters else {}
-    return copy.deepcopy(network, memo)
+def own_copy(network: ANetwork) -> ANetwork:
+    """A copy to run and to change."""
+    return copy.deepcopy(network)
+
+
+def layers_of(traced: fx.GraphModule, memo: dict[int, Any] | None = None) -> nn.Module:
+    """A copy of all that a graph calls, without the graph, with the same parameters.
+
+    memo: by their id, what stands in the copy for other tensors.
+    """
+    memo = {id(p): p for p in traced.parameters()} | (memo or {})
+    made = nn.Module()
+    for name, value in vars(traced).items():
+        if name in ("_modules", "_parameters", "_buffers"):
+            setattr(made, name, copy.deepcopy(value, memo))
+        elif name[:1] != "_" and name != "training":  # what is neither, but read by the graph
+            object.__setattr__(made, name, value)
+    return made
 
 
 class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a context)
@@ -84,7 +100,9 @@ def undisturbed() -> Iterator[None]:
 
 def seed() -> None:
     """Start all random numbers that a forward may draw anew."""
-    torch.manual_seed(0)
+    torch.default_generator.manual_seed(0)
+    if torch.cuda.is_initialized():
+        torch.cuda.manual_seed_all(0)
     random.seed(0)
     if "numpy" in sys.modules:
         sys.modules["numpy"].random.seed(0)
@@ -144,13 +162,14 @@ class TwinStopped(Exception):  # noqa: N818  (its report says what it is)
 class Comparison(Runner):
     """Runs the twin, and beside each of its operations the strided one on the same maps.
 
-    strided: the network that has the weights of `conversion.traced`, in evaluation mode, as is the
-    twin's. After `run`, `reports` has one for each operation that ran.
+    network: the twin's layers, in evaluation mode, and its graph; strided: the layers of
+    `conversion.traced`, in evaluation mode. After `run`, `reports` has one for each operation that ran.
     """
 
     def __init__(
         self,
-        network: fx.GraphModule,
+        network: nn.Module,
+        graph: fx.Graph,
         conversion: Conversion,
         strided: nn.Module,
         inputs: Sequence[Tensor],
@@ -158,12 +177,12 @@ class Comparison(Runner):
         wide: bool = False,
     ) -> None:
         """wide: functions of single numbers are compared on numbers far from zero, too."""
-        super().__init__(network, dtype=dtype)
+        super().__init__(network, graph, dtype)
         self.wide = wide
         self.conversion = conversion
         self.strided = Runner(strided, conversion.traced.graph, dtype)
         self.nodes = {node.name: node for node in conversion.traced.graph.nodes}
-        self.twins = {node.name: node for node in network.graph.nodes}
+        self.twins = {node.name: node for node in graph.nodes}
         plans = zip(conversion.calls, conversion.rules, conversion.plan.layers, strict=True)
         self.steps = {call.node.name: (call, rule, layer) for call, rule, layer in plans}
         placeholders = (node for node in self.nodes.values() if node.op == "placeholder")
@@ -231,10 +250,11 @@ class Comparison(Runner):
             raise self._stopped(layer, f"raises {_told(error)}") from error
         if len(expected) != len(obtained):
             raise self._stopped(layer, f"gives {len(obtained)} tensors, not {len(expected)}")
-        pairs = zip(expected, obtained, strict=True)
+        name, operation = layer.name, layer.operation
         return result, worst(
-            compared(layer.name, layer.operation, a, b, rounding_bound(call, rule, given, a))
-            for a, b in pairs
+            equal_to_the_bit(name, operation, a, b)
+            or compared(name, operation, a, b, rounding_bound(call, rule, given, a))
+            for a, b in zip(expected, obtained, strict=True)
         )
 
     def _stopped(self, layer: LayerPlan, what: str) -> "TwinStopped":
@@ -272,12 +292,13 @@ class Comparison(Runner):
         others = [axis for axis in range(value.ndim) if axis != channel]
         if channel >= value.ndim or not others:
             return value
-        lowest = value == value.amin(others, keepdim=True)
-        still = lowest.sum(others, keepdim=True) > 0.75 * (value.numel() / value.shape[channel])
+        numbers = value.numel() // value.shape[channel]  # of each channel
+        lowest = value.amin(others, keepdim=True) if numbers > 3 else value.new_zeros(())
+        still = (value == lowest).sum(others, keepdim=True) > 0.75 * numbers
         if not bool(still.any()):
             return value
-        numbers = torch.rand(value.shape, generator=self.generator, device="cpu") * 0.8 + 0.1
-        return torch.where(still, numbers.to(value), value)
+        lively = torch.rand(value.shape, generator=self.generator, device="cpu") * 0.8 + 0.1
+        return torch.where(still, lively.to(value), value)
 
 
 def _told(error: Exception) -> str:
@@ -345,15 +366,19 @@ def stilled(network: nn.Module, traced: fx.GraphModule) -> None:
                 module.eval()
 
 
-def given_weights(traced: fx.GraphModule, model: nn.Module) -> fx.GraphModule:
-    """A copy of the traced network with a copy of the model's numbers; its constants stay."""
-    made = own_copy(traced)
-    state = dict(chain(model.named_parameters(remove_duplicate=False), _buffers(model)))
-    for name, tensor in chain(made.named_parameters(remove_duplicate=False), _buffers(made)):
+def with_numbers_of(model: nn.Module, traced: fx.GraphModule) -> nn.Module:
+    """A copy of the traced network's layers with the model's parameters and a copy of its buffers.
+
+    Tensors that the forward makes are no part of the model: they stay as they are.
+    """
+    state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    state |= {name: buffer.clone() for name, buffer in _buffers(model)}
+    memo: dict[int, Any] = {}
+    for name, tensor in chain(traced.named_parameters(remove_duplicate=False), _buffers(traced)):
         source = state.get(name, state.get(name.removeprefix("0.")))
         if source is not None:
-            tensor.data.copy_(source)
-    return made
+            memo[id(tensor)] = source
+    return layers_of(traced, memo)
 
 
 def _buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -362,11 +387,12 @@ def _buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 
 def compare_traced(
     model: nn.Module,
-    traced: fx.GraphModule,
+    layers: nn.Module,
+    graph: fx.Graph,
     batches: Sequence[Sequence[Tensor]],
     only_finite: bool = False,
 ) -> LayerReport | None:
-    """The traced network beside the model on several batches, one after the other.
+    """The traced network, a graph of its layers, beside the model on batches, one after the other.
 
     Both are copies that belong to the comparison: their forward may change them, and must do so
     alike. An error that the model raises goes on. only_finite: None where the model gives a number
@@ -380,7 +406,7 @@ def compare_traced(
             return None
         try:
             seed()
-            obtained = traced(*map(cloned, inputs))
+            obtained = Runner(layers, graph).run(*map(cloned, inputs))
         except Exception as error:  # other operations than the model's may raise anything
             return failed("(traced)", f"{kind} raises {_told(error)}")
         reports.append(compared_outputs("(traced)", kind, expected, obtained))
@@ -404,15 +430,17 @@ def check_conversion(model: nn.Module, conversion: Conversion, twin: UnitStrideN
     of model or twin changes. Raises StrideEliminationError where they are not equal.
     """
     with undisturbed(), without_dropout():
-        report = _check_traced(model, conversion)
+        report, counts = _check_traced(model, conversion)
         if not report.passed:
             raise StrideEliminationError(
                 f"the forward of {report.operation} gives something else when it is traced than when "
                 f"it runs ({_how_far(report)}): let it compute the same for every kind of tensor and "
                 "at every call, or convert it without tracing, by convert_layers(model)"
             )
-        for count in BATCHES:
-            wrong = next((r for r in _compare(conversion, twin, count) if not r.passed), None)
+        layers = layers_of(twin.network).eval(), layers_of(conversion.traced).eval()
+        for count in counts:
+            reports = _compare(conversion, twin, layers, count)
+            wrong = next((r for r in reports if not r.passed), None)
             if wrong is not None:
                 raise StrideEliminationError(
                     f"{wrong.layer} ({wrong.operation}) is not equal in the twin for {count} images "
@@ -456,36 +484,43 @@ def traced_report(
         noisy = own_copy(model)
         if kind is not None:
             add_noise(noisy, kind)
-        traced = given_weights(conversion.traced, noisy)
-        for network in (noisy, traced):
+        layers, graph = with_numbers_of(noisy, conversion.traced), conversion.traced.graph
+        for network in (noisy, layers):
             stilled(network, conversion.traced)
-        report = compare_traced(noisy, traced, batches, only_finite=kind is not None)
+        report = compare_traced(noisy, layers, graph, batches, only_finite=kind is not None)
         if report is not None:
             return report
     raise AssertionError("without noise, there is always something to compare")
 
 
-def _check_traced(model: nn.Module, conversion: Conversion) -> LayerReport:
-    device = _device(model)
-    batches = [[x.to(device) for x in random_inputs(conversion, count)] for count in BATCHES]
-    try:
-        return traced_report(model, conversion, batches)
-    except Exception as error:  # the user's forward may raise anything
-        raise StrideEliminationError(
-            f"the twin could not be checked, as {type(model).__name__} raises on random images "
-            f"({_told(error)}): check=False converts without it"
-        ) from error
+def _check_traced(model: nn.Module, conversion: Conversion) -> tuple[LayerReport, tuple[int, ...]]:
+    """The report, and the numbers of images that the model takes."""
+    device, errors = _device(model), []
+    for counts in BATCHES:
+        batches = [[x.to(device) for x in random_inputs(conversion, count)] for count in counts]
+        try:
+            return traced_report(model, conversion, batches), counts
+        except Exception as error:  # the user's forward may raise anything
+            errors.append(error)
+    raise StrideEliminationError(
+        f"the twin could not be checked, as {type(model).__name__} raises on random images "
+        f"({_told(errors[-1])}): check=False converts without it"
+    ) from errors[-1]
 
 
-def _compare(conversion: Conversion, twin: UnitStrideNetwork, count: int) -> list[LayerReport]:
+def _compare(
+    conversion: Conversion,
+    twin: UnitStrideNetwork,
+    layers: tuple[nn.Module, nn.Module],
+    count: int,
+) -> list[LayerReport]:
+    """layers: copies of the twin's and of the strided network's, in evaluation mode."""
     device = _device(twin)
     inputs = [x.to(device) for x in random_inputs(conversion, count)]
     own = device.type == "cpu" and all(x.dtype in (torch.float32, torch.float64) for x in inputs)
     dtype = None if own else torch.float64
-    network = own_copy(twin.network, share_parameters=True).eval()
-    strided = own_copy(conversion.traced, share_parameters=True).eval()
     inputs = inputs if own else [x.double() for x in inputs]
-    comparison = Comparison(network, conversion, strided, inputs, dtype)
+    comparison = Comparison(layers[0], twin.network.graph, conversion, layers[1], inputs, dtype)
     rearranged = twin.rearrange(*(x.clone() for x in inputs))
     rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
     try:

@@ -51,10 +51,14 @@ def _change(parameter: Tensor, kind: Kind, generator: torch.Generator) -> None:
 
 
 def _normal(like: Tensor, generator: torch.Generator) -> Tensor:
-    numbers = torch.randn(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    numbers = torch.randn(like.shape, generator=generator, dtype=_drawn(like), device="cpu")
     return numbers.to(like)
 
 
 def _shrinking(like: Tensor, generator: torch.Generator) -> Tensor:
-    numbers = torch.rand(like.shape, generator=generator, dtype=torch.float64, device="cpu")
+    numbers = torch.rand(like.shape, generator=generator, dtype=_drawn(like), device="cpu")
     return (1 - numbers / 2).to(like)
+
+
+def _drawn(like: Tensor) -> torch.dtype:
+    return torch.float64 if like.dtype == torch.float64 else torch.float32

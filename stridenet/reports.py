@@ -118,6 +118,19 @@ def compared(
     )
 
 
+def equal_to_the_bit(
+    layer: str, operation: str, expected: Tensor, obtained: Tensor
+) -> LayerReport | None:
+    """The report if the two are equal, which needs no bound; else None."""
+    alike = (expected.shape, expected.dtype, expected.device)
+    if alike != (obtained.shape, obtained.dtype, obtained.device):
+        return None
+    if not torch.equal(expected, obtained):
+        return None
+    value = float(expected.abs().max()) if expected.numel() and expected.dtype != torch.bool else 0
+    return LayerReport(layer, operation, float(value), 0.0, 0.0, True)
+
+
 def failed(layer: str, what: str) -> LayerReport:
     """A layer that is wrong in a way that has no numbers: `what` says which."""
     return LayerReport(layer, what, math.nan, math.inf, math.inf, False)

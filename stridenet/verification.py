@@ -29,6 +29,7 @@ from stridenet.comparison import (
     cloned,
     compared_outputs,
     finite,
+    layers_of,
     leaves,
     own_copy,
     traced_report,
@@ -133,7 +134,7 @@ class _Verification:
         return conversion
 
     def _run_strided(self, traced: fx.GraphModule) -> Any:
-        return Runner(own_copy(traced), traced.graph, torch.float64).run(*map(cloned, self.inputs))
+        return Runner(layers_of(traced), traced.graph, torch.float64).run(*map(cloned, self.inputs))
 
     def report(self) -> VerificationReport:
         """Everything, in the order in which it is computed."""
@@ -156,9 +157,15 @@ class _Verification:
         yield from self._operations(rearranged)
 
     def _operations(self, rearranged: list[Tensor]) -> Iterator[LayerReport]:
-        network, strided = self.twin.network, own_copy(self.conversion.traced)
+        network, strided = self.twin.network, layers_of(self.conversion.traced)
         comparison = Comparison(
-            network, self.conversion, strided, self.inputs, torch.float64, wide=True
+            layers_of(network),
+            network.graph,
+            self.conversion,
+            strided,
+            self.inputs,
+            torch.float64,
+            wide=True,
         )
         try:
             outputs = comparison.run(*map(cloned, rearranged))
@@ -180,7 +187,7 @@ class _Verification:
         twin = (
             own_copy(self.twin) if self.runs_in_float64 else own_copy(self.twin).to(self.dtypes[0])
         )
-        expected = Runner(own_copy(twin.network), graph).run(*map(cloned, rearranged))
+        expected = Runner(layers_of(twin.network), graph).run(*map(cloned, rearranged))
         return compared_outputs("(outputs)", "restored", expected, twin(*map(cloned, inputs)))
 
     def _output_difference(self) -> float:
