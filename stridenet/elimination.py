@@ -6,6 +6,7 @@ from typing import Any
 
 from torch import nn
 
+from stridenet.comparison import check_conversion
 from stridenet.errors import StrideEliminationError
 from stridenet.options import MOST_PARAMETERS, checked_options
 from stridenet.plan import EliminationPlan
@@ -24,6 +25,7 @@ def eliminate_stride(
     output_factor: int | Sequence[int] = 1,
     batch_norm: str = "shared",
     max_parameters: int | None = MOST_PARAMETERS,
+    check: bool = True,
 ) -> UnitStrideNetwork:
     """The equivalent of `model` with unit strides only, its weights copied.
 
@@ -39,6 +41,8 @@ def eliminate_stride(
     batch_norm: "shared" trains with statistics over all phases of a channel, as the strided network
         does; "per_phase" gives each phase its own. In evaluation both are equal.
     max_parameters: refuse a twin that has more.
+    check: run what was made once, on random images and on copies: each operation of the twin must
+        give what the model's gives, up to rounding, and the traced forward what the model's own gives.
 
     Names, dtype, device, training mode and requires_grad carry over; the model is left untouched.
     Raises StrideEliminationError, naming the layer, for what has no twin. A forward that depends on
@@ -70,6 +74,8 @@ def eliminate_stride(
         if name in modes and type(module) is nn.Module:
             module.training = modes[name]
     twin.training = twin.rearrange.training = twin.network.training = model.training
+    if check:
+        check_conversion(model, conversion, twin)
     return twin
 
 

@@ -5,89 +5,51 @@ the strided layer, whose result must equal the twin's up to the rounding of this
 induction over the layers the two networks are then equal, and no error is carried forward. Before
 that, the layers as traced must give what the model gives, so that the model itself is what is compared.
 
-Zeros and ones hide errors: a residual branch whose last scale starts at zero could be anything. So the
-same random numbers are added to both networks' parameters and statistics first, to the twin's by way
-of a second twin: each of its numbers is a strided one, a copy of one, or a structural zero.
+Zeros and ones hide errors: a residual branch whose last scale starts at zero could be anything. So
+noise is put on the strided numbers first. The twin's numbers are those of one that is made of the noisy
+ones, and how it differs from one that is made now: not at all, if it is right.
 """
 
-import copy
 import itertools
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import replace
+from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
-from torch.utils._pytree import tree_leaves
 from tqdm import tqdm
 
+from stridenet.comparison import (
+    Comparison,
+    Runner,
+    TwinStopped,
+    cloned,
+    compared_outputs,
+    finite,
+    layers_of,
+    leaves,
+    own_copy,
+    traced_report,
+    undisturbed,
+    without_dropout,
+)
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.nodes import tensors
-from stridenet.plan import InputPlan
+from stridenet.noise import add_noise
+from stridenet.plan import EliminationPlan, InputPlan, LayerPlan
 from stridenet.planner import Conversion
-from stridenet.rules.rounding import UNIT_ROUNDOFF, rounding_bound
+from stridenet.reports import LayerReport, VerificationReport, compared, failed
 from stridenet.sharing import make_plain
-from stridenet.sizes import checked_sizes
-from stridenet.tables import aligned, data_frame
+from stridenet.sizes import checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork, build
 
-if TYPE_CHECKING:
-    import pandas as pd
-
+__all__ = ["LayerReport", "VerificationReport", "compare_scores", "verify"]
 
 ANetwork = TypeVar("ANetwork", bound=nn.Module)
 
 
-@dataclass(frozen=True)
-class LayerReport:
-    """One layer of the twin beside the strided one, over all real positions."""
-
-    layer: str
-    operation: str
-    largest_value: float  # of the strided layer's result: zero would show nothing
-    largest_error: float
-    share_of_bound: float  # largest error over its rounding bound, taken position by position
-    passed: bool
-
-
-@dataclass(frozen=True)
-class VerificationReport:
-    """What verify found."""
-
-    layers: tuple[LayerReport, ...]
-    output_difference: float  # largest, between the two networks' outputs
-
-    @property
-    def passed(self) -> bool:
-        """Whether every layer is within its rounding bound."""
-        return all(layer.passed for layer in self.layers)
-
-    @property
-    def first_failure(self) -> str | None:
-        """Name of the first layer that differs by more than rounding."""
-        return next((layer.layer for layer in self.layers if not layer.passed), None)
-
-    def to_frame(self) -> "pd.DataFrame":
-        """One row a layer."""
-        return data_frame(vars(layer) for layer in self.layers)
-
-    def __str__(self) -> str:
-        verdict = (
-            "equal up to rounding" if self.passed else f"NOT equal, from {self.first_failure} on"
-        )
-        rows = [
-            [f"{v:.2g}" if isinstance(v, float) else str(v) for v in vars(layer).values()]
-            for layer in self.layers
-        ]
-        return (
-            f"{aligned([field.name for field in fields(LayerReport)], rows)}\n"
-            f"{verdict}; largest difference of an output {self.output_difference:.2g}"
-        )
-
-
-@torch.no_grad()
 def verify(
     model: nn.Module,
     twin: UnitStrideNetwork,
@@ -100,161 +62,347 @@ def verify(
     images: (n, c, h, w), or a tensor for each input; two random ones unless given. A layer passes
     where its error is at most a bound on its rounding: for convolutions, Linear and averages
     2γ_n·(|H|∗|X| + |b|), n the number of terms of a sum, the bound on two sums of the same terms in
-    different orders. Works on copies in evaluation mode, to whose parameters random numbers are added.
-    Raises StrideEliminationError if the twin was made from another network, and, if so asked, if a
-    layer differs.
+    different orders. Works on copies with noise on their parameters, whose layers are in evaluation
+    mode; the forward is the one that the twin was made of, training or evaluation. Networks that fix a
+    type in their forward run in their own type. Settings of a layer that show only in training are
+    compared, too. Raises StrideEliminationError if the twin was made from another network, and, if so
+    asked, if a layer differs.
     """
-    sizes, options = checked_sizes(twin.plan.input_size), twin.plan.options
-    as_given = Conversion(copy.deepcopy(model).eval(), sizes, options).plan
-    if replace(as_given, bytes_each=twin.plan.bytes_each) != twin.plan:
+    if not isinstance(twin, UnitStrideNetwork):
         raise StrideEliminationError(
-            "the twin was made from a network of other sizes than this model, or in another mode "
-            "(training or evaluation) that changes its forward"
+            f"{type(twin).__name__} is not a twin: expected what eliminate_stride returns"
         )
-    model, twin = _copied(model, torch.float64), _copied(twin, torch.float64)
-    conversion = Conversion(model, sizes, options)
-    _add_noise(model, twin, conversion)
-    inputs = _inputs(images, conversion)
-    report = VerificationReport(tuple(_reports(model, twin, conversion, inputs)), 0.0)
-    expected = tree_leaves(model(*(x.clone() for x in inputs)))
-    obtained = tree_leaves(twin(*(x.clone() for x in inputs)))
-    difference = max(float((a - b).abs().max()) for a, b in zip(expected, obtained, strict=True))
-    report = replace(report, output_difference=difference)
+    with undisturbed(), without_dropout():
+        report = _Verification(model, twin, images).report()
     if raise_on_failure and not report.passed:
         raise StrideEliminationError(f"the twin is not equal to the model:\n{report}")
     return report
 
 
-def _add_noise(model: nn.Module, twin: UnitStrideNetwork, conversion: Conversion) -> None:
-    """The same random numbers to the parameters and statistics of both, in place."""
-    generator = torch.Generator().manual_seed(0)
-    noise = copy.deepcopy(model)
-    for name, tensor in noise.state_dict().items():
-        if tensor.is_floating_point():
-            fan_in = tensor[0].numel() if tensor.ndim > 1 else 4
-            tensor.normal_(std=fan_in**-0.5, generator=generator)
-            if name.endswith("running_var"):
-                tensor.abs_()
-    sizes = checked_sizes(conversion.plan.input_size)
-    noise_of_twin = build(Conversion(noise, sizes, conversion.options)).state_dict()
-    for network, added in ((model, noise.state_dict()), (twin.network, noise_of_twin)):
-        state = network.state_dict()
-        if state.keys() != added.keys():
-            changed = sorted(state.keys() ^ added.keys())
-            raise StrideEliminationError(
-                f"the twin's parameters {changed} are not as it was made with"
-            )
-        for name, tensor in state.items():
-            if tensor.is_floating_point():
-                tensor += added[name]
+class _Verification:
+    """The copies that are compared, all on the CPU."""
 
+    def __init__(self, model: nn.Module, twin: UnitStrideNetwork, images: Any) -> None:
+        self.kind = type(model).__name__
+        own = own_copy(model).cpu()
+        conversion = _as_converted(own, twin)
+        self.options, self.sizes = conversion.options, checked_sizes(twin.plan.input_size)
+        self.dtypes = [n.meta["value"].dtype for n in _placeholders(conversion)]
+        self.inputs = self._inputs(images)
+        self.twin = _evaluated(twin)
+        made = _plain(build(conversion))
+        self.differing = _differing_settings(made, self.twin.network, conversion.plan)
+        self.rewired = _rewired(made.graph, self.twin.network.graph, conversion)
+        _subtract(self.twin.network, made)
+        del made
+        self.model = own_copy(own).double()
+        self.traced, self.runs_in_float64 = self._compare_traced(own, conversion)
+        self.conversion = self._add_noise()
 
-def _inputs(images: Any, conversion: Conversion) -> list[Tensor]:
-    if images is None:
-        generator = torch.Generator().manual_seed(1)
-        sizes = checked_sizes(conversion.plan.input_size)
-        given = [torch.randn(2, *size, generator=generator, device="cpu") for size in sizes]
-    else:
-        given = [images] if isinstance(images, Tensor) else list(images)
-    return [x.detach().to("cpu", torch.float64, copy=True) for x in given]
+    def _inputs(self, images: Any) -> list[Tensor]:
+        if images is None:
+            generator = torch.Generator().manual_seed(1)
+            given = [
+                torch.randn(2, *size, generator=generator, device="cpu") for size in self.sizes
+            ]
+        else:
+            given = [images] if isinstance(images, Tensor) else list(images)
+        return [x.detach().to("cpu", torch.float64, copy=True) for x in given]
 
+    def _compare_traced(self, own: nn.Module, conversion: Conversion) -> tuple[LayerReport, bool]:
+        """In float64, or in the model's own type where its forward does not run in another."""
+        try:
+            double = Conversion(self.model, self.sizes, self.options)
+            return traced_report(self.model, double, [self.inputs]), True
+        except Exception:  # the user's forward may raise anything
+            return traced_report(own, conversion, [self._in_own_type()]), False
 
-def _reports(
-    model: nn.Module, twin: UnitStrideNetwork, conversion: Conversion, inputs: list[Tensor]
-) -> Iterator[LayerReport]:
-    expected = tree_leaves(model(*(x.clone() for x in inputs)))
-    traced = tree_leaves(conversion.traced(*(x.clone() for x in inputs)))
-    yield _worst(
-        _report("(traced)", type(model).__name__, a, b, 4 * UNIT_ROUNDOFF * a.abs())
-        for a, b in zip(expected, traced, strict=True)
-    )
-    rearranged = twin.rearrange(*(x.clone() for x in inputs))
-    rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
-    yield _worst(map(_compare_input, inputs, rearranged, conversion.plan.inputs))
-    comparison = _Comparison(twin.network, conversion, inputs)
-    outputs = tree_leaves(comparison.run(*rearranged))
-    yield from comparison.reports
-    yield _worst(
-        _report("(outputs)", "restored", a, b, torch.zeros_like(a))
-        for a, b in zip(comparison.outputs, outputs, strict=True)
-    )
+    def _in_own_type(self) -> list[Tensor]:
+        return [x.to(dtype) for x, dtype in zip(self.inputs, self.dtypes, strict=True)]
 
+    def _add_noise(self) -> Conversion:
+        """The same noise to both networks, and as much as leaves the model's outputs finite."""
+        for kind in ("full", "gentle", None):
+            noisy = own_copy(self.model)
+            if kind is not None:
+                add_noise(noisy, kind)
+            conversion = Conversion(noisy, self.sizes, self.options)
+            conversion.traced.eval()
+            if kind is None or finite(self._run_strided(conversion.traced)):
+                break
+        _add(self.twin.network, _plain(build(conversion)))
+        return conversion
 
-class _Comparison(fx.Interpreter):
-    """Runs the twin, and beside each of its operations the strided one on the same maps."""
+    def _run_strided(self, traced: fx.GraphModule) -> Any:
+        return Runner(layers_of(traced), traced.graph, torch.float64).run(*map(cloned, self.inputs))
 
-    def __init__(
-        self, network: fx.GraphModule, conversion: Conversion, inputs: list[Tensor]
-    ) -> None:
-        super().__init__(network)
-        self.extra_traceback = False
-        self.conversion = conversion
-        self.strided = fx.Interpreter(conversion.traced)
-        self.strided.extra_traceback = False
-        nodes = conversion.traced.graph.nodes
-        self.nodes = {node.name: node for node in nodes}
-        self.twins = {node.name: node for node in network.graph.nodes}
-        self.steps = {
-            call.node.name: (call, rule, layer)
-            for call, rule, layer in zip(
-                conversion.calls, conversion.rules, conversion.plan.layers, strict=True
-            )
-        }
-        placeholders = (node for node in nodes if node.op == "placeholder")
-        self.images = dict(zip(placeholders, inputs, strict=True))
-        self.reports: list[LayerReport] = []
-        self.returned = self.nodes["output"].all_input_nodes
-        self.reals: dict[fx.Node, Any] = {}  # of those that are returned
+    def report(self) -> VerificationReport:
+        """Everything, in the order in which it is computed."""
+        layers = tuple(self._layers())
+        return VerificationReport(layers, self._output_difference())
 
-    @property
-    def outputs(self) -> list[Tensor]:
-        """What the twin has to return."""
-        return tree_leaves(fx.node.map_arg(self.nodes["output"].args[0], self.reals.get))
+    def _layers(self) -> Iterator[LayerReport]:
+        yield self.traced
+        try:
+            rearranged = self.twin.rearrange(*map(cloned, self.inputs))
+        except Exception as error:  # a rearrangement that was replaced may raise anything
+            yield failed("rearrange", f"raises {' '.join(str(error).split())}")
+            return
+        rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
+        reports = [*map(_compare_input, self.inputs, rearranged, self.conversion.plan.inputs)]
+        yield next((r for r in reports if not r.passed), reports[0])
+        if self.rewired:
+            yield from self.rewired
+            return
+        yield from self._operations(rearranged)
 
-    def run_node(self, n: fx.Node) -> Any:
-        result = super().run_node(n) if n.name not in self.steps else self._run_both(n)
-        if self.nodes.get(n.name) in self.returned:
-            self.reals[self.nodes[n.name]] = self._real(self.nodes[n.name], result)
-        return result
-
-    def _run_both(self, n: fx.Node) -> Any:
-        call, rule, layer = self.steps[n.name]
-        self.strided.env = {node: self._received(node) for node in call.operands}
-        given = [v.clone() for node in call.maps for v in tensors(self.strided.env[node])]
-        expected = tensors(self.strided.run_node(call.node))
-        result = super().run_node(n)
-        obtained = tensors(self._real(call.node, result))
-        self.reports.append(
-            _worst(
-                _report(layer.name, layer.operation, a, b, rounding_bound(call, rule, given, a))
-                for a, b in zip(expected, obtained, strict=True)
-            )
+    def _operations(self, rearranged: list[Tensor]) -> Iterator[LayerReport]:
+        network, strided = self.twin.network, layers_of(self.conversion.traced)
+        comparison = Comparison(
+            layers_of(network),
+            network.graph,
+            self.conversion,
+            strided,
+            self.inputs,
+            torch.float64,
+            wide=True,
         )
-        return result
+        try:
+            outputs = comparison.run(*map(cloned, rearranged))
+        except TwinStopped:
+            yield from comparison.reports
+            return
+        for report in comparison.reports:
+            wrong = self.differing.get(report.layer)
+            yield wrong if wrong is not None and report.passed else report
+        returned = compared_outputs("(outputs)", "restored", comparison.outputs, outputs)
+        yield self._forward_report(rearranged) if returned.passed else returned
 
-    def _received(self, node: fx.Node) -> Any:
-        """What the strided operation is given for a node: a copy, as it may work in place."""
-        if node.op == "get_attr":
-            return self.strided.fetch_attr(str(node.target)).clone()
-        if node in self.images and self.conversion.map_of(node).phases > 1:
-            return self.images[node].clone()
-        return self._real(node, self.env[self.twins[node.name]])
+    def _forward_report(self, rearranged: list[Tensor]) -> LayerReport:
+        """The twin as it is called beside its graph, which is what was compared."""
+        graph = self.twin.network.graph
+        inputs = self.inputs if self.runs_in_float64 else self._in_own_type()
+        if not self.runs_in_float64:
+            rearranged = [x.to(y.dtype) for x, y in zip(rearranged, inputs, strict=True)]
+        twin = (
+            own_copy(self.twin) if self.runs_in_float64 else own_copy(self.twin).to(self.dtypes[0])
+        )
+        expected = Runner(layers_of(twin.network), graph).run(*map(cloned, rearranged))
+        return compared_outputs("(outputs)", "restored", expected, twin(*map(cloned, inputs)))
 
-    def _real(self, node: fx.Node, value: Any) -> Any:
-        """The positions of a twin's map that the strided network has too."""
-        if isinstance(value, Tensor):
-            feature_map = self.conversion.map_of(node)
-            return (feature_map.to_maps(value) if feature_map.phases > 1 else value).clone()
-        if not tensors(value):
-            return value
-        feature_map = self.conversion.map_of(node)
-        parts = []
-        for part, traced in zip(value, node.meta["value"], strict=True):
-            if isinstance(part, Tensor):
-                whole = replace(feature_map, size=tuple(traced.shape[1:]))
-                part = (whole.to_maps(part) if whole.phases > 1 else part).clone()
-            parts.append(part)
-        return parts
+    def _output_difference(self) -> float:
+        twin, traced, inputs = self.twin, self.conversion.traced, self.inputs
+        if not self.runs_in_float64:
+            twin, traced = twin.to(self.dtypes[0]), traced.to(self.dtypes[0])
+            inputs = self._in_own_type()
+        try:
+            expected, obtained = traced(*map(cloned, inputs)), twin(*map(cloned, inputs))
+        except Exception:  # a twin that does not run has no outputs to compare
+            return float("inf")
+        pairs = zip(leaves(expected), leaves(obtained), strict=False)
+        reports = [
+            compared("", "", a, b, torch.zeros(()).double())
+            for a, b in pairs
+            if isinstance(a, Tensor) and isinstance(b, Tensor)
+        ]
+        return max((report.largest_error for report in reports), default=0.0)
+
+
+# Is it a twin of this network? ----------------------------------------------------------------------
+
+
+def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> Conversion:
+    """The model's conversion, in the mode in which it gives the twin's plan and the twin's graph.
+
+    Leaves the model in that mode. Raises StrideEliminationError if there is none.
+    """
+    sizes, options = checked_sizes(twin.plan.input_size), twin.plan.options
+    present = {name: module.training for name, module in model.named_modules()}
+    found: list[tuple[dict[str, bool], EliminationPlan, list[str]]] = []
+    error: StrideEliminationError | None = None
+    for modes in (present, dict.fromkeys(present, False), dict.fromkeys(present, True)):
+        _set_modes(model, modes)
+        try:
+            conversion = Conversion(model, sizes, options)
+        except (
+            StrideEliminationError
+        ) as refused:  # only what it is in the other mode may be converted
+            error = error or refused
+            continue
+        plan = replace(conversion.plan, bytes_each=twin.plan.bytes_each)
+        found.append((modes, plan, _code(conversion.traced)))
+        if plan == twin.plan and (twin.strided is None or found[-1][2] == _code(twin.strided)):
+            return conversion
+    if not found:
+        assert error is not None
+        raise error
+    same = [modes for modes, plan, _ in found if plan == twin.plan]
+    if not same:
+        raise StrideEliminationError(
+            "the twin was made from a network of other sizes than this model, or in another mode "
+            f"(training or evaluation) that changes its forward: {_difference(found[0][1], twin.plan)}"
+            "; verify it with the network that it was made from, or convert this one"
+        )
+    _set_modes(model, same[0])
+    return Conversion(model, sizes, options)
+
+
+def _set_modes(model: nn.Module, modes: dict[str, bool]) -> None:
+    for name, module in model.named_modules():
+        module.training = modes[name]
+
+
+def _code(traced: fx.GraphModule) -> list[str]:
+    """What a graph does, line by line; of functions, the names."""
+    return [str(node.format_node()) for node in traced.graph.nodes]
+
+
+def _difference(here: EliminationPlan, there: EliminationPlan) -> str:
+    """The first layer, input or number in which two plans differ, as errors name it."""
+    for mine, other in zip(here.layers, there.layers, strict=False):
+        if mine != other:
+            return f"{mine.name} is {_described(mine)} here, and {_described(other, mine)} there"
+    few, many = sorted((here.layers, there.layers), key=len)
+    if len(few) < len(many):
+        whose = "only here" if many is here.layers else "only there"
+        return f"{many[len(few)].name} ({many[len(few)].operation}) is {whose}"
+    return f"{here.parameters[0]:,} parameters here, {there.parameters[0]:,} there"
+
+
+def _described(layer: LayerPlan, beside: LayerPlan | None = None) -> str:
+    name = "" if beside is None or beside.name == layer.name else f"{layer.name}, "
+    size = f" {format_size(layer.weight_size)}" if layer.weight_size else ""
+    maps = " and ".join(format_size(given.size) for given in layer.inputs)
+    numbers = [f"{m.stride}/{m.padding}" for m in layer.maps]
+    window = f" with strides and paddings {', '.join(numbers)}" if numbers else ""
+    to = f"from {maps or 'nothing'} to {format_size(layer.output.size)}"
+    return f"{name}{layer.operation}{size} {to}{window}"
+
+
+# Twins' numbers -------------------------------------------------------------------------------------
+
+
+def _evaluated(twin: UnitStrideNetwork) -> UnitStrideNetwork:
+    """A copy in evaluation mode and float64, parametrized weights as they were before the cast."""
+    return _plain(own_copy(twin).cpu())
+
+
+def _plain(network: ANetwork) -> ANetwork:
+    network.eval()
+    make_plain(network)
+    return network.double()
+
+
+def _numbers(network: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers, those that no state_dict holds too."""
+    parameters = network.named_parameters(remove_duplicate=False)
+    named = dict(chain(parameters, network.named_buffers(remove_duplicate=False)))
+    return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
+
+
+def _subtract(network: nn.Module, made: nn.Module) -> None:
+    """Leave in the first network how it differs from the second; zeros, where it is as it was made."""
+    own, its = _numbers(network), _numbers(made)
+    state, expected = network.state_dict(), made.state_dict()
+    changed = sorted(state.keys() ^ expected.keys()) + [
+        name for name in state if name in expected and state[name].shape != expected[name].shape
+    ]
+    if changed:
+        raise StrideEliminationError(
+            f"the twin's parameters {changed} are not as it was made with: verify the twin as "
+            "eliminate_stride made it"
+        )
+    _each_once(own, its, lambda tensor, other: tensor.sub_(other))
+
+
+def _add(network: nn.Module, made: nn.Module) -> None:
+    """Exactly the second network's numbers, where there was no difference."""
+    _each_once(_numbers(network), _numbers(made), lambda tensor, other: tensor.add_(other))
+
+
+def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> None:
+    """Tensors with several names are changed once; those of a layer that was replaced stay."""
+    seen: set[int] = set()
+    for name, tensor in own.items():
+        other = its.get(name)
+        if id(tensor) not in seen and other is not None and other.shape == tensor.shape:
+            seen.add(id(tensor))
+            change(tensor.data, other.data)
+
+
+def _differing_settings(
+    made: nn.Module, network: nn.Module, plan: EliminationPlan
+) -> dict[str, LayerReport]:
+    """Of each layer: a setting that is another than it was made with; some show in training only.
+
+    Layers of another type than they were made with have to show what they are by their numbers.
+    """
+    found: dict[str, LayerReport] = {}
+    names = [layer.name for layer in plan.layers]
+    modules = dict(network.named_modules())
+    for name, module in made.named_modules():
+        other = modules.get(name)
+        known = type(module).__module__.startswith(("torch.nn.", "stridenet."))
+        if other is None or type(other) is not type(module) or not known:
+            continue
+        layer = max((n for n in names if f"{name}.".startswith(f"{n}.")), key=len, default=name)
+        for setting, value in vars(module).items():
+            obtained = vars(other).get(setting, value)
+            if setting[:1] != "_" and _is_plain(value) and obtained != value:
+                what = f"{type(module).__name__} has {setting}={obtained!r}, not {value!r}"
+                found.setdefault(layer, failed(layer, what))
+    return found
+
+
+def _is_plain(value: Any) -> bool:
+    return isinstance(value, (int, float, str, tuple, type(None)))
+
+
+def _rewired(made: fx.Graph, graph: fx.Graph, conversion: Conversion) -> list[LayerReport]:
+    """The operations of a twin's graph that are gone, or read something else than when it was made."""
+    names = {call.node.name: layer.name for call, layer in _steps(conversion)}
+    obtained = {node.name: node for node in graph.nodes}
+    found = []
+    for node in made.nodes:
+        name = names.get(node.name, "(outputs)" if node.op == "output" else node.name)
+        other = obtained.get(node.name)
+        if other is None and (node.users or node.op == "output"):
+            found.append(failed(name, "is missing in the twin's graph"))
+        elif other is not None and _reads(node) != _reads(other):
+            found.append(failed(name, f"reads {_reads(other)}, not {_reads(node)}"))
+        elif other is not None and (node.op, str(node.target)) != (other.op, str(other.target)):
+            found.append(failed(name, f"calls {other.target}, not {node.target}"))
+    return found
+
+
+def _steps(conversion: Conversion) -> Any:
+    return zip(conversion.calls, conversion.plan.layers, strict=True)
+
+
+def _reads(node: fx.Node) -> str:
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source)
+    return ", ".join([*map(str, args), *(f"{key}={value}" for key, value in kwargs.items())])
+
+
+def _placeholders(conversion: Conversion) -> list[fx.Node]:
+    return [node for node in conversion.traced.graph.nodes if node.op == "placeholder"]
+
+
+# Inputs and scores ----------------------------------------------------------------------------------
+
+
+def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
+    """The phases of the padded image, cut out by slices, against what the twin's input holds."""
+    padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
+    expected = torch.zeros_like(rearranged)
+    for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
+        steps = zip(phase, plan.map.factor, strict=True)
+        where: tuple[Any, ...] = (..., *(slice(start, None, step) for start, step in steps))
+        sampled = padded[where]
+        channels = slice(offset, None, prod(plan.map.factor))
+        where = (slice(None), channels, *map(slice, sampled.shape[2:]))
+        expected[where] = sampled
+    return compared("rearrange", "SpaceToDepth", expected, rearranged, torch.zeros_like(expected))
 
 
 @torch.no_grad()
@@ -277,36 +425,6 @@ def compare_scores(
 
 def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
     """In evaluation mode on the CPU, parametrized weights as they were computed before the cast."""
-    copied = copy.deepcopy(network)
+    copied = own_copy(network).eval()
     make_plain(copied)
-    return copied.to("cpu", dtype).eval()
-
-
-def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
-    """The phases of the padded image, cut out by slices, against what the twin's input holds."""
-    padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
-    expected = torch.zeros_like(rearranged)
-    for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
-        steps = zip(phase, plan.map.factor, strict=True)
-        where: tuple[Any, ...] = (..., *(slice(start, None, step) for start, step in steps))
-        sampled = padded[where]
-        channels = slice(offset, None, prod(plan.map.factor))
-        where = (slice(None), channels, *map(slice, sampled.shape[2:]))
-        expected[where] = sampled
-    return _report("rearrange", "SpaceToDepth", expected, rearranged, torch.zeros_like(expected))
-
-
-def _report(
-    layer: str, operation: str, expected: Tensor, obtained: Tensor, bound: Tensor
-) -> LayerReport:
-    expected = expected.to(bound.dtype)
-    error = (obtained.to(bound.dtype) - expected).abs()
-    share = torch.where(error == 0, 0, error / bound)
-    value, difference, worst = (float(t.max()) for t in (expected.abs(), error, share))
-    passed = bool((error <= bound).all())
-    return LayerReport(layer, operation, value, difference, worst, passed)
-
-
-def _worst(reports: Iterator[LayerReport] | Any) -> LayerReport:
-    """Of several tensors of one layer, the one that differs most."""
-    return max(reports, key=lambda report: (not report.passed, report.share_of_bound))
+    return copied.to("cpu", dtype)
