@@ -163,7 +163,9 @@ def _matrix_product(rearranged: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 def expanded(weight: Tensor, windows: Windows) -> Tensor:
     """The unit-stride filter of a strided one (out, in / groups, *kernel)."""
-    return gather_taps(weight, [_places(w.kernel, w.stride, w.dilation) for w in windows]).contiguous()
+    return gather_taps(
+        weight, [_places(w.kernel, w.stride, w.dilation) for w in windows]
+    ).contiguous()
 
 
 # Transposed convolutions ----------------------------------------------------------------------------
@@ -373,7 +375,9 @@ def _counts(
 
 def adaptive_windows(sizes: Sequence[int], outputs: Sequence[int | None]) -> Windows | None:
     """Adaptive pooling as windows; None where they are not all of one size."""
-    steps = [1 if wanted is None else size / wanted for size, wanted in zip(sizes, outputs, strict=True)]
+    steps = [
+        1 if wanted is None else size / wanted for size, wanted in zip(sizes, outputs, strict=True)
+    ]
     if any([step != int(step) for step in steps]):
         return None
     return tuple(Window(int(step), int(step)) for step in steps)
