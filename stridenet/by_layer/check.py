@@ -38,14 +38,25 @@ def as_inputs(example_inputs: Any) -> Inputs:
 def check_layers(originals: Mapping[str, nn.Module], same: nn.Module) -> None:
     """Each converted layer by itself on a small random map; raises StrideEliminationError."""
     with undisturbed():
-        layers = converted_layers(same)
-        for name, layer in layers.items():
-            before, after = (copied(m, share_tensors=True).eval() for m in (originals[name], layer))
-            _drop_hooks(before)
-            _drop_hooks(after)
-            x = _small_input(before)
-            if x is not None:
-                _require(_report(name, before, (x,), {}, after(cloned(x))))
+        for name, layer in converted_layers(same).items():
+            for report in _alone(name, originals[name], layer):
+                _require(report)
+
+
+def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
+    """The same of each converted layer of a network, as reports."""
+    originals = dict(model.named_modules())
+    layers = converted_layers(same).items()
+    return [report for name, layer in layers for report in _alone(name, originals[name], layer)]
+
+
+def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
+    """One layer on a small random map, without the hooks of the user; none if nothing tells its size."""
+    before, after = (copied(layer, share_tensors=True).eval() for layer in (before, after))
+    for layer in (before, after):
+        _drop_hooks(layer)
+    x = _small_input(before)
+    return [] if x is None else [_report(name, before, (x,), {}, after(cloned(x)))]
 
 
 def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> None:
