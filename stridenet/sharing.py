@@ -41,7 +41,7 @@ WHOLE = (torch.int64, torch.int32)
 # Origins --------------------------------------------------------------------------------------------
 
 
-def origins(twin: nn.Module) -> dict[str, Origin]:
+def origins(twin: Any) -> dict[str, Origin]:
     """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name; of a network
     that convert_layers made, of each that it has changed.
 
@@ -325,7 +325,7 @@ def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = N
 # Back to the strided network ------------------------------------------------------------------------
 
 
-def fold_back(twin: nn.Module) -> nn.Module:
+def fold_back(twin: Any) -> nn.Module:
     """The strided network nearest to a twin, in least squares of the weights: of eliminate_stride's
     twins a torch.fx.GraphModule, of convert_layers' the model itself, as it was.
 

@@ -11,7 +11,7 @@ ones, and how it differs from one that is made now: not at all, if it is right.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from math import prod

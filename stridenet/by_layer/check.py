@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.calls import POOLING_CALLS, numbers
@@ -51,7 +52,7 @@ def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
 
 
 def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
-    """One layer on a small random map, without the hooks of the user; none if nothing tells its size."""
+    """One layer on a small random map, without the user's hooks; none if nothing tells its size."""
     before, after = (copied(layer, share_tensors=True).eval() for layer in (before, after))
     for layer in (before, after):
         _drop_hooks(layer)
@@ -62,8 +63,9 @@ def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
 def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> None:
     """The converted network beside the model, in evaluation mode; raises StrideEliminationError."""
     with undisturbed():
-        networks = [copied(network, share_tensors=True).eval() for network in (model, same)]
-        reports, difference, largest = compare(*networks, as_inputs(example_inputs))
+        before, after = (copied(network, share_tensors=True).eval() for network in (model, same))
+        with _NothingOf(model if model is not same else None):
+            reports, difference, largest = compare(before, after, as_inputs(example_inputs))
         for report in reports:
             _require(report)
         if not difference <= APART * max(largest, 1e-30):
@@ -75,11 +77,32 @@ def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> Non
             )
 
 
+class _NothingOf(TorchFunctionMode):
+    """Sees that nothing that runs computes with the parameters of a model of which it has copies."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        super().__init__()
+        named = model.named_parameters() if model is not None else ()
+        self.names = {id(parameter): name for name, parameter in named}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's way to pass a call through a mode."""
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            if id(value) in self.names:
+                raise StrideEliminationError(
+                    f"a copy of the model still computes with {self.names[id(value)]} of the model "
+                    "itself: some function of its keeps it where a copy cannot reach (a global, a "
+                    "class); take it from self, or give inplace=True"
+                )
+        return func(*args, **kwargs)
+
+
 def compare(
     model: nn.Module, same: nn.Module, inputs: Inputs
 ) -> tuple[list[LayerReport], float, float]:
-    """Run two networks, which are copies of ours. Returns a report for each converted call in order, the
-    largest difference of an output, and the largest output."""
+    """Run two networks, which are copies of ours. Returns a report for each converted call in order,
+    the largest difference of an output, and the largest output."""
     seed()
     expected = run(model, inputs)
     reports: list[LayerReport] = []
@@ -203,7 +226,7 @@ def _drop_hooks(module: nn.Module) -> None:
 
 
 def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
-    """The largest difference of two outputs, infinite where they are of another kind; the largest output."""
+    """The largest difference of two outputs, infinite where they are of another kind; the largest."""
     first, second = leaves(expected), leaves(obtained)
     if len(first) != len(second):
         return float("inf"), 1.0

@@ -16,7 +16,6 @@ from stridenet.by_layer.modules import (
     UnitStrideLayer,
     UnitStridePooling,
     convolutions,
-    converted_layers,
     describes_the_original,
     exchange_back,
     layer_origins,
@@ -58,9 +57,9 @@ def convert_layers(
         equal to the strided one up to rounding.
 
     Weights set before each forward (the old weight_norm and spectral_norm, pruning) are taken as they
-    are; parametrized ones stay so. Raises StrideEliminationError, naming the layer, for what cannot be
-    converted: indices of pooling, a forward replaced on one object, lazy layers, one parameter in layers
-    that need different ones; TorchScript and quantized modules.
+    are; parametrized ones stay so. Raises StrideEliminationError, naming the layer, for what cannot
+    be converted: indices of pooling, a forward replaced on one object, lazy layers, one parameter in
+    layers that need different ones; TorchScript and quantized modules.
 
     >>> model = nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3), nn.ReLU())
     >>> convert_layers(model)[0]
@@ -121,7 +120,7 @@ def _fitted(key: str, given: Tensor, wanted: Tensor, expand: Any) -> Tensor:
 
 @torch.no_grad()
 def fold_layers_back(model: Model) -> Model:
-    """A copy of a converted model with its strided layers: each strided number the mean of its copies.
+    """A copy of a converted model with its strided layers: each number the mean of its copies.
 
     What stands at structural zeros is lost. The weights of an unchanged conversion come back to the bit.
     """
@@ -136,7 +135,7 @@ def fold_layers_back(model: Model) -> Model:
             if not isinstance(module, UnitStridePooling):
                 _fold(module, done)
             describes_the_original(module)
-        exchange_back(module)  # type: ignore[arg-type]
+        exchange_back(module)
     return strided
 
 

@@ -1,4 +1,4 @@
-"""Which modules of a model are to be converted, which cannot be, and how their classes are exchanged."""
+"""Which modules of a model are to be converted, which cannot be, and the exchange of their classes."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,7 +138,8 @@ def _require_convertible(step: Step) -> None:
             "would not be asked: take the replacement off first (del module.forward; of accelerate, "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True))"
         )
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
+    lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
+    if lazy and module.has_uninitialized_params():
         raise StrideEliminationError(
             f"{step.named} has no weights yet: run the model once on an input, then convert it"
         )
@@ -164,24 +165,13 @@ def _require_whole(step: Step) -> None:
             "would undo the conversion; make it a parametrization (torch.nn.utils.parametrize), or set "
             "layer.weight = nn.Parameter(layer.weight.detach()) and remove the hook"
         )
-    size = _strided(layer).weight_size
+    size = StridedConvolution.of(layer).weight_size
     if tuple(layer.weight.shape) != size:
         raise StrideEliminationError(
             f"{step.named} was changed after it was made: its weight is "
             f"{format_size(layer.weight.shape)}, but its channels, groups and kernel say "
             f"{format_size(size)}; set these to what the weight is"
         )
-
-
-def _strided(layer: Any) -> StridedConvolution:
-    """What a convolution is, its numbers one for each axis even where somebody set a single one."""
-    axes = next(n for n, pair in enumerate(zip(CONVOLUTIONS, TRANSPOSED, strict=True), 1)
-                if isinstance(layer, pair))  # fmt: skip
-    for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
-        value = getattr(layer, name)
-        if not isinstance(value, str):
-            setattr(layer, name, numbers(value, axes))
-    return StridedConvolution.of(layer)
 
 
 def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
@@ -213,7 +203,7 @@ def _becomes(held: str, step: Step | None) -> Any:
         return None
     if held == "bias" and step.mixin is not UnitStrideTransposed:
         return None
-    was = _strided(step.module)
+    was = StridedConvolution.of(step.module)
     return (held, was.transposed, was.groups, was.tap_maps)
 
 
@@ -232,7 +222,7 @@ def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
         module.strided = StridedPooling.of(module)
     else:
         _bake(module)
-        module.strided = _strided(module)
+        module.strided = StridedConvolution.of(module)
         _expand(module, "weight", module.strided.expand, done)
         if step.mixin is UnitStrideTransposed and module.bias is not None:
             _expand(module, "bias", module.strided.expand_bias, done)
@@ -258,6 +248,9 @@ def _expand(layer: Any, name: str, expand: Any, done: set[int]) -> None:
         return
     tensor = getattr(layer, name)
     if id(tensor) not in done:
+        channels_last = tensor.ndim == 4 and not tensor.is_contiguous()
         tensor.data = expand(tensor.data)
+        if channels_last:
+            tensor.data = tensor.data.contiguous(memory_format=torch.channels_last)
         tensor.grad = None
         done.add(id(tensor))

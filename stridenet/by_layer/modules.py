@@ -80,8 +80,16 @@ class StridedConvolution:
 
     @classmethod
     def of(cls, layer: Any) -> "StridedConvolution":
-        """What a layer of torch's says of itself."""
+        """What a layer of torch's says of itself: a number for each axis, even where one was set."""
         own = {name: getattr(layer, name) for name in _CONVOLUTION_ATTRIBUTES}
+        axes = next(
+            n
+            for n, kinds in enumerate(zip(CONVOLUTIONS, TRANSPOSED, strict=True), 1)
+            if isinstance(layer, kinds)
+        )
+        for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
+            if not isinstance(own[name], str):
+                own[name] = numbers(own[name], axes)
         return cls(operation=class_before(layer).__name__, **own)
 
     def __str__(self) -> str:
@@ -268,11 +276,11 @@ def _forward_with_unit_strides(before: Any) -> Callable[..., Any]:
     return forward
 
 
-Mixin = type[Exchanged]
+Mixin = Any  # one of the classes above
 
 
 @cache
-def _exchanged(before: type, mixin: Mixin) -> Any:
+def _exchanged(before: Any, mixin: Any) -> Any:
     """The class of a converted module that was a `before`.
 
     It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.

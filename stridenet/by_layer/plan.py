@@ -1,4 +1,4 @@
-"""What convert_layers would make of a model, layer by layer: filters, and with an input maps and cost."""
+"""What convert_layers would make of a model, layer by layer: filters; with an input, maps and cost."""
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
@@ -81,7 +81,7 @@ class LayersPlan:
         zeros = sum(each.structural_zeros for each in self.layers)
         lines = [aligned(heading, rows)] if rows else []
         lines.append(
-            f"{len(self.layers)} strided layers; parameters {before:,} -> {after:,} "
+            f"strided layers: {len(self.layers)}; parameters {before:,} -> {after:,} "
             f"({zeros:,} structural zeros)"
         )
         return "\n".join(lines)
@@ -113,7 +113,7 @@ def plan_layers(
     >>> print(plan_layers(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3))))
     layer operation               filter
         0    Conv2d 8x3x7x7 -> 8x12x4x4
-    1 strided layers; parameters 1,184 -> 1,544 (360 structural zeros)
+    strided layers: 1; parameters 1,184 -> 1,544 (360 structural zeros)
     """
     model = unwrapped(model)
     if example_inputs is None:

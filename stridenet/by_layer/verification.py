@@ -2,7 +2,6 @@
 
 from collections.abc import Iterator
 from contextlib import suppress
-from math import inf
 from typing import Any
 
 import torch
@@ -28,8 +27,8 @@ APART_IN_FLOAT64 = 1e-7  # of the largest output
 def verify_layers(model: nn.Module, same: nn.Module, example_inputs: Any) -> VerificationReport:
     """Compare what convert_layers made of a model with it, in float64 on the CPU.
 
-    example_inputs: as of convert_layers. Without them each converted layer is run on a small random map,
-        and the networks are not. Both are copies in evaluation mode, with the same noise on their
+    example_inputs: as of convert_layers. Without them each converted layer is run on a small random
+        map, and the networks are not. Both are copies in evaluation mode, with the same noise on their
         parameters. A forward that does not run in float64 runs in the model's own type.
     """
     model, same = unwrapped(model), unwrapped(same)
@@ -62,7 +61,7 @@ def converted_like(same: nn.Module, model: nn.Module) -> nn.Module:
     known = dict(same.named_modules())
     for name, module in made.named_modules():
         if isinstance(module, UnitStrideForward):
-            module.unit_stride_calls = dict(known[name].unit_stride_calls)  # type: ignore[arg-type]
+            module.unit_stride_calls = dict(known[name].unit_stride_calls)
         elif isinstance(module, UnitStrideLayer) and hasattr(module, "depthwise"):
             module.depthwise = known[name].depthwise
     return made

@@ -5,6 +5,7 @@ import copy
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -134,6 +135,14 @@ def compare(
     else:
         tolerances = [[tolerance] * len(outputs) for outputs in expected]
     obtained = _onnxruntime_outputs(path, feeds)
+    for theirs, ours in zip(chain(*obtained), chain(*expected), strict=True):
+        if theirs.shape != ours.shape:
+            raise StrideEliminationError(
+                f"{path.name} is not the network at every size: onnxruntime gives "
+                f"{format_size(theirs.shape)}, PyTorch {format_size(ours.shape)}, as where a forward "
+                "rounds sizes up (ONNX divides towards zero); input_size=… instead of example_inputs "
+                "fixes the sizes"
+            )
     counts = tuple(len(images[0]) for images in batches)
     found = [
         Comparison(counts, _largest(theirs - ours), allowed, _largest(ours))
