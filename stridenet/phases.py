@@ -142,7 +142,7 @@ Places = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def places_of(tap_map: Taps) -> Places:
-    """For each place of one axis of the twin's filter its tap, one past the last for none; (S, F, K̃)."""
+    """For each place of one axis of the twin's filter its tap, or one past the last; (S, F, K̃)."""
     taps = tap_map.taps
     return tuple((taps.ravel() % (tap_map.kernel + 1)).tolist()), taps.shape
 

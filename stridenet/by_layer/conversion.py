@@ -122,7 +122,7 @@ def _fitted(key: str, given: Tensor, wanted: Tensor, expand: Any) -> Tensor:
 def fold_layers_back(model: Model) -> Model:
     """A copy of a converted model with its strided layers: each number the mean of its copies.
 
-    What stands at structural zeros is lost. The weights of an unchanged conversion come back to the bit.
+    What stands at structural zeros is lost. Weights that are as they were made come back to the bit.
     """
     strided = copied(model)
     done: set[int] = set()

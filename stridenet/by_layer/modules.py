@@ -355,7 +355,6 @@ def describes_unit_strides(layer: Any, depthwise: str) -> None:
         return
     was = layer.strided
     ones, zeros = (1,) * len(was.stride), (0,) * len(was.stride)
-    out_channels, in_channels, *kernel = torch.empty(was.weight_size, device="meta").shape
     size = was.expand(torch.empty(was.weight_size, device="meta")).shape
     layer.out_channels, layer.in_channels = size[0], size[1] * was.groups
     layer.kernel_size = tuple(size[2:])

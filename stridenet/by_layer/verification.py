@@ -74,7 +74,7 @@ def _run_both(
     for kind in ("full", "gentle", None):
         noisy, changed = copied(own), copied(twin)
         if kind is not None:
-            add_noise(noisy, kind)  # type: ignore[arg-type]
+            add_noise(noisy, kind)
             _add_difference(changed, converted_like(twin, noisy), made)
         for dtype, allowed in ((torch.float64, APART_IN_FLOAT64), (None, APART)):
             networks = [copied(network) for network in (noisy, changed)]

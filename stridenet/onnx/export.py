@@ -194,8 +194,8 @@ def _sizes_of(example_inputs: Any, input_size: Any) -> tuple[Size, ...]:
     plain = isinstance(given, (tuple, list)) and given and all(isinstance(x, Tensor) for x in given)
     if not plain or input_size is not None:
         raise InputError(
-            f"example_inputs is a {type(example_inputs).__name__}: give a tensor, or a tuple of tensors "
-            "(an ONNX file has positional inputs), and no input_size beside it"
+            f"example_inputs is a {type(example_inputs).__name__}: give a tensor, or a tuple of "
+            "tensors (an ONNX file has positional inputs), and no input_size beside it"
         )
     if any(x.ndim < 2 for x in given):
         raise InputError("example_inputs must have a batch first, and at least one axis behind it")
@@ -355,9 +355,9 @@ def _checked_images(
     if not subject.free or subject.layout:
         return images
     sizes = [
-        tuple(n if isinstance(free, int) or n < 8 else n + n // 4 + 1 for n, free in zip(size, axes[1:], strict=True))
+        tuple(map(_another, size, axes[1:]))
         for size, axes in zip(subject.sizes, given, strict=True)
-    ]  # fmt: skip
+    ]
     if tuple(sizes) == subject.sizes:
         return images
     others = subject.images(counts[-1], sizes)
@@ -366,6 +366,11 @@ def _checked_images(
     except StrideEliminationError:  # that the sizes must go together, a file cannot say
         return images
     return [*images, others]
+
+
+def _another(size: int, axis: Any) -> int:
+    """Another size of an axis that is free and spatial: a quarter more."""
+    return size if isinstance(axis, int) else size + size // 4 + 1
 
 
 def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
