@@ -23,6 +23,7 @@ from stridenet.reports import LayerReport, compared
 from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+LARGEST = 2**20  # positions of a map on which a layer is checked by itself
 APART = (
     1e-3  # of the largest output, where the outputs of two networks count as different in the check
 )
