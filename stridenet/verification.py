@@ -38,12 +38,13 @@ from stridenet.comparison import (
     undisturbed,
     without_dropout,
 )
+from stridenet.copies import copied
 from stridenet.errors import StrideEliminationError
 from stridenet.noise import add_noise
 from stridenet.plan import EliminationPlan, InputPlan, LayerPlan
 from stridenet.planner import Conversion
 from stridenet.reports import LayerReport, VerificationReport, compared, failed
-from stridenet.sharing import make_plain
+from stridenet.sharing import Masked, Tied, make_plain
 from stridenet.sizes import checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork, build
 
@@ -79,7 +80,9 @@ def verify(
         with undisturbed(), without_dropout():
             report = _Verification(model, twin, images).report()
     elif is_converted(twin):
-        report = verify_layers(model, twin, images)
+        plain = copied(twin)
+        make_plain(plain, (Tied, Masked))
+        report = verify_layers(model, plain, images)
     else:
         raise StrideEliminationError(
             f"{type(twin).__name__} is not a twin: expected what eliminate_stride or convert_layers "
