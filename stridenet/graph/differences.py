@@ -31,12 +31,9 @@ def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, An
 
 def _leaves(tracer: Tracer, node: fx.Node, place: dict[fx.Node, int]) -> list[Any]:
     """What a node does, and everything that it is given: other nodes by their places."""
-    target = (
-        str(node.target) if node.op in ("get_attr", "call_method", "call_module") else node.target
-    )
-    found: list[Any] = [(node.op, target)]
-    if node.op == "get_attr" and target.startswith("_tensor_constant"):
-        found.append(getattr(tracer.root, target))  # a tensor that the forward made
+    found: list[Any] = [(node.op, node.target)]
+    if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+        found.append(getattr(tracer.root, str(node.target)))  # a tensor that the forward made
 
     def add(leaf: Any) -> Any:
         found.append((place[leaf],) if isinstance(leaf, fx.Node) else leaf)

@@ -187,6 +187,8 @@ class Tracer(fx.Tracer):
                 leaf = self.root.get_submodule(path)
                 if leaf.training != module.training:
                     leaf.train(module.training)  # the forward has changed its mode
+                if isinstance(leaf, TRANSPOSED):
+                    args, kwargs = _without_batch(leaf, args, kwargs)
                 return self.create_proxy("call_module", path, args, kwargs)
             if hasattr(module, "_orig_mod"):  # torch.compile's
                 return module._orig_mod(*args, **kwargs)
@@ -204,8 +206,9 @@ class Tracer(fx.Tracer):
         """A tensor of the model on the meta device."""
         if path not in self._meta:
             real = operator.attrgetter(path)(self.root)
-            meta = torch.empty_like(real, device="meta")
-            self._meta[path] = meta.requires_grad_(real.requires_grad and real.is_leaf)
+            with torch._C.DisableTorchFunction():
+                meta = torch.empty_like(real, device="meta")
+                self._meta[path] = meta.requires_grad_(real.requires_grad and real.is_leaf)
         return self._meta[path]
 
     def attribute_node(self, path: str) -> fx.Node:
@@ -219,9 +222,10 @@ class Tracer(fx.Tracer):
     def known_attribute(self, path: str) -> Any:
         """The numbers of a buffer; None for a parameter, which training changes."""
         real = self.originals.get(path)
-        if path in self.parameters or real is None or real.is_meta:
+        if path in self.parameters or real is None:
             return None
-        return real if real.numel() <= _MOST_KNOWN else None
+        with torch._C.DisableTorchFunction():  # we are not the forward
+            return real if not real.is_meta and real.numel() <= _MOST_KNOWN else None
 
     # Operations
 
@@ -324,7 +328,7 @@ class Tracer(fx.Tracer):
         if node.op in ("call_function", "call_method") and tensors(value):
             node.meta["known"] = self._known(node, value)
         for part in tensors(value):
-            if 0 in part.shape and not made:
+            if 0 in part.shape and not (made or str(node.target).startswith("new_")):
                 raise StrideEliminationError(
                     f"{place(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
                     f"{users_line()}"
@@ -431,6 +435,16 @@ def multiples(arguments: Any, batch: int) -> bool:
 def is_multiple(leaf: Any, batch: int) -> bool:
     """Whether a number comes from that of the images."""
     return type(leaf) in (int, float) and leaf != 0 and leaf % batch == 0
+
+
+def _without_batch(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
+    """The output_size of a transposed convolution without the batch and channels that it may have."""
+    named = dict(zip(("input", "output_size"), args, strict=False)) | kwargs
+    size = named.pop("output_size", None)
+    if size is None:
+        return args, kwargs
+    axes = len(cast(Any, layer).kernel_size)
+    return (named["input"],), {"output_size": [int(extent) for extent in size[-axes:]]}
 
 
 def _without_devices(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
