@@ -75,6 +75,8 @@ class Tracer(fx.Tracer):
         self.output: Any = None
         self._meta: dict[str, Tensor] = {}
         self._attributes: dict[str, fx.Node] = {}
+        self._made: dict[tuple[int, int], Tensor] = {}
+        self._alive: list[Any] = []  # an id is nobody else's as long as its thing lives
 
     # From the model to its graph
 
@@ -103,7 +105,7 @@ class Tracer(fx.Tracer):
     def _take(self, stage: nn.Module) -> None:
         """Have the stage's modules call us, and its tensors be proxies."""
         self.modules = {id(m): name for name, m in stage.named_modules()}
-        self._alive = list(stage.modules())  # an id is nobody else's as long as they live
+        self._alive += stage.modules()
         self.leaves = {name for name, m in stage.named_modules() if self.is_leaf_module(m, name)}
         self.parameters = {n for n, _ in self.root.named_parameters(remove_duplicate=False)}
         self.originals: dict[str, Any] = {}
@@ -272,7 +274,18 @@ class Tracer(fx.Tracer):
             return self.attribute_node(self.own[id(a)])
         if isinstance(a, nn.Parameter):
             self.refuse("uses a parameter that none of the model's modules holds")
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            a = self._as_it_is_now(a)
         return super().create_arg(a)
+
+    def _as_it_is_now(self, made: Tensor) -> Tensor:
+        """A copy of a tensor that the forward has made, and may change later."""
+        key = (id(made), made._version)
+        if key not in self._made:
+            with torch._C.DisableTorchFunction():
+                self._made[key] = made.detach().clone()
+            self._alive.append(made)
+        return self._made[key]
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
