@@ -7,6 +7,7 @@ may trace, run and train meanwhile.
 
 import operator
 import types
+from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -42,7 +43,7 @@ _FACTORIES = {
 }  # fmt: skip
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
 _MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
-_MOST_NODES = 50_000
+_MOST_OF_A_LINE = 5_000  # operations: a loop over BATCH images has more
 
 
 @dataclass(frozen=True)
@@ -75,6 +76,7 @@ class Tracer(fx.Tracer):
         self.output: Any = None
         self._meta: dict[str, Tensor] = {}
         self._attributes: dict[str, fx.Node] = {}
+        self._lines: Counter[str] = Counter()
         self._made: dict[tuple[int, int], Tensor] = {}
         self._alive: list[Any] = []  # an id is nobody else's as long as its thing lives
 
@@ -291,11 +293,13 @@ class Tracer(fx.Tracer):
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
     ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
-        if len(self.graph.nodes) > _MOST_NODES:
-            self.refuse(
-                f"has more than {_MOST_NODES:,} operations, as if it had a loop over the images"
-            )
         value = self._run(node)
+        where = node.meta["where"]
+        self._lines[where] += kind != "call_module"
+        if where and self._lines[where] > _MOST_OF_A_LINE:
+            self.refuse(
+                f"has a line that runs more than {_MOST_OF_A_LINE:,} times, as for each image"
+            )
         if tensors(value):
             return TensorProxy(self, value, node)
         self.graph.erase_node(node)

@@ -189,7 +189,7 @@ class _Trace:
             )
         if self._is_about_numbers(error):
             return StrideEliminationError(
-                f"{failed}; the model's numbers are {str(self.facts.dtype)[6:]}: convert it in a type "
+                f"{failed}; the model's numbers are {_kinds(self.model)}: convert it in a type "
                 "that this operation has, as in model.float()"
             )
         return StrideEliminationError(f"{failed}; give the input_size that the network takes")
@@ -202,16 +202,13 @@ class _Trace:
         return True
 
     def _is_about_numbers(self, error: Exception) -> bool:
-        words = (
-            "dtype",
-            "not implemented for",
-            "same type",
-            "complex",
-            "Char",
-            "Byte",
-            "type torch",
-        )
+        words = ("dtype", "not implemented for", "same type", "be the same", "scalar type")
         return any(word in str(error) for word in words)
+
+
+def _kinds(model: nn.Module) -> str:
+    """The types of a model's numbers, by name."""
+    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def _facts(model: nn.Module) -> Facts:
