@@ -187,6 +187,12 @@ def integers() -> nn.Module:
     return model
 
 
+def in_floating_point(model: nn.Module) -> nn.Module:
+    for parameter in model.parameters():
+        parameter.data = parameter.data.float()
+    return model
+
+
 CURED: dict[str, tuple[Callable[[], nn.Module], str, Callable]] = {
     "lazy": (
         lambda: nn.Sequential(nn.LazyConv2d(4, 3, 2)),
@@ -200,7 +206,7 @@ CURED: dict[str, tuple[Callable[[], nn.Module], str, Callable]] = {
     "forward": (replaced, r"forward of 0 \(Conv2d\) was replaced.*derive a class", cure_forward),
     "meta": (on_meta, r"on the meta device: load its weights", lambda m: m.to_empty(device="cpu")),
     "integers": (
-        integers, r"numbers are int8: convert .*model\.float", lambda m: m.float(),
+        integers, r"numbers are int8: .* weights in floating point for integers", in_floating_point,
     ),
 }  # fmt: skip
 

@@ -189,8 +189,8 @@ class _Trace:
             )
         if self._is_about_numbers(error):
             return StrideEliminationError(
-                f"{failed}; the model's numbers are {_kinds(self.model)}: convert it in a type "
-                "that this operation has, as in model.float()"
+                f"{failed}; the model's numbers are {_kinds(self.model)}: give it "
+                "others (model.float() for half precision, weights in floating point for integers)"
             )
         return StrideEliminationError(f"{failed}; give the input_size that the network takes")
 
