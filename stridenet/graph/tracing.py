@@ -20,10 +20,11 @@ from stridenet.copies import copied, same_random_states, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.changes import refuse_changes
 from stridenet.graph.differences import differences
+from stridenet.graph.meta import first_line, is_multiple
 from stridenet.graph.nodes import BATCH
 from stridenet.graph.places import users_line
 from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer, first_line, is_multiple
+from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer
 from stridenet.sizes import Size
 
 CURE = "convert_layers(model) converts its layers one by one, without tracing"
