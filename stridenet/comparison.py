@@ -155,11 +155,11 @@ class Comparison(Runner):
         strided: nn.Module,
         inputs: Sequence[Tensor],
         dtype: torch.dtype | None = None,
-        wide: bool = False,
+        again: bool = False,
     ) -> None:
-        """wide: functions of single numbers are compared on numbers far from zero, too."""
+        """again: layers with weights and functions of single numbers are compared on random maps too."""
         super().__init__(network, graph, dtype)
-        self.wide = wide
+        self.again = again
         self.conversion = conversion
         self.strided = Runner(strided, conversion.traced.graph, dtype)
         self.nodes = {node.name: node for node in conversion.traced.graph.nodes}
@@ -188,8 +188,9 @@ class Comparison(Runner):
     def _run_both(self, n: fx.Node) -> Any:
         call, rule, _ = self.steps[n.name]
         reports = []
-        if self.wide and isinstance(rule, Elementwise) and len(call.maps) == 1:
-            reports.append(self._on_wide_maps(n))
+        weighted = call.module is not None and next(call.module.parameters(), None) is not None
+        if self.again and len(call.maps) == 1 and (weighted or isinstance(rule, Elementwise)):
+            reports.append(self._on_random_maps(n, weighted))
         result, report = self._compared(n)
         reports.append(report)
         if not all(report.passed for report in reports):
@@ -198,15 +199,16 @@ class Comparison(Runner):
             self.reports.append(report)
         return self._lively(call.node, result)
 
-    def _on_wide_maps(self, n: fx.Node) -> LayerReport:
-        """On random numbers of a standard deviation of eight: there, a ReLU6 is no ReLU."""
+    def _on_random_maps(self, n: fx.Node, weighted: bool) -> LayerReport:
+        """Zeros before a filter hide its weights; far from zero, a ReLU6 is no ReLU."""
         source = self.steps[n.name][0].maps[0]
         twin = self.twins[source.name]
         before, image = self.env[twin], self.images.get(source)
-        if not isinstance(before, Tensor) or not before.is_floating_point():
+        random_already = image is not None and weighted  # and padded, perhaps
+        if random_already or not isinstance(before, Tensor) or not before.is_floating_point():
             return self._compared(n)[1]
-        numbers = torch.randn(before.shape, generator=self.generator, device="cpu") * 8
-        self.env[twin] = numbers.to(before)
+        numbers = torch.randn(before.shape, generator=self.generator, device="cpu")
+        self.env[twin] = (numbers if weighted else 8 * numbers).to(before)
         if image is not None:
             self.images[source] = self._real(source, self.env[twin])
         try:

@@ -186,7 +186,7 @@ class _Verification:
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
         reports = [*map(_compare_input, images, rearranged, self.conversion.plan.inputs)]
         yield worst(reports)
-        if self.rewired:
+        if self.rewired or inf in [report.largest_error for report in reports]:
             yield from self.rewired
             return
         yield from self._operations(images, rearranged)
@@ -195,7 +195,7 @@ class _Verification:
         strided, twin = layers_of(self.conversion.traced), layers_of(self.twin.network)
         graph = self.twin.network.graph
         comparison = Comparison(
-            twin, graph, self.conversion, strided, images, self.dtype, wide=True
+            twin, graph, self.conversion, strided, images, self.dtype, again=True
         )
         try:
             outputs = comparison.run(*map(cloned, rearranged))
@@ -417,7 +417,7 @@ def _reads(node: fx.Node) -> str:
 def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
     """The phases of the padded image, cut out by slices, against what the twin's input holds."""
     padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
-    expected = torch.zeros_like(rearranged)
+    expected = images.new_zeros(len(images), *plan.map.unit_stride_size)
     for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
         steps = zip(phase, plan.map.factor, strict=True)
         where: tuple[Any, ...] = (..., *(slice(start, None, step) for start, step in steps))
