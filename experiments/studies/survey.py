@@ -153,8 +153,7 @@ def _other_worker(
 
 def _measured(worker: Worker, one: Chosen, config: Survey, version: str | None) -> Row:
     """The row of a model."""
-    options = {k: getattr(config, k) for k in DECIDING if k != "threads"}
-    said = worker.measure(model=one.model, **options)
+    said = worker.measure(model=one.model, **_identity(config))
     row = {**asdict(one), "version": version, "config": _identity(config), **said}
     return settled(row)
 
@@ -291,12 +290,12 @@ def by_source_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 def kind_of(reason: str) -> str:
     """A message without names and numbers: what messages of one kind have in common."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "…", reason)
-    text = re.sub(r"[\w.\[\]]+ \([A-Z]\w*\)", "… (…)", text)  # layer1.0.conv (Conv2d)
+    text = re.sub(r"[\w.\[\]]+ \([A-Za-z]\w*\)", "… (…)", text)  # layer1.0.conv (Conv2d)
     text = re.sub(r"[\w/.\-]+\.py(:\d+)?", "….py", text)
     text = re.sub(r"\b\w+(\.\w+)+\b", "…", text)  # dotted names and decimal numbers
     text = re.sub(r"\b\w*\d[\w,]*\b", "…", text)  # numbers, sizes, names with numbers
     text = re.sub(r"\b[a-z]+_\w*\b", "…", text)
-    text = re.sub(r"(…[\s,×x\-()\[\]]*){2,}", "… ", text)
+    text = re.sub(r"(…[\s,×x\-\[\]]*){2,}", "… ", text)
     return textwrap.shorten(" ".join(text.split()), 160, placeholder=" …")
 
 

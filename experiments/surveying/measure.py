@@ -281,8 +281,8 @@ def _place(error: BaseException) -> str:
     """Where it was raised: the last place in the library, and the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "stridenet" in Path(frame.filename).parts]
-    places = dict.fromkeys([*ours[-1:], *frames[-1:]])
-    return ", ".join(f"{Path(frame.filename).name}:{frame.lineno}" for frame in places)
+    places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[-1:] + frames[-1:]]
+    return ", ".join(dict.fromkeys(places))
 
 
 def _written(example: Example) -> str:

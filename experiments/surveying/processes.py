@@ -48,7 +48,7 @@ class Worker:
             env=os.environ | OFFLINE | one | homes | {"PYTHONPATH": os.pathsep.join(places)},
             start_new_session=True,  # so that its models' processes end with it
         )
-        self._ask({"source": located(source), "threads": threads})
+        self._ask({"source": located(source)})
         answer = self._answer() or {"missing": "its process ended while it was imported"}
         self.version: str | None = answer.get("version")
         self.missing: str | None = answer.get("missing")

@@ -53,6 +53,24 @@ class Source(Protocol):
         """Inputs that the model may take, small ones first; the first that it takes are used."""
 
 
+class Toy:
+    """A source of one small network, with what networks have: to try a survey on."""
+
+    package = distribution = "torch"
+
+    def families(self) -> dict[str, list[str]]:
+        """One."""
+        return {"toy": ["toy"]}
+
+    def make(self, name: str) -> nn.Module:
+        """A strided convolution, and a pooling."""
+        return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
+
+    def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
+        """Small images."""
+        yield from square_images(3, 12)
+
+
 def located(name: str) -> str:
     """Where a source's class stands: one of ours, or package.module:Class of the user's own."""
     return SOURCES.get(name, name)

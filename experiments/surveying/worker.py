@@ -3,9 +3,9 @@
 It imports the source once, and forks a process for each model, with limits on time and memory. Requests
 come in as lines of JSON, and lines of JSON go out, so that nothing of a model's is unpickled:
 
-    {"source": "package.module:Class", "threads": 1}    first, once
+    {"source": "package.module:Class"}                  first, once
     {"list": true}                                      names by family
-    {"model": …, "seed": …, "pooling": …, "network": …, "seconds": …, "gigabytes": …}
+    {"model": …, "seed": …, "pooling": …, "network": …, "threads": …, "seconds": …, "gigabytes": …}
 
 What a model or its package prints goes to standard error.
 """
@@ -44,14 +44,11 @@ def main() -> None:
 
 def _prepared(request: dict[str, Any], say: Say) -> Any:
     """The source, and its package imported; None, and why, where that fails."""
-    import torch
-
     from experiments import torchvision_import
-    from experiments.surveying import measure  # noqa: F401  (once, not in every process)
     from experiments.surveying.sources import imported, load, version_of
 
-    torch.set_num_threads(request["threads"])
     torchvision_import.watch()
+    _warm_up()
     try:
         source = load(request["source"])
         imported(source.package)
@@ -60,6 +57,17 @@ def _prepared(request: dict[str, Any], say: Say) -> Any:
         return None
     say({"version": version_of(source)})
     return source
+
+
+def _warm_up() -> None:
+    """Import all that measuring a model does, once: it takes ten times as long as a small model."""
+    import torch
+
+    from experiments.surveying.measure import Task, measure
+    from experiments.surveying.sources import Toy
+
+    torch.set_num_threads(1)  # threads would not be in the processes that are forked
+    measure(Task(Toy(), "", 0, pooling=True, network=True), lambda line: None)
 
 
 def _in_a_process(source: Any, request: dict[str, Any], say: Say) -> None:
@@ -81,11 +89,14 @@ def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
     """What the process of one model does."""
     import warnings
 
+    import torch
+
     from experiments.surveying.measure import Task, measure
 
     with suppress(ValueError, OSError):  # where the system has no such limit
         most = int(request["gigabytes"] * 2**30)
         resource.setrlimit(resource.RLIMIT_DATA, (most, most))
+    torch.set_num_threads(request["threads"])
     warnings.simplefilter("ignore")
     options = {key: request[key] for key in ("seed", "pooling", "network")}
     try:
