@@ -1,4 +1,4 @@
-"""Sources of tiny models for tests/test_survey.py, in the place of big packages; each model is a kind."""
+"""Sources of tiny models for tests/test_survey.py, in the place of big packages."""
 
 import os
 import sys
@@ -90,8 +90,7 @@ class Broken(nn.Module):
 
 
 KINDS: dict[str, type[nn.Module]] = {
-    kind.__name__: kind
-    for kind in (Plain, Calls, OneWeight, Aborts, Exits, Sleeps, Grows, Broken)
+    kind.__name__: kind for kind in (Plain, Calls, OneWeight, Aborts, Exits, Sleeps, Grows, Broken)
 }
 
 

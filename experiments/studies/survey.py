@@ -29,7 +29,8 @@ from stridenet.errors import InputError
 
 Row = dict[str, Any]
 ENDED = ("crashed", "timeout", "out of memory")  # without a result of ours
-COLUMNS = ("layers", "pooling", "network")  # a conversion each
+BY_LAYERS = ("layers", "pooling")
+COLUMNS = (*BY_LAYERS, "network")  # a conversion each
 DECIDING = ("seed", "pooling", "network", "seconds", "gigabytes", "threads")  # a model's row
 
 
@@ -161,7 +162,9 @@ def _measured(worker: Worker, one: Chosen, config: Survey, version: str | None) 
 def settled(row: Row) -> Row:
     """A row in which what was not finished has an outcome, too."""
     ending = str(row["ended"])
-    how = "timeout" if ending == "timeout" else "out of memory" if row.get("exhausted") else "crashed"
+    how = (
+        "timeout" if ending == "timeout" else "out of memory" if row.get("exhausted") else "crashed"
+    )
     unfinished = ending != "ok" or row.get("exhausted") or row.get("fault")
     reason = row.get("fault") or (ending if ending != "ok" else how)
     stage = row.get("stage", "own forward")
@@ -188,13 +191,14 @@ def verdict(row: Row) -> str:
 
 def faulty(row: Row) -> bool:
     """Whether a conversion did what it must not do: be wrong, leave strides, touch, crash."""
-    outcomes = {row.get(column) for column in ("layers", "pooling")}
-    return bool(outcomes & {"wrong", "strides left", "crashed"} or touched(row))
+    outcomes = {row.get(column) for column in BY_LAYERS}
+    crashed = row.get("network") == "crashed"
+    return bool(outcomes & {"wrong", "strides left", "crashed"} or crashed or touched(row))
 
 
-def touched(row: Row) -> list[str]:
-    """What was changed of the model, by any of the conversions."""
-    return [place for column in COLUMNS for place in row.get(f"{column}_touched", ())]
+def touched(row: Row, columns: tuple[str, ...] = COLUMNS) -> list[str]:
+    """What was changed of the model, by some of the conversions."""
+    return [place for column in columns for place in row.get(f"{column}_touched", ())]
 
 
 def _path(config: Survey, one: Chosen) -> Path:
@@ -212,7 +216,11 @@ def _kept(config: Survey, one: Chosen, version: str | None) -> Row | None:
     """The row that was measured with the same settings and version; None if there is none."""
     try:
         row: Row = json.loads(_path(config, one).read_text())
-        same = (row["model"], row["config"], row["version"]) == (one.model, _identity(config), version)
+        same = (row["model"], row["config"], row["version"]) == (
+            one.model,
+            _identity(config),
+            version,
+        )
         return row if same else None
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
@@ -251,13 +259,15 @@ def _counted(source: str, rows: list[Row]) -> Row:
         "refused": count("layers", "refused"),
         "strides_left": count("layers", "strides left"),
         "wrong": count("layers", "wrong") + count("pooling", "wrong"),
-        "touched": sum(bool(touched(row)) for row in rows),
+        "touched": sum(bool(touched(row, BY_LAYERS)) for row in rows),
         "crashed": count("layers", "crashed"),
         "stopped": count("layers", "timeout", "out of memory"),
         "pooling_asked": len(asked),
         "pooling_converted": sum(row["pooling"] == "converted" for row in asked),
         "network_asked": len(planned_for),
         "network_planned": sum(row["network"] == "planned" for row in planned_for),
+        "network_touched": sum(bool(touched(row, ("network",))) for row in rows),
+        "network_crashed": sum(row["network"] in ENDED for row in planned_for),
     }
 
 
@@ -283,6 +293,8 @@ def by_source_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Stopped": table.stopped,
             "With pooling": of("pooling_converted", "pooling_asked"),
             "Theorem 2": of("network_planned", "network_asked"),
+            "Touched by it": table.network_touched,
+            "Crashed or stopped in it": table.network_crashed,
         }
     )
 
@@ -372,11 +384,11 @@ CAPTION = (
     "the twin computes no convolution with a stride above one, each converted call is equal to the "
     "strided one at its own input up to rounding, and so is the output. Strides left: a convolution "
     "with a stride remains; touched: something of the model, of torch or the random state is another "
-    "afterwards; stopped: at the limit of time or memory. With pooling: the same with pooling, of those "
-    "that pool. Theorem 2: planned as one unit-stride network, of those whose inputs are tensors."
+    "afterwards; stopped: at the limit of time or memory. With pooling: the same with pooling, of "
+    "those that pool. Theorem 2: planned as one unit-stride network, of those whose inputs are tensors."
 )
 KINDS_CAPTION = (
-    "Why models were not converted, or do not run, by kind: messages without their names and numbers."
+    "Why models were not converted, or do not run, by kind: messages without names and numbers."
 )
 
 

@@ -23,7 +23,8 @@ class Entry:
 class Catalogue:
     """A source that is a table; a family is an entry. Classes that this version lacks are left out."""
 
-    package: ClassVar[str]
+    package: str
+    distribution: str
     module: ClassVar[str]  # in which the classes are
     entries: ClassVar[dict[str, Entry]]
 
@@ -87,8 +88,8 @@ class Monai(Catalogue):
                                    ((1, 64, 64),)),
         "SEResNet50": Entry("SEResNet50", {"spatial_dims": 2, "in_channels": 3, "num_classes": 3},
                             ((3, 64, 64),)),
-        "EfficientNetBN": Entry("EfficientNetBN", {"model_name": "efficientnet-b0", "pretrained": False},
-                                ((3, 64, 64),)),
+        "EfficientNetBN": Entry("EfficientNetBN", {
+            "model_name": "efficientnet-b0", "pretrained": False}, ((3, 64, 64),)),
         "FlexibleUNet": Entry("FlexibleUNet", {"in_channels": 3, "out_channels": 2,
                                                "backbone": "efficientnet-b0"}, ((3, 64, 64),)),
         "HighResNet": Entry("HighResNet", {**_PLANAR}, ((1, 48, 48),)),
@@ -116,8 +117,8 @@ class Monai(Catalogue):
         "Generator": Entry("Generator", {"latent_shape": (12,), "start_shape": (32, 8, 8),
                                          "channels": (16, 8, 1), "strides": (2, 2, 1)}, ((12,),)),
         "VarAutoEncoder": Entry("VarAutoEncoder", {
-            "spatial_dims": 2, "in_shape": (1, 64, 64), "out_channels": 1, "latent_size": 4, **_ENCODER},
-            ((1, 64, 64),)),
+            **_ENCODER, "spatial_dims": 2, "in_shape": (1, 64, 64), "out_channels": 1,
+            "latent_size": 4}, ((1, 64, 64),)),
         "AutoencoderKL": Entry("AutoencoderKL", {**_PLANAR, **_ATTENTION, "out_channels": 1,
                                                  "num_res_blocks": 1}, ((1, 64, 64),)),
         "VQVAE": Entry("VQVAE", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1,
@@ -141,7 +142,10 @@ class Monai(Catalogue):
 
 
 _BLOCKS = {"block_out_channels": (16, 32), "norm_num_groups": 8, "layers_per_block": 1}
-_DOWN = {"down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2}
+_DOWN = {
+    "down_block_types": ("DownEncoderBlock2D",) * 2,
+    "up_block_types": ("UpDecoderBlock2D",) * 2,
+}
 _CONDITION = {"timestep": 3, "encoder_hidden_states": (5, 16)}
 _CROSS = {
     **_BLOCKS, "cross_attention_dim": 16, "attention_head_dim": 4,
@@ -179,8 +183,7 @@ class Diffusers(Catalogue):
             "encoder_block_out_channels": (16, 16, 16, 16), "decoder_block_out_channels": (16,) * 4},
             ((3, 64, 64),)),
         "AsymmetricAutoencoderKL": Entry("AsymmetricAutoencoderKL", {
-            "down_block_types": ("DownEncoderBlock2D",) * 2, "up_block_types": ("UpDecoderBlock2D",) * 2,
-            "down_block_out_channels": (16, 32), "up_block_out_channels": (16, 32),
+            **_DOWN, "down_block_out_channels": (16, 32), "up_block_out_channels": (16, 32),
             "norm_num_groups": 8}, ((3, 64, 64),)),
         "AutoencoderKLTemporalDecoder": Entry("AutoencoderKLTemporalDecoder", {
             "block_out_channels": (32, 64), "down_block_types": ("DownEncoderBlock2D",) * 2},

@@ -133,19 +133,26 @@ class SegmentationModels:
 
 
 class Ultralytics:
-    """A family is a generation, and what it is for: each has a file of its own there."""
+    """A family is a generation, or a purpose: each model has a file of its own there."""
 
     package = distribution = "ultralytics"
 
     def families(self) -> dict[str, list[str]]:
-        """Names of the files of models, each its own family, by the smallest of its scales."""
+        """Names of the files of models, by folder; where a purpose stands in the name, by that."""
         folder = Path(imported("ultralytics").__file__).parent / "cfg" / "models"
-        files = sorted(path.relative_to(folder) for path in folder.rglob("*.yaml"))
-        return {path.with_suffix("").as_posix(): [path.as_posix()] for path in files}
+        found: dict[str, list[str]] = {}
+        for path in sorted(folder.rglob("*.yaml"), reverse=True):  # the newest first
+            generation, purpose = path.parent.name, path.stem.partition("-")[2]
+            name = path.relative_to(folder).as_posix()
+            found.setdefault(purpose or generation, []).append(name)
+        return {family: small_first(names) if family.startswith(("v", "rt")) else names
+                for family, names in found.items()}  # fmt: skip
 
     def make(self, name: str) -> nn.Module:
         """A model with random weights."""
-        yolo = imported("ultralytics").YOLO if "rtdetr" not in name else imported("ultralytics").RTDETR
+        yolo = (
+            imported("ultralytics").YOLO if "rtdetr" not in name else imported("ultralytics").RTDETR
+        )
         folder = Path(imported("ultralytics").__file__).parent / "cfg" / "models"
         network: nn.Module = yolo(str(folder / name), verbose=False).model
         return network

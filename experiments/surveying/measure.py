@@ -32,7 +32,10 @@ from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError, StrideEliminationError
 
 Say = Callable[[dict[str, Any]], None]
-OUTPUTS_AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}  # of whole networks, which amplify rounding
+OUTPUTS_AGREE = {
+    torch.float64: 1e-6,
+    torch.float32: 1e-2,
+}  # of whole networks, which amplify rounding
 LONGEST = 400  # characters of a message
 
 
@@ -85,7 +88,7 @@ def made(task: Task) -> nn.Module:
 def seed(number: int) -> None:
     """Of all that a model may draw from."""
     random.seed(number)
-    np.random.seed(number)
+    np.random.seed(number)  # noqa: NPY002  (the state that models draw from)
     torch.manual_seed(number)
 
 
@@ -209,9 +212,7 @@ def _precision(example: Example) -> torch.dtype:
     return torch.float64 if wide else torch.float32
 
 
-def _compared(
-    strided: nn.Module, twin: nn.Module, example: Example, number: int
-) -> dict[str, Any]:
+def _compared(strided: nn.Module, twin: nn.Module, example: Example, number: int) -> dict[str, Any]:
     """The largest error of any converted call, at its own input, and that of the outputs."""
     originals = dict(strided.named_modules())
     exchanged = [
@@ -230,13 +231,17 @@ def _compared(
         "share_of_bound": 0.0 if worst is None else shares[worst],
         "worst_call": worst,
         "output_error": difference(call(strided, example, number), obtained),
-        "repeated_error": difference(call(strided, example, number), call(strided, example, number)),
+        "repeated_error": difference(
+            call(strided, example, number), call(strided, example, number)
+        ),
     }
 
 
 def _finite(found: dict[str, Any]) -> dict[str, Any]:
     """JSON has no infinity: None stands for it."""
-    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()}
+    return {
+        k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()
+    }
 
 
 # As a network ---------------------------------------------------------------------------------------

@@ -32,9 +32,7 @@ class StridedCalls(TorchDispatchMode):
         self.convolutions: list[str] = []
         self.poolings: list[str] = []
 
-    def __torch_dispatch__(
-        self, func: Any, types: Any, args: Any = (), kwargs: Any = None
-    ) -> Any:
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = func(*args, **(kwargs or {}))
         name = func.overloadpacket.__name__
         given = _arguments(func, args, kwargs or {})
@@ -59,14 +57,17 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
+    """Whether its windows are a stride above one apart; windows of different sizes, which adaptive
+    pooling has where the sizes do not divide, have no stride."""
     if "kernel_size" in given:
         strides = _numbers(given.get("stride")) or _numbers(given["kernel_size"])
         return max(strides) > 1
     if "adaptive" in name and "output_size" in given:
         maps = result[0] if isinstance(result, tuple) else result
         axes = len(_numbers(given["output_size"]))
-        sizes = zip(given["self"].shape[-axes:], maps.shape[-axes:], strict=True)
-        return any(before > after > 1 for before, after in sizes)
+        sizes = [*zip(given["self"].shape[-axes:], maps.shape[-axes:], strict=True)]
+        even = all(before % after == 0 for before, after in sizes)
+        return even and any(before > after > 1 for before, after in sizes)
     return False
 
 
@@ -85,7 +86,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     found["random state"] = (
         _digest(torch.get_rng_state()),
         repr(random.getstate()),
-        repr(np.random.get_state()),
+        repr(np.random.get_state()),  # noqa: NPY002
     )
     for owner in (nn.Module, Tensor, torch, F):
         found[f"{owner.__name__} itself"] = {n: id(value) for n, value in vars(owner).items()}
@@ -94,7 +95,9 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
     """The places at which two fingerprints differ."""
-    return [place for place in before | after if before.get(place, _NONE) != after.get(place, _NONE)]
+    return [
+        place for place in before | after if before.get(place, _NONE) != after.get(place, _NONE)
+    ]
 
 
 _NONE = object()
@@ -116,7 +119,9 @@ def _describe(place: str, value: Any, seen: dict[int, str], found: dict[str, Any
         held = (numbers.dtype, numbers.shape, value.requires_grad, value.grad is None)
         found[place] = (id(value), held, _digest(numbers))
     elif isinstance(value, Mapping):
-        found[f"{place} in order"] = [repr(key) if isinstance(key, _SIMPLE) else id(key) for key in value]
+        found[f"{place} in order"] = [
+            repr(key) if isinstance(key, _SIMPLE) else id(key) for key in value
+        ]
         for key in value:
             _describe(f"{place}[{key!r}]", value[key], seen, found)
     elif isinstance(value, (list, tuple)):
@@ -223,7 +228,9 @@ def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
         # A hook that raises would leave the others waiting; ours do not.
         handles += [
             module.register_forward_pre_hook(before, with_kwargs=True, prepend=False),
-            module.register_forward_hook(functools.partial(after, name), with_kwargs=True, prepend=True),
+            module.register_forward_hook(
+                functools.partial(after, name), with_kwargs=True, prepend=True
+            ),
         ]
     try:
         yield calls
@@ -270,7 +277,9 @@ def _bound(layer: nn.Module, call: Call, expected: Tensor) -> Tensor:
     weight = getattr(layer, "weight", None)
     known = isinstance(layer, _CONVOLUTIONS) and inspect.unwrap(type(layer).forward) in _FORWARDS
     if known and isinstance(weight, nn.Parameter):
-        summed = weight[0].numel() if not layer.transposed else weight.shape[0] * weight[0, 0].numel()
+        summed = (
+            weight[0].numel() if not layer.transposed else weight.shape[0] * weight[0, 0].numel()
+        )
         absolute = {name: tensor.abs() for name, tensor in layer.named_parameters()}
         args = tuple(arg.abs() if isinstance(arg, Tensor) else arg for arg in call.args)
         kwargs = {k: v.abs() if isinstance(v, Tensor) else v for k, v in call.kwargs.items()}

@@ -37,7 +37,7 @@ class Worker:
         self.folder = tempfile.TemporaryDirectory(ignore_cleanup_errors=True)
         places = [str(ROOT), os.getcwd(), *filter(None, [os.environ.get("PYTHONPATH")])]
         one = {f"{name}_NUM_THREADS": str(threads) for name in ("OMP", "MKL", "OPENBLAS")}
-        homes = {name: self.folder.name for name in HOMES}
+        homes = dict.fromkeys(HOMES, self.folder.name)
         self.process = subprocess.Popen(
             [sys.executable, "-m", "experiments.surveying.worker"],
             stdin=subprocess.PIPE,

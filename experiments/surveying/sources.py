@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pkgutil import resolve_name
-from typing import Any, ClassVar, Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -40,8 +40,8 @@ class Example:
 class Source(Protocol):
     """A package that has networks."""
 
-    package: ClassVar[str]  # what is imported
-    distribution: ClassVar[str]  # what is installed
+    package: str  # what is imported
+    distribution: str  # what is installed
 
     def families(self) -> dict[str, list[str]]:
         """Names of models by family; the first of each stands for it."""

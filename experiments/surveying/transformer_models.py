@@ -1,4 +1,4 @@
-"""Transformers: every kind of model whose code convolves with strides, made small, on images or sounds."""
+"""Transformers: each type of model whose code convolves with strides, with few layers."""
 
 import copy
 import re
@@ -30,13 +30,14 @@ class Transformers:
     package = distribution = "transformers"
 
     def families(self) -> dict[str, list[str]]:
-        """Types whose source convolves with strides, and takes images or sounds."""
+        """Types whose source convolves with strides, and takes images or sounds, but no words."""
         auto = imported("transformers.models.auto.modeling_auto")
         folder = Path(imported("transformers").__file__).parent / "models"
         found = {}
         for kind in auto.MODEL_MAPPING_NAMES:
             source = self._source(folder, kind)
-            if STRIDED.search(source) and any(name in source for name in INPUTS):
+            taken = any(name in source for name in INPUTS) and "input_ids" not in source
+            if taken and STRIDED.search(source):
                 found[kind] = [kind]
         return found
 
@@ -57,7 +58,7 @@ class Transformers:
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images of the size that the configuration names, else small ones; sounds of several lengths."""
+        """Images of the size that the configuration names, else small ones; or sounds."""
         taken: Any = getattr(model, "main_input_name", "pixel_values")
         config: Any = getattr(model.config, "vision_config", model.config)
         if taken == "input_values":
