@@ -5,6 +5,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     __version__: str
+    from stridenet.by_layer.conversion import convert_layers, convert_state_dict
+    from stridenet.by_layer.modules import converted_layers
+    from stridenet.by_layer.plan import LayersPlan, plan_layers
     from stridenet.elimination import eliminate_stride, plan_elimination
     from stridenet.errors import StrideEliminationError
     from stridenet.onnx.export import ExportReport, export_onnx
@@ -17,9 +20,13 @@ if TYPE_CHECKING:
 __all__ = [
     "EliminationPlan",
     "ExportReport",
+    "LayersPlan",
     "StrideEliminationError",
     "UnitStrideNetwork",
     "VerificationReport",
+    "convert_layers",
+    "convert_state_dict",
+    "converted_layers",
     "degrees_of_freedom",
     "depth_to_space",
     "distance_from_tied",
@@ -27,11 +34,17 @@ __all__ = [
     "export_onnx",
     "fold_back",
     "plan_elimination",
+    "plan_layers",
     "share",
     "space_to_depth",
     "verify",
 ]
 _HOME = {
+    "convert_layers": "by_layer.conversion",
+    "convert_state_dict": "by_layer.conversion",
+    "converted_layers": "by_layer.modules",
+    "LayersPlan": "by_layer.plan",
+    "plan_layers": "by_layer.plan",
     "EliminationPlan": "plan",
     "ExportReport": "onnx.export",
     "export_onnx": "onnx.export",

@@ -11,7 +11,6 @@ import enum
 import random
 import sys
 import types
-import warnings
 import weakref
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -46,8 +45,7 @@ def copied(model: Model, share_tensors: bool = False) -> Model:
     """
     inside = {id(thing) for module in model.modules() for thing in (module, *vars(module).values())}
     inside |= {id(tensor) for tensor in model.parameters()}
-    with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of types that are about to lose what copies them
+    with torch.no_grad():
         result: Model = _Copier(share_tensors, inside)(model)
     return result
 

@@ -142,7 +142,7 @@ Places = tuple[tuple[int, ...], tuple[int, ...]]
 
 
 def places_of(tap_map: Taps) -> Places:
-    """For each place of one axis of the twin's filter its tap, one past the last for none; and (S, F, K̃)."""
+    """For each place of one axis of the twin's filter its tap, or one past the last; (S, F, K̃)."""
     taps = tap_map.taps
     return tuple((taps.ravel() % (tap_map.kernel + 1)).tolist()), taps.shape
 
@@ -150,7 +150,7 @@ def places_of(tap_map: Taps) -> Places:
 def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
     """expand_filter, from plain numbers: which tap stands where on each axis."""
     weight = F.pad(weight, [0, 1] * len(axes))  # one zero behind the last tap
-    shapes = {}
+    shapes: dict[str, int] = {}
     for axis, (places, shape) in enumerate(axes):
         weight = weight.index_select(2 + axis, torch.tensor(places, device=weight.device))
         shapes |= {f"{letter}{axis}": extent for letter, extent in zip("sfk", shape, strict=True)}

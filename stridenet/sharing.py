@@ -7,20 +7,22 @@ twin may keep all of that (tied), the zeros alone (masked) or nothing (free, as 
 import copy
 import operator
 from collections.abc import Mapping
-from dataclasses import dataclass
-from functools import cached_property
 from itertools import chain
 from math import inf, isfinite, prod
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
+from stridenet.by_layer.conversion import fold_layers_back
+from stridenet.by_layer.modules import is_converted, network_origins
+from stridenet.copies import copied
 from stridenet.errors import StrideEliminationError
 from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.options import SHARING
+from stridenet.origins import Origin, mean_of_copies
 from stridenet.plan import EliminationPlan, LayerPlan
 from stridenet.planner import Conversion
 from stridenet.sizes import format_size
@@ -32,50 +34,22 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
+ANetwork = TypeVar("ANetwork", bound=nn.Module)
 WHOLE = (torch.int64, torch.int32)
 
 
 # Origins --------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Origin:
-    """Where the numbers of one tensor of a twin come from."""
-
-    source: str  # name of the strided network's tensor
-    size: torch.Size  # of that tensor
-    entries: Tensor  # int64, of the twin's tensor: the place in the flattened source; −1: a zero
-
-    @cached_property
-    def copied(self) -> bool:
-        """Whether it is the strided tensor itself: nothing to tie or to mask."""
-        places = torch.arange(self.size.numel()).reshape(self.size)
-        return torch.equal(self.entries, places)
-
-    @property
-    def copies(self) -> int:
-        """How often the twin's tensor has each strided number."""
-        return int((self.entries >= 0).sum()) // self.size.numel()
-
-    def expand(self, source: Tensor) -> Tensor:
-        """The twin's tensor from the strided one."""
-        return F.pad(source.flatten(), (0, 1))[self.entries.to(source.device)]
-
-    def mask(self, tensor: Tensor) -> Tensor:
-        """The nearest tensor of the twin with its structural zeros."""
-        return torch.where(self.entries.to(tensor.device) >= 0, tensor, 0)
-
-    def fold(self, tensor: Tensor) -> Tensor:
-        """The strided tensor whose expansion is nearest to a twin's."""
-        return mean_of_copies([(self, tensor)])
-
-
-def origins(twin: UnitStrideNetwork) -> dict[str, Origin]:
-    """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name.
+def origins(twin: Any) -> dict[str, Origin]:
+    """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name; of a network
+    that convert_layers made, of each that it has changed.
 
     A network whose numbers are 1, 2, 3, … is converted: its twin's numbers say where they are from,
     whatever rules made them.
     """
+    if not isinstance(twin, UnitStrideNetwork) and is_converted(twin):
+        return network_origins(twin)
     numbered = copy.deepcopy(_strided(twin)).to_empty(device="cpu").double()
     sources, first = [], 1
     for name, tensor in _numbers(numbered):
@@ -117,8 +91,9 @@ def _strided(twin: Any) -> fx.GraphModule:
     """The strided network behind a twin, its weights empty."""
     if not isinstance(twin, UnitStrideNetwork):
         raise StrideEliminationError(
-            f"{type(twin).__name__} is not a twin: expected a UnitStrideNetwork, as eliminate_stride "
-            "returns it (and not its .network alone, which has lost the rearrangement and the plan)"
+            f"{type(twin).__name__} is not a twin: expected what convert_layers returns, or a "
+            "UnitStrideNetwork, as eliminate_stride returns it (and not its .network alone, which has "
+            "lost the rearrangement and the plan)"
         )
     rearrange = getattr(twin, "rearrange", None)  # None, too, if it was deleted
     if not isinstance(rearrange, (SpaceToDepth, EachInput)):
@@ -137,6 +112,11 @@ def _strided(twin: Any) -> fx.GraphModule:
                 "values alone: torch.nn.utils.parametrize.remove_parametrizations first"
             )
     return twin.strided
+
+
+def layers_of(twin: Any) -> nn.Module:
+    """The network whose tensors `origins` names: a twin's own without its rearrangement."""
+    return cast(nn.Module, twin.network) if isinstance(twin, UnitStrideNetwork) else twin
 
 
 # Sharing --------------------------------------------------------------------------------------------
@@ -181,9 +161,7 @@ class Masked(nn.Module):
         return self(tensor)
 
 
-def share(
-    twin: UnitStrideNetwork, sharing: str | Mapping[str, str], project: bool = False
-) -> UnitStrideNetwork:
+def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = False) -> ANetwork:
     """A copy of the twin whose layers share their parameters in one of three ways (section 6).
 
     tied: the strided weights and biases are the parameters; the twin's are derived from them.
@@ -206,9 +184,10 @@ def share(
     """
     found = origins(twin)
     modes = _modes(sharing, found)
-    shared = copy.deepcopy(twin)
-    make_plain(shared)
-    named = shared.network.named_parameters()
+    shared = copied(twin)
+    make_plain(shared, (Tied, Masked) if is_converted(twin) else None)
+    network = layers_of(shared)
+    named = network.named_parameters()
     parameters = {name: p for name, p in named if name in found}
     chosen = {name: modes.get(_layer(name), "free") for name in parameters}
     tied: dict[str, list[tuple[Origin, Tensor]]] = {}
@@ -224,7 +203,7 @@ def share(
         if chosen[name] == "tied":
             _set(name, parameter, origin.expand(strided[origin.source]), "tied", project)
         if chosen[name] != "free":
-            layer = shared.network.get_submodule(_layer(name))
+            layer = network.get_submodule(_layer(name))
             _parametrize(layer, name, origin, chosen[name], homes)
     return shared
 
@@ -282,7 +261,7 @@ def _layer(name: str) -> str:
     return name.rpartition(".")[0]
 
 
-def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
+def fan_in(twin: nn.Module) -> dict[str, int]:
     """Of each changed convolution: how many entries of one of its filters are no structural zeros."""
     return {
         _layer(name): int((origin.entries[0] >= 0).sum())
@@ -291,15 +270,13 @@ def fan_in(twin: UnitStrideNetwork) -> dict[str, int]:
     }
 
 
-def number_of_copies(
-    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
-) -> dict[str, int]:
+def number_of_copies(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, int]:
     """Of each parameter of `twin.network`, however it is shared: how often it has a strided number.
 
     found: origins(twin), where they are known.
     """
     found = found or origins(twin)
-    named = {name: plain_name(name) for name, _ in twin.network.named_parameters()}
+    named = {name: plain_name(name) for name, _ in layers_of(twin).named_parameters()}
     return {name: found[plain].copies for name, plain in named.items() if plain in found}
 
 
@@ -308,15 +285,17 @@ def plain_name(name: str) -> str:
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
-def plain_state(twin: UnitStrideNetwork) -> dict[str, Tensor]:
+def plain_state(twin: nn.Module) -> dict[str, Tensor]:
     """The twin's state_dict as if it were free: the numbers that its layers compute with."""
     plain = copy.deepcopy(twin)
     make_plain(plain)
     return plain.state_dict()
 
 
-def make_plain(network: nn.Module) -> None:
+def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = None) -> None:
     """Parametrized weights as they are now, as parameters of their own, in place.
+
+    kinds: of which layers: those with a parametrization of these kinds; by default all.
 
     torch's remove_parametrizations would break the network that this one is a copy of: it changes the
     layers' class, which both have in common.
@@ -325,6 +304,8 @@ def make_plain(network: nn.Module) -> None:
         if not parametrize.is_parametrized(module):
             continue
         lists = cast(Any, module.parametrizations)
+        if kinds and not any(isinstance(p, kinds) for each in lists.values() for p in each):
+            continue
         values = {
             name: nn.Parameter(
                 getattr(module, name).detach().clone(),
@@ -344,29 +325,9 @@ def make_plain(network: nn.Module) -> None:
 # Back to the strided network ------------------------------------------------------------------------
 
 
-def mean_of_copies(tensors: list[tuple[Origin, Tensor]]) -> Tensor:
-    """The strided tensor nearest in least squares to the tensors of a twin that come from it.
-
-    Computed as w₀ + mean(wᵢ − w₀), which is w₀ to the last bit where all copies are equal.
-    """
-    size = tensors[0][0].size
-    place = torch.cat([origin.entries.flatten() for origin, _ in tensors])
-    values = torch.cat([tensor.detach().flatten() for _, tensor in tensors])
-    place = place.to(values.device)
-    values, place = values[place >= 0], place[place >= 0]
-    many = size.numel()
-    order = torch.arange(len(place), device=place.device)
-    first = order.new_full((many,), len(place)).scatter_reduce(0, place, order, "amin")
-    start = F.pad(values, (0, 1))[first]  # zero, where the twin has no copy
-    if not values.is_floating_point():
-        return start.reshape(size)
-    change = torch.zeros_like(start).scatter_add(0, place, values - start[place])
-    count = torch.bincount(place, minlength=many).clamp(min=1)
-    return (start + change / count).reshape(size)
-
-
-def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
-    """The strided network nearest to a twin, in least squares of the weights.
+def fold_back(twin: Any) -> nn.Module:
+    """The strided network nearest to a twin, in least squares of the weights: of eliminate_stride's
+    twins a torch.fx.GraphModule, of convert_layers' the model itself, as it was.
 
     Each strided number is the mean of its copies in the twin; what stands at structural zeros is
     lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. Dtype,
@@ -376,6 +337,10 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
 
     Raises StrideEliminationError for anything but a whole twin.
     """
+    if not isinstance(twin, UnitStrideNetwork) and is_converted(twin):
+        plain = copied(twin)
+        make_plain(plain, (Tied, Masked))
+        return fold_layers_back(plain)
     strided, found = copy.deepcopy(_strided(twin)), origins(twin)
     tensors: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, origin in found.items():
@@ -396,7 +361,7 @@ def fold_back(twin: UnitStrideNetwork) -> fx.GraphModule:
 
 
 def distance_from_tied(
-    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
+    twin: nn.Module, found: dict[str, Origin] | None = None
 ) -> dict[str, dict[str, float]]:
     """How far each changed tensor of a twin is from the strided networks, in its two parts.
 
@@ -413,7 +378,7 @@ def distance_from_tied(
     for name, origin in found.items():
         if origin.copied:
             continue
-        tensor = operator.attrgetter(name)(twin.network).detach().cpu().double()
+        tensor = operator.attrgetter(name)(layers_of(twin)).detach().cpu().double()
         masked = origin.mask(tensor)
         rows[name] = {
             "zeros": float((tensor - masked).norm()),
@@ -423,9 +388,7 @@ def distance_from_tied(
     return rows
 
 
-def gradient_ratios(
-    twin: UnitStrideNetwork, found: dict[str, Origin] | None = None
-) -> dict[str, float]:
+def gradient_ratios(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, float]:
     """ρ of each changed filter: ‖gradient of the twin's weights‖² / ‖gradient of the strided ones‖².
 
     The gradient on a strided weight is the sum over its copies. By Cauchy and Schwarz ρ is at least
@@ -437,7 +400,7 @@ def gradient_ratios(
     """
     found = found or origins(twin)
     ratios = {}
-    for name, parameter in twin.network.named_parameters():
+    for name, parameter in layers_of(twin).named_parameters():
         origin = found.get(plain_name(name))
         if origin is None or origin.copied or parameter.grad is None:
             continue

@@ -11,7 +11,7 @@ ones, and how it differs from one that is made now: not at all, if it is right.
 """
 
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
 from math import prod
@@ -22,6 +22,8 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
+from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.verification import verify_layers
 from stridenet.comparison import (
     Comparison,
     Runner,
@@ -52,14 +54,19 @@ ANetwork = TypeVar("ANetwork", bound=nn.Module)
 
 def verify(
     model: nn.Module,
-    twin: UnitStrideNetwork,
-    images: Tensor | Sequence[Tensor] | None = None,
+    twin: nn.Module,
+    images: Any = None,
     *,
     raise_on_failure: bool = False,
 ) -> VerificationReport:
     """Compare the twin with the model that it was made from, in float64, on the CPU.
 
-    images: (n, c, h, w), or a tensor for each input; two random ones unless given. A layer passes
+    twin: what eliminate_stride or convert_layers has made.
+    images: (n, c, h, w), or a tensor for each input; two random ones unless given. Of a model that
+        convert_layers has converted, a tensor, a tuple of positional or a mapping of keyword arguments;
+        without them its layers are compared on small maps, and the networks are not run.
+
+    A layer passes
     where its error is at most a bound on its rounding: for convolutions, Linear and averages
     2γ_n·(|H|∗|X| + |b|), n the number of terms of a sum, the bound on two sums of the same terms in
     different orders. Works on copies with noise on their parameters, whose layers are in evaluation
@@ -68,12 +75,16 @@ def verify(
     compared, too. Raises StrideEliminationError if the twin was made from another network, and, if so
     asked, if a layer differs.
     """
-    if not isinstance(twin, UnitStrideNetwork):
+    if isinstance(twin, UnitStrideNetwork):
+        with undisturbed(), without_dropout():
+            report = _Verification(model, twin, images).report()
+    elif is_converted(twin):
+        report = verify_layers(model, twin, images)
+    else:
         raise StrideEliminationError(
-            f"{type(twin).__name__} is not a twin: expected what eliminate_stride returns"
+            f"{type(twin).__name__} is not a twin: expected what eliminate_stride or convert_layers "
+            "returns"
         )
-    with undisturbed(), without_dropout():
-        report = _Verification(model, twin, images).report()
     if raise_on_failure and not report.passed:
         raise StrideEliminationError(f"the twin is not equal to the model:\n{report}")
     return report

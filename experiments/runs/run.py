@@ -39,8 +39,8 @@ from experiments.settings.identity import (
 )
 from experiments.settings.schema import STARTING_WEIGHTS, Config
 from stridenet.errors import InputError, StrideEliminationError
+from stridenet.origins import Origin
 from stridenet.sharing import (
-    Origin,
     distance_from_tied,
     gradient_ratios,
     number_of_copies,

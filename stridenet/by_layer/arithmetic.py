@@ -2,7 +2,8 @@
 
 Nothing here depends on the sizes of a map but through arithmetic on them, so that they may be symbols:
 torch.export and torch.onnx keep batch, height and width free. Maps are (n, channels, *spatial), or
-without n, as torch's own layers take them.
+without n, as torch's own layers take them. Lists stand where generators would do: torch.compile does
+not take these as arguments.
 """
 
 from collections.abc import Callable, Sequence
@@ -109,8 +110,8 @@ def split(maps: Tensor, axis: int, stride: int) -> Tensor:
     size = maps.shape[axis]
     if type(size) is int or exported_to_onnx() or _is_seen_to_divide(size, stride):
         return torch.unflatten(maps, axis, (-1, stride))
-    # A view asks whether the size, as in 2·((h − 1) // 2) + 8, is a multiple of B, (h − 1) // 2 + 4. torch
-    # does not see that, and would refuse torch.export.Dim("h"); a gather asks nothing.
+    # A view asks whether the size, as in 2·((h − 1) // 2) + 8, is a multiple of B, (h − 1) // 2 + 4.
+    # torch does not see that, and would refuse torch.export.Dim("h"); a gather asks nothing.
     block, phase = (torch.arange(n, device=maps.device) for n in (size // stride, stride))
     return maps[(slice(None),) * axis + (block[:, None] * stride + phase,)]
 
@@ -129,7 +130,7 @@ def _is_seen_to_divide(size: Any, stride: int) -> bool:
 def pad(maps: Tensor, extents: Sequence[tuple[int, int]], fill: float = 0.0) -> Tensor:
     """Put `fill` before and after each spatial axis; negative: crop."""
     flat = [extent for pair in reversed(extents) for extent in pair]
-    if all([isinstance(extent, int) and extent == 0 for extent in flat]):
+    if not [extent for extent in flat if not isinstance(extent, int) or extent]:
         return maps
     return F.pad(maps, flat, value=fill)
 
@@ -163,7 +164,9 @@ def _matrix_product(rearranged: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 def expanded(weight: Tensor, windows: Windows) -> Tensor:
     """The unit-stride filter of a strided one (out, in / groups, *kernel)."""
-    return gather_taps(weight, [_places(w.kernel, w.stride, w.dilation) for w in windows]).contiguous()
+    return gather_taps(
+        weight, [_places(w.kernel, w.stride, w.dilation) for w in windows]
+    ).contiguous()
 
 
 # Transposed convolutions ----------------------------------------------------------------------------
@@ -222,13 +225,15 @@ def convolve_transposed(
         sizes.append(window.outputs(size, more))
         if isinstance(sizes[-1], int) and sizes[-1] < 1:
             raise RuntimeError(f"the transposed convolution has an empty output, of {sizes[-1]}")
-        read = -(-sizes[-1] // window.stride) - 1 + window.blocks
+        # Of what is not negative: ONNX's division of integers rounds towards zero.
+        read = (sizes[-1] + window.stride - 1) // window.stride - 1 + window.blocks
         extents.append((window.before, read - size - window.before))
     wide = CONVOLVE[axes](pad(maps, extents), weight, bias, groups=groups)
     strides = [window.stride for window in windows]
     channel = wide.ndim - axes - 1
     wide = torch.unflatten(wide, channel, (-1, *strides))
-    if any([isinstance(size, torch.SymInt) for size in sizes]) and not exported_to_onnx():
+    symbols = [size for size in sizes if isinstance(size, torch.SymInt)]
+    if symbols and not exported_to_onnx():
         return _gathered(wide, channel, strides, sizes)
     order = [*range(channel + 1)]
     for axis in range(channel + 1, channel + 1 + axes):
@@ -258,12 +263,13 @@ def expanded_transposed(weight: Tensor, windows: TransposedWindows, groups: int)
     return gather_taps(forward, axes).contiguous()
 
 
-@torch.compiler.assume_constant_result  # integers, by way of NumPy, which torch need not look into
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _places(kernel: int, stride: int, dilation: int) -> Places:
+    """Integers, by way of NumPy, which torch.compile need not look into."""
     return places_of(Window(kernel, stride, dilation).tap_map)
 
 
-@torch.compiler.assume_constant_result
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _transposed_places(kernel: int, stride: int, dilation: int, padding: int) -> Places:
     return places_of(TransposedWindow(kernel, stride, dilation, padding).tap_map)
 
@@ -301,7 +307,7 @@ def average_pool(
 ) -> Tensor:
     """Average pooling, an axis at a time, as sums of shifted phases, each divided by its count."""
     fixed = divisor_override is not None or (
-        not ceil_mode and (count_include_pad or not any([any(w.padding) for w in windows]))
+        not ceil_mode and (count_include_pad or max([max(w.padding) for w in windows]) == 0)
     )
     for axis, window in enumerate(windows, maps.ndim - len(windows)):
         size = maps.shape[axis]
@@ -373,7 +379,9 @@ def _counts(
 
 def adaptive_windows(sizes: Sequence[int], outputs: Sequence[int | None]) -> Windows | None:
     """Adaptive pooling as windows; None where they are not all of one size."""
-    steps = [1 if wanted is None else size / wanted for size, wanted in zip(sizes, outputs, strict=True)]
-    if any([step != int(step) for step in steps]):
+    steps = [
+        1 if wanted is None else size / wanted for size, wanted in zip(sizes, outputs, strict=True)
+    ]
+    if [step for step in steps if step != int(step)]:
         return None
     return tuple(Window(int(step), int(step)) for step in steps)

@@ -15,6 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx
 from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.arithmetic import (
     TransposedWindow,
@@ -145,7 +146,16 @@ def _adaptive_average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None
 
 # Of each function: its rule, over how many axes it works, and the names of its arguments in order.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
-_TRANSPOSED = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+_TRANSPOSED = (
+    "input",
+    "weight",
+    "bias",
+    "stride",
+    "padding",
+    "output_padding",
+    "groups",
+    "dilation",
+)
 _ANY = (*_CONVOLUTION[:-1], "transposed", "output_padding", "groups")
 _MAXIMUM = ("input", "kernel_size", "stride", "padding", "dilation", "ceil_mode", "return_indices")
 _AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_include_pad",
@@ -196,9 +206,12 @@ def unit_stride_call(
 class UnitStrideCalls(TorchFunctionMode):
     """While it is on in a thread, strided calls of torch's functions there have unit strides."""
 
-    def __init__(self, pooling: bool, depthwise: str) -> None:
+    def __init__(
+        self, pooling: bool, depthwise: str, observe: Callable[..., None] | None = None
+    ) -> None:
+        """observe: is told of each call that was converted: its function, arguments and result."""
         super().__init__()
-        self.pooling, self.depthwise = pooling, depthwise
+        self.pooling, self.depthwise, self.observe = pooling, depthwise, observe
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
@@ -211,8 +224,20 @@ class UnitStrideCalls(TorchFunctionMode):
         if proxy is not None:  # torch.fx traces a user's forward: the call is a leaf
             how = (func.__name__, self.pooling, self.depthwise)
             return proxy.tracer.create_proxy("call_function", call, (*how, *args), kwargs)
+        if self.observe is not None:  # before it runs: it may be given what it changes
+            args, kwargs = tree_map(_cloned, (args, kwargs))
         result = unit_stride_call(func, args, kwargs, self.pooling, self.depthwise)
-        return func(*args, **kwargs) if result is None else result
+        if result is None:
+            return func(*args, **kwargs)
+        if self.observe is not None:
+            names = CALLS[self.pooling][func][2]
+            given = dict(zip(names, args, strict=False)) | kwargs
+            self.observe(func, args, kwargs, given, result)
+        return result
+
+
+def _cloned(value: Any) -> Any:
+    return value.clone() if isinstance(value, Tensor) else value
 
 
 def call(name: str, pooling: bool, depthwise: str, *args: Any, **kwargs: Any) -> Any:

@@ -1,291 +1,92 @@
 """From a model to the same model whose strided layers have unit strides (Theorem 1), at any size."""
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
 from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrize, prune
-from torch.nn.utils.spectral_norm import SpectralNorm, remove_spectral_norm
-from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
+from torch.nn.utils import parametrize
 
-from stridenet.by_layer.calls import calls_strided_functions, numbers
+from stridenet.by_layer.check import check_layers, check_network
+from stridenet.by_layer.exchange import exchanged, planned_steps
 from stridenet.by_layer.modules import (
-    CONVOLUTIONS,
-    POOLINGS,
-    TRANSPOSED,
     Exchanged,
     Expand,
-    Mixin,
-    StridedConvolution,
-    StridedPooling,
-    UnitStrideConvolution,
     UnitStrideForward,
     UnitStrideLayer,
     UnitStridePooling,
-    UnitStrideTransposed,
-    class_before,
-    describes_unit_strides,
-    exchange,
+    convolutions,
+    describes_the_original,
+    exchange_back,
+    layer_origins,
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.sizes import format_size
 
 Model = TypeVar("Model", bound=nn.Module)
-DEPTHWISE = ("phases", "grouped")
-KINDS: tuple[tuple[tuple[type[nn.Module], ...], Mixin], ...] = (
-    (CONVOLUTIONS, UnitStrideConvolution),
-    (TRANSPOSED, UnitStrideTransposed),
-    (tuple(kind for kinds in POOLINGS for kind in kinds), UnitStridePooling),
-)
 
 
-def convert(
+def convert_layers(
     model: Model,
     only: Sequence[str] | None = None,
     pooling: bool = False,
+    example_inputs: Any = None,
     inplace: bool = False,
     depthwise: str = "phases",
+    check: bool = True,
 ) -> Model:
-    """convert_layers without its check."""
-    if depthwise not in DEPTHWISE:
-        raise StrideEliminationError(f"depthwise={depthwise!r}: it is one of {DEPTHWISE}")
-    if isinstance(only, str):
-        raise StrideEliminationError(f"only={only!r}: a list of layers' names, as in ['conv1']")
-    inner: Any = unwrapped(model)
-    target = inner if inplace else copied(inner)
-    steps = planned_steps(target, only, pooling)
-    _require_whole_weights(target, steps)
-    done: set[int] = set()
-    for step in steps:
-        _convert(step, pooling, depthwise, done)
-    return model if inplace else target
+    """The same model with unit strides at each of its strided convolutions (Theorem 1), for any size.
 
+    In a copy, each strided convolution, transposed or not, becomes padding, a rearrangement and a
+    convolution of stride one; nothing is traced. The class, names, arguments and outputs of the model
+    stay, also those of the layers, whose class becomes a subclass: isinstance holds. Their weights and
+    sizes are then those of the unit-stride filter; the original sizes are in `layer.strided`. Strided
+    calls of torch's functions in a forward (F.conv2d) are computed in the same way when they come.
 
-@dataclass(frozen=True)
-class Step:
-    """One module whose class is to be exchanged, and what for."""
+    only: names of the layers to convert; by default all. Modules whose forward calls such functions
+        are named like layers.
+    pooling: maximum, average and adaptive pooling, too.
+    example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, on which the
+        check runs model and converted model; without it, each layer is checked on a small random map.
+    inplace: convert the model itself, not a copy. Nothing of it is changed if a layer is refused.
+    depthwise: how a convolution of one channel a group is computed: "phases" convolves each phase by
+        itself and adds up, for which there are fast kernels; "grouped" has s² channels a group. Both
+        have the same weights.
+    check: see, in evaluation mode and on copies that share the parameters, that each converted call is
+        equal to the strided one up to rounding.
 
-    name: str
-    module: Any
-    mixin: Mixin
+    Weights set before each forward (the old weight_norm and spectral_norm, pruning) are taken as they
+    are; parametrized ones stay so. Raises StrideEliminationError, naming the layer, for what cannot
+    be converted: indices of pooling, a forward replaced on one object, lazy layers, one parameter in
+    layers that need different ones; TorchScript and quantized modules.
 
-    @property
-    def named(self) -> str:
-        """As errors name it."""
-        return f"{self.name or 'the model'} ({type(self.module).__name__})"
-
-
-def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> list[Step]:
-    """What is to be done, in the order of the modules; refuses what cannot be."""
-    found = [
-        Step(name, module, mixin)
-        for name, module in model.named_modules()
-        if (mixin := _mixin_for(module, pooling or only is not None)) is not None
-    ]
-    if only is not None:
-        names = {step.name for step in found}
-        for name in set(only) - names:
-            raise StrideEliminationError(
-                f"only: {name!r} is no layer here with a stride above one; these are: {sorted(names)}"
-            )
-        found = [step for step in found if step.name in only]
-    for step in found:
-        _require_convertible(step)
-    return found
-
-
-def _mixin_for(module: Any, pooling: bool) -> Mixin | None:
-    """What a module is to become; None if it has no stride above one to lose."""
-    if isinstance(module, UnitStrideLayer):
-        return None
-    for kinds, mixin in KINDS:
-        if isinstance(module, kinds):
-            if mixin is UnitStridePooling and not pooling:
-                return None
-            if not _is_strided(module):
-                break
-            return mixin if _has_torchs_forward(module, kinds) else UnitStrideForward
-    before = class_before(module)
-    called = calls_strided_functions(module, pooling, before)
-    return UnitStrideForward if called else None
-
-
-def _is_strided(layer: Any) -> bool:
-    """Whether a stride is above one; of adaptive pooling, whose strides the size decides, always."""
-    if not hasattr(layer, "kernel_size"):
-        return set(numbers(layer.output_size, 1)) != {1}
-    stride = layer.kernel_size if layer.stride is None else layer.stride
-    return any(step > 1 for step in numbers(stride, 1))
-
-
-def _has_torchs_forward(layer: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the forward is that of torch's class: a class of the user's may have it, too."""
-    base: Any = next(kind for kind in kinds if isinstance(layer, kind))
-    same = ("forward", "_conv_forward")
-    return all(getattr(type(layer), n, None) is getattr(base, n, None) for n in same)
-
-
-# What cannot be converted ---------------------------------------------------------------------------
-
-
-def _require_convertible(step: Step) -> None:
-    module = step.module
-    if "forward" in vars(module):
-        raise StrideEliminationError(
-            f"the forward of {step.named} was replaced on this one object, so that a converted class "
-            "would not be asked: take the replacement off first (del module.forward; of accelerate, "
-            "accelerate.hooks.remove_hook_from_module(model, recurse=True))"
-        )
-    if isinstance(module, nn.modules.lazy.LazyModuleMixin) and module.has_uninitialized_params():
-        raise StrideEliminationError(
-            f"{step.named} has no weights yet: run the model once on an input, then convert it"
-        )
-    if getattr(module, "return_indices", False):
-        raise StrideEliminationError(
-            f"{step.named} returns indices, which its unit-stride form does not have: leave it out, "
-            "with only=[…] or pooling=False"
-        )
-    if step.mixin in (UnitStrideConvolution, UnitStrideTransposed):
-        _require_whole(step)
-
-
-def _require_whole(step: Step) -> None:
-    """A convolution whose weight is its own, and fits its numbers."""
-    layer = step.module
-    for hook in layer._forward_pre_hooks.values():
-        if isinstance(hook, (WeightNorm, SpectralNorm, prune.BasePruningMethod)):
-            return  # is baked in
-    held = "weight" in layer._parameters or "weight" in layer._buffers
-    if not held and not parametrize.is_parametrized(layer, "weight"):
-        raise StrideEliminationError(
-            f"the weight of {step.named} is no parameter: something sets it before each forward, which "
-            "would undo the conversion; make it a parametrization (torch.nn.utils.parametrize), or set "
-            "layer.weight = nn.Parameter(layer.weight.detach()) and remove the hook"
-        )
-    size = _strided(layer).weight_size
-    if tuple(layer.weight.shape) != size:
-        raise StrideEliminationError(
-            f"{step.named} was changed after it was made: its weight is "
-            f"{format_size(layer.weight.shape)}, but its channels, groups and kernel say "
-            f"{format_size(size)}; set these to what the weight is"
-        )
-
-
-def _strided(layer: Any) -> StridedConvolution:
-    """What a convolution is, its numbers one for each axis even where somebody set a single one."""
-    axes = next(n for n, pair in enumerate(zip(CONVOLUTIONS, TRANSPOSED, strict=True), 1)
-                if isinstance(layer, pair))  # fmt: skip
-    for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
-        value = getattr(layer, name)
-        if not isinstance(value, str):
-            setattr(layer, name, numbers(value, axes))
-    return StridedConvolution.of(layer)
-
-
-def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
-    """A tensor that several layers have must become the same in all of them."""
-    converted = {
-        id(step.module): step
-        for step in steps
-        if step.mixin in (UnitStrideConvolution, UnitStrideTransposed)
-    }
-    users: dict[int, list[tuple[str, str, Any]]] = {}
-    for name, module in model.named_modules():
-        for held, tensor in module._parameters.items():
-            if tensor is not None:
-                users.setdefault(id(tensor), []).append((name, held, module))
-    for tensor_users in users.values():
-        wanted = [_becomes(held, converted.get(id(m))) for _, held, m in tensor_users]
-        if len(set(wanted)) > 1:
-            names = " and ".join(f"{name}.{held}" for name, held, _ in tensor_users)
-            raise StrideEliminationError(
-                f"{names} are one parameter, which would become different ones: give each layer its "
-                "own (layer.weight = nn.Parameter(layer.weight.detach().clone())), or convert none of "
-                "them, with only=[…]"
-            )
-
-
-def _becomes(held: str, step: Step | None) -> Any:
-    """What is done to a tensor of a layer; None: nothing."""
-    if step is None or held not in ("weight", "bias"):
-        return None
-    if held == "bias" and step.mixin is not UnitStrideTransposed:
-        return None
-    was = _strided(step.module)
-    return (held, was.transposed, was.groups, was.tap_maps)
-
-
-# Conversion -----------------------------------------------------------------------------------------
-
-
-@torch.no_grad()
-def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
-    """done: the tensors that were expanded for a layer before, by id."""
-    module = step.module
-    if step.mixin is UnitStrideForward:
-        module.unit_stride_calls = {"pooling": pooling, "depthwise": depthwise}
-        exchange(module, UnitStrideForward)
-        return
-    if step.mixin is UnitStridePooling:
-        module.strided = StridedPooling.of(module)
-    else:
-        _bake(module)
-        module.strided = _strided(module)
-        _expand(module, "weight", module.strided.expand, done)
-        if step.mixin is UnitStrideTransposed and module.bias is not None:
-            _expand(module, "bias", module.strided.expand_bias, done)
-    exchange(module, step.mixin)
-    describes_unit_strides(module, depthwise)
-
-
-def _bake(layer: nn.Module) -> None:
-    """The old weight_norm, spectral_norm and pruning set the weight before each forward: no longer."""
-    for hook in list(layer._forward_pre_hooks.values()):
-        if isinstance(hook, WeightNorm):
-            remove_weight_norm(layer, hook.name)
-        elif isinstance(hook, SpectralNorm):
-            remove_spectral_norm(layer, hook.name)
-        elif isinstance(hook, prune.BasePruningMethod):
-            prune.remove(layer, hook._tensor_name)
-
-
-def _expand(layer: Any, name: str, expand: Any, done: set[int]) -> None:
-    """A tensor as the unit-stride layer has it: the same object, with its attributes and its users."""
-    if parametrize.is_parametrized(layer, name):
-        layer.parametrizations[name].append(Expand(layer.strided, name))
-        return
-    tensor = getattr(layer, name)
-    if id(tensor) not in done:
-        tensor.data = expand(tensor.data)
-        tensor.grad = None
-        done.add(id(tensor))
-
-
-# What was converted ---------------------------------------------------------------------------------
-
-
-def converted_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers of a model that convert_layers has converted, by their names.
-
-    Each has `strided`, the sizes of the original, and, if it has a filter, `tap_maps`: which strided
-    tap stands where in it.
+    >>> model = nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3), nn.ReLU())
+    >>> convert_layers(model)[0]
+    UnitStrideConv2d(12, 8, kernel_size=(4, 4), stride=(1, 1))
     """
-    modules = unwrapped(model).named_modules()
-    return {name: module for name, module in modules if isinstance(module, UnitStrideLayer)}
+    originals = _before(unwrapped(model), only, pooling) if check else {}
+    before = unwrapped(model)
+    if check and inplace and example_inputs is not None:
+        before = copied(before)  # the strided numbers are gone afterwards
+    same = exchanged(model, only, pooling, inplace, depthwise)
+    if check and example_inputs is not None:
+        check_network(before, unwrapped(same), example_inputs)
+    elif check:
+        check_layers(originals, unwrapped(same))
+    return same
 
 
-def convolutions(model: nn.Module) -> dict[str, Any]:
-    """Those of converted_layers that have a filter."""
-    layers = converted_layers(model)
-    return {n: layer for n, layer in layers.items() if not isinstance(layer, UnitStridePooling)}
+def _before(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> dict[str, nn.Module]:
+    """The strided layers before their conversion, sharing their numbers."""
+    layers = {}
+    for step in planned_steps(model, only, pooling):
+        if issubclass(step.mixin, UnitStrideLayer):
+            layers[step.name] = copied(step.module, share_tensors=True)
+    return layers
 
 
-def is_converted(model: Any) -> bool:
-    """Whether a module is of convert_layers, or has such modules in it."""
-    return isinstance(model, nn.Module) and any(isinstance(m, Exchanged) for m in model.modules())
+# Weights of the strided network, and the way back ----------------------------------------------------
 
 
 def convert_state_dict(model: nn.Module, strided: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -317,6 +118,35 @@ def _fitted(key: str, given: Tensor, wanted: Tensor, expand: Any) -> Tensor:
     return result
 
 
-def iterate_exchanged(model: nn.Module) -> Iterator[tuple[str, Any]]:
-    """All modules whose class was exchanged: layers, and modules that call strided functions."""
-    return ((n, m) for n, m in model.named_modules() if isinstance(m, Exchanged))
+@torch.no_grad()
+def fold_layers_back(model: Model) -> Model:
+    """A copy of a converted model with its strided layers: each number the mean of its copies.
+
+    What stands at structural zeros is lost. Weights that are as they were made come back to the bit.
+    """
+    strided = copied(model)
+    done: set[int] = set()
+    for module in list(strided.modules()):
+        if not isinstance(module, Exchanged):
+            continue
+        if isinstance(module, UnitStrideForward):
+            del module.unit_stride_calls
+        elif isinstance(module, UnitStrideLayer):
+            if not isinstance(module, UnitStridePooling):
+                _fold(module, done)
+            describes_the_original(module)
+        exchange_back(module)
+    return strided
+
+
+def _fold(layer: Any, done: set[int]) -> None:
+    for name, origin in layer_origins(layer).items():
+        tensor = getattr(layer, name)
+        if parametrize.is_parametrized(layer, name):
+            parametrizations = layer.parametrizations[name]
+            if isinstance(parametrizations[-1], Expand):
+                del parametrizations[-1]
+        elif id(tensor) not in done:
+            tensor.data = origin.fold(tensor)
+            tensor.grad = None
+            done.add(id(tensor))

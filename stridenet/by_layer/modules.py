@@ -6,7 +6,7 @@ stride, padding, …) describe the unit-stride filter, those of the original are
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache, wraps
 from typing import Any
 
@@ -26,6 +26,7 @@ from stridenet.by_layer.arithmetic import (
     expanded_transposed,
 )
 from stridenet.by_layer.calls import UnitStrideCalls, numbers, unit_stride_call
+from stridenet.origins import Origin
 from stridenet.phases import expand_bias
 from stridenet.taps import Taps
 
@@ -79,8 +80,16 @@ class StridedConvolution:
 
     @classmethod
     def of(cls, layer: Any) -> "StridedConvolution":
-        """What a layer of torch's says of itself."""
+        """What a layer of torch's says of itself: a number for each axis, even where one was set."""
         own = {name: getattr(layer, name) for name in _CONVOLUTION_ATTRIBUTES}
+        axes = next(
+            n
+            for n, kinds in enumerate(zip(CONVOLUTIONS, TRANSPOSED, strict=True), 1)
+            if isinstance(layer, kinds)
+        )
+        for name in ("kernel_size", "stride", "dilation", "padding", "output_padding"):
+            if not isinstance(own[name], str):
+                own[name] = numbers(own[name], axes)
         return cls(operation=class_before(layer).__name__, **own)
 
     def __str__(self) -> str:
@@ -211,9 +220,7 @@ class UnitStrideConvolution(UnitStrideLayer):
             padding: Any = numbers(was.padding, len(was.stride)) if was.padding != "valid" else ()
             flat = [extent for p in reversed(padding) for extent in (p, p)]
             input = F.pad(input, flat, mode=was.padding_mode)
-        return convolve(
-            input, self.weight, self.bias, was.windows, was.groups, self.depthwise
-        )
+        return convolve(input, self.weight, self.bias, was.windows, was.groups, self.depthwise)
 
 
 class UnitStrideTransposed(UnitStrideLayer):
@@ -269,11 +276,11 @@ def _forward_with_unit_strides(before: Any) -> Callable[..., Any]:
     return forward
 
 
-Mixin = type[Exchanged]
+Mixin = Any  # one of the classes above
 
 
 @cache
-def _exchanged(before: type, mixin: Mixin) -> Any:
+def _exchanged(before: Any, mixin: Any) -> Any:
     """The class of a converted module that was a `before`.
 
     It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.
@@ -348,7 +355,6 @@ def describes_unit_strides(layer: Any, depthwise: str) -> None:
         return
     was = layer.strided
     ones, zeros = (1,) * len(was.stride), (0,) * len(was.stride)
-    out_channels, in_channels, *kernel = torch.empty(was.weight_size, device="meta").shape
     size = was.expand(torch.empty(was.weight_size, device="meta")).shape
     layer.out_channels, layer.in_channels = size[0], size[1] * was.groups
     layer.kernel_size = tuple(size[2:])
@@ -390,3 +396,56 @@ def describes_the_original(layer: Any) -> None:
         if "depthwise" in vars(layer):
             del layer.depthwise
     del layer.strided
+
+
+# What was converted ---------------------------------------------------------------------------------
+
+
+def converted_layers(model: nn.Module) -> dict[str, Any]:
+    """The layers of a model that convert_layers has converted, by their names.
+
+    Each has `strided`, the sizes of the original, and, if it has a filter, `tap_maps`: which strided
+    tap stands where in it.
+    """
+    modules = model.named_modules()
+    return {name: module for name, module in modules if isinstance(module, UnitStrideLayer)}
+
+
+def convolutions(model: nn.Module) -> dict[str, Any]:
+    """Those of converted_layers that have a filter."""
+    layers = converted_layers(model)
+    return {n: layer for n, layer in layers.items() if not isinstance(layer, UnitStridePooling)}
+
+
+def is_converted(model: Any) -> bool:
+    """Whether a module is of convert_layers, or has such modules in it."""
+    return isinstance(model, nn.Module) and any(isinstance(m, Exchanged) for m in model.modules())
+
+
+def layer_origins(layer: Any) -> dict[str, Origin]:
+    """Of the filter of a converted convolution, and of a transposed one's bias: where its numbers are
+    from, by the tensor's name."""
+    was: StridedConvolution = layer.strided
+    size = torch.Size(was.weight_size)
+    found = {"weight": _origin("weight", size, was.expand)}
+    if was.transposed and layer.bias is not None:
+        found["bias"] = _origin("bias", torch.Size([was.out_channels]), was.expand_bias)
+    return found
+
+
+def _origin(name: str, size: torch.Size, expand: Callable[[Tensor], Tensor]) -> Origin:
+    """A tensor whose numbers are 1, 2, 3, … is expanded: its numbers say where they are from."""
+    return Origin(name, size, expand(torch.arange(1, 1 + size.numel()).reshape(size)) - 1)
+
+
+def network_origins(network: nn.Module) -> dict[str, Origin]:
+    """Of each tensor that convert_layers has changed, by its name; not of those that are computed from
+    the strided ones (parametrized before)."""
+    found = {}
+    for path, layer in convolutions(network).items():
+        for name, origin in layer_origins(layer).items():
+            chain = getattr(layer, "parametrizations", {})
+            if name not in chain or not isinstance(chain[name][-1], Expand):
+                key = f"{path}.{name}" if path else name
+                found[key] = replace(origin, source=key)
+    return found

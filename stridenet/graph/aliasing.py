@@ -10,10 +10,13 @@ from torch import fx, nn
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.nodes import place, tensors
 
-_VIEWS = {
+VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "split", "chunk", "detach",
     torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze", "view_as", "expand", "narrow", "unflatten",
+}  # fmt: skip
+_IN_PLACE = {
+    "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
 }  # fmt: skip
 
 
@@ -25,8 +28,8 @@ def refuse_late_readers(traced: fx.GraphModule) -> None:
     for node in nodes:
         sources = node.all_input_nodes
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        view = node.target in _VIEWS or isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
-        changes = _is_in_place(node, module)
+        view = node.target in VIEWS or isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
+        changes = is_in_place(node, module)
         memory[node] = memory[sources[0]] if sources and (view or changes) else node
         if not sources or not changes:
             continue
@@ -39,11 +42,12 @@ def refuse_late_readers(traced: fx.GraphModule) -> None:
                 )
 
 
-def _is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
+    """Whether an operation changes what it is given first; module: its own, if it is one."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
-    if name in ("iadd", "isub", "imul", "itruediv") or (name.endswith("_") and name[-2:] != "__"):
+    if name in _IN_PLACE or (name.endswith("_") and name[-2:] != "__"):
         return True
     try:
         given = signature(cast(Any, node.target)).bind(*node.args, **node.kwargs)

@@ -1,244 +1,286 @@
 """A network's operations as a graph, and the size of every feature map in it.
 
-torch.fx gives the operations under the modules' own names. While it traces, each operation also runs
-on meta tensors: real shapes, without weights or arithmetic. To the network's forward, sizes are thus
-plain numbers that it may compute with and branch on; only the number of images stays open.
+The forward of a copy runs once on proxies, under the modules' own names; each operation also runs on
+meta tensors: real shapes, without weights or arithmetic. To the forward, sizes are thus plain numbers
+that it may compute with and branch on. The number of images, dtype and device stay open: the forward
+runs again with others, if it has asked for them, and what follows them is told by comparing.
 """
 
 import operator
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from itertools import chain
-from typing import Any, cast
+from typing import Any
 
 import torch
-from torch import fx, nn
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch import Tensor, fx, nn
+from torch.nn.utils.parametrize import ParametrizationList
 
+from stridenet.copies import copied, same_random_states, unwrapped
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.nodes import (
-    BATCH,
-    CONVOLUTIONS,
-    TRANSPOSED,
-    operation_type,
-    place,
-    size_of,
-    tensors,
-)
-from stridenet.sizes import Size, format_size
+from stridenet.graph.changes import refuse_changes
+from stridenet.graph.differences import differences
+from stridenet.graph.nodes import BATCH
+from stridenet.graph.places import users_line
+from stridenet.graph.proxies import TensorProxy
+from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer, first_line, is_multiple
+from stridenet.sizes import Size
 
-# Not torch's own, but kept whole: what they do cannot be seen from their parts.
-WHOLE = {
-    "torchvision.models.shufflenetv2.channel_shuffle",
-    "torchvision.ops.stochastic_depth.StochasticDepth",
-}
-
-
-class _Proxy(fx.Proxy):
-    """A value while tracing; its sizes are known, so that they are numbers."""
-
-    tracer: "_Tracer"
-
-    def _extent(self, axis: int) -> Any:
-        extent = self.node.meta["value"].shape[axis]
-        if extent % BATCH:
-            return extent
-        return self.tracer.create_proxy("call_method", "size", (self, axis), {})
-
-    @property
-    def shape(self) -> tuple:
-        return tuple(map(self._extent, range(self.ndim)))
-
-    def size(self, dim: int | None = None) -> Any:
-        return self.shape if dim is None else self._extent(dim)
-
-    @property
-    def ndim(self) -> int:
-        return self.node.meta["value"].ndim
-
-    def dim(self) -> int:
-        return self.ndim
-
-    @property
-    def dtype(self) -> torch.dtype:
-        return self.node.meta["value"].dtype
-
-    def __len__(self) -> int:
-        return len(self.node.meta["value"])
-
-    def __iter__(self) -> Iterator[fx.Proxy]:
-        return (operator.getitem(self, index) for index in range(len(self)))
-
-
-def _in_place(function: Any) -> Any:
-    def method(self: _Proxy, other: Any) -> fx.Proxy:
-        return self.tracer.create_proxy("call_function", function, (self, other), {})
-
-    return method
-
-
-for _name in ("iadd", "isub", "imul", "itruediv"):  # torch.fx would take x += y for x = x + y
-    setattr(_Proxy, f"__{_name}__", _in_place(getattr(operator, _name)))
-
-
-class _Tracer(fx.Tracer):
-    """Traces one model, and runs each operation on meta tensors of the inputs' sizes."""
-
-    def __init__(self, model: nn.Module, sizes: Sequence[Size]) -> None:
-        wrapped = (getattr(module.forward, "__globals__", {}) for module in model.modules())
-        functions = {f for names in wrapped for f in names.values() if _qualified(f) in WHOLE}
-        super().__init__(autowrap_functions=tuple(f for f in functions if not isinstance(f, type)))
-        self.sizes = iter(sizes)
-        self.running = False
-        self.inputs = 0
-        self.float = next((p.dtype for p in model.parameters() if p.is_floating_point()), None)
-
-    def proxy(self, node: fx.Node) -> _Proxy:
-        return _Proxy(node, self)
-
-    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        # Whole, too, are those of a forward of their own: so that errors can name them.
-        whole = isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
-        known = operation_type(m)
-        return (
-            whole
-            or (known.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
-            or _qualified(known) in WHOLE
-        )
-
-    def call_module(self, m: Any, forward: Any, args: Any, kwargs: Any) -> Any:
-        if self.running:
-            return forward(*args, **kwargs)
-        path = self.path_of_module(m)
-        try:
-            return super().call_module(m, forward, args, kwargs)
-        except StrideEliminationError:
-            raise
-        except Exception as error:  # tracing runs the user's forward, which may raise anything
-            raise _untraceable(f"{path} ({type(m).__name__})", error) from error
-
-    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict) -> Any:
-        return attr_val if self.running else super().getattr(attr, attr_val, parameter_proxy_cache)
-
-    def create_proxy(
-        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
-    ) -> Any:
-        value = None
-        if kind == "placeholder":
-            size = next(self.sizes, None)
-            if size is None and args:
-                return args[0]  # the default of an optional argument
-            self.inputs += 1
-            value = torch.empty(BATCH, *(size or ()), dtype=self.float, device="meta")
-        proxy = super().create_proxy(kind, target, args, kwargs, *more, **named)
-        if kind == "placeholder":
-            proxy.node.meta["value"] = value
-        elif kind != "output":
-            self._run(proxy.node)
-        return proxy
-
-    def _run(self, node: fx.Node) -> None:
-        """Leave in node.meta what the node gives on meta tensors, and the strides within it."""
-        for source in node.all_input_nodes:
-            if "value" not in source.meta:
-                self._run(source)  # a tensor of the model, which torch.fx finds by itself
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-        with _Strides() as strides:
-            self.running = True  # torch.fx has replaced the call of every module
-            try:
-                node.meta["value"] = self._result(node, args, kwargs)
-            except Exception as error:  # what a map that does not fit makes it raise varies
-                sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
-                raise StrideEliminationError(
-                    f"{place(self.root, node)} on a map {sizes}: {_first_line(error)}; give the "
-                    "input_size that the network takes"
-                ) from error
-            finally:
-                self.running = False
-        node.meta["strides"] = strides.found
-        for value in tensors(node.meta["value"]):
-            if 0 in value.shape:
-                raise StrideEliminationError(
-                    f"{place(self.root, node)} gives an empty map {format_size(value.shape[1:])}"
-                )
-
-    def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
-        if node.op == "call_function":
-            return cast(Any, node.target)(*args, **kwargs)
-        if node.op == "call_method":
-            return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-        if node.op == "get_attr":
-            return torch.empty_like(operator.attrgetter(str(node.target))(self.root), device="meta")
-        module = self.root.get_submodule(str(node.target))
-        state = chain(module.named_parameters(), module.named_buffers())
-        meta = {  # but counters, which a module in training mode may want as numbers
-            name: torch.empty_like(tensor, device="meta")
-            if tensor.is_floating_point()
-            else torch.zeros_like(tensor, device="cpu")
-            for name, tensor in state
-        }
-        return torch.func.functional_call(module, meta, args, kwargs)
-
-
-class _Strides(TorchDispatchMode):
-    """Notes every convolution and pooling with a stride above one, whoever calls it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        stride: Iterable[int] = ()
-        if name.startswith("convolution"):
-            stride = args[3]
-        elif "_pool" in name and "adaptive" not in name and "backward" not in name:
-            stride = (args[2] if len(args) > 2 else ()) or args[1]
-        if any(step > 1 for step in stride):
-            self.found.append(f"{name} of stride {format_size(tuple(stride))}")
-        return func(*args, **(kwargs or {}))
+CURE = "convert_layers(model) converts its layers one by one, without tracing"
+_OTHER_BATCH = 10_008  # even, and a multiple of 3, 4, 6, 8: unlike BATCH
+_ROUND_BATCH = 5_040  # with all small divisors, for what takes images in groups
 
 
 def trace(model: nn.Module, sizes: Sequence[Size]) -> fx.GraphModule:
     """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
 
-    sizes: of each input, without batch. Raises StrideEliminationError if the model cannot be traced.
+    sizes: of each input, without batch. The model is left untouched: what is returned holds copies of
+    its modules, which share the numbers of their parameters with it. Raises StrideEliminationError if
+    the model cannot be traced.
     """
+    model = unwrapped(model)
     _require_ordinary(model)
-    tracer = _Tracer(model, sizes)
-    root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
-    before = set(vars(root))
-    try:
-        graph = tracer.trace(root)
-        traced = fx.GraphModule(root, graph)
-    except StrideEliminationError:
-        _require_size_of_each_input(tracer, sizes)  # of which other errors may be a consequence
-        raise
-    except Exception as error:
-        raise _untraceable(type(model).__name__, error) from error
-    finally:
-        for constant in set(vars(root)) - before:
-            delattr(root, constant)  # torch.fx keeps tensors that forward makes in the model itself
-    _require_size_of_each_input(tracer, sizes)
-    for node in reversed(traced.graph.nodes):
-        if not node.users and node.op == "call_method" and node.target == "size":
-            traced.graph.erase_node(node)
-    return traced
+    with same_random_states():
+        return _Trace(model, tuple(sizes)).traced
 
 
-def _require_size_of_each_input(tracer: _Tracer, sizes: Sequence[Size]) -> None:
-    inputs = [node.name for node in tracer.graph.nodes if node.op == "placeholder"]
-    if len(inputs) != len(sizes) or tracer.inputs != len(sizes):
-        raise StrideEliminationError(
-            f"the model has the inputs {inputs}, but input_size gives {len(sizes)} size(s); give one "
-            "for each, as in ((3, 32, 32), (1, 8, 8))"
+@dataclass
+class _Pass:
+    """One pass: its tracer, and the copy of the model that it has spoiled."""
+
+    tracer: Tracer
+    stage: nn.Module
+
+
+class _Trace:
+    """The passes through one model's forward."""
+
+    def __init__(self, model: nn.Module, sizes: tuple[Size, ...]) -> None:
+        self.model, self.sizes = model, sizes
+        self.facts = _facts(model)
+        self.root = self._root(lambda copy: copy)
+        first = _Pass(Tracer(self.root, sizes, self.facts), self._stage(self.root))
+        try:
+            first.tracer.run(first.stage)
+            _require_plain_output(first.tracer.output)
+        except StrideEliminationError as error:
+            raise self._named(error) from error
+        except Exception as error:  # tracing runs the user's forward, which may raise anything
+            raise self._explained(error) from error
+        refuse_changes(first.tracer, first.stage, self._again)
+        if "images" in first.tracer.asked:
+            self._compare_batches(first.tracer)
+        if first.tracer.asked & {"dtype", "device"}:
+            self._open_facts(first.tracer)
+        _open_batch(first.tracer.graph)
+        self.traced = fx.GraphModule(self.root, first.tracer.graph)
+
+    # Copies
+
+    def _root(self, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
+        model = change(copied(self.model, share_tensors=True))
+        for module in model.modules():
+            if isinstance(module, ParametrizationList):
+                module.eval()  # spectral_norm would iterate each time that its weight is read
+        whole = Tracer(model, (), self.facts).is_leaf_module(model, "")
+        return nn.Sequential(model) if whole else model
+
+    def _stage(self, root: nn.Module) -> nn.Module:
+        stage = copied(root, share_tensors=True)
+        modes = dict(self.model.named_modules())
+        for name, module in stage.named_modules():
+            if isinstance(module, ParametrizationList) and name in modes:
+                module.train(modes[name].training)
+        return stage
+
+    def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module]) -> Tracer:
+        """Another pass, with other facts."""
+        root = self._root(change)
+        tracer = Tracer(root, self.sizes, facts)
+        tracer.run(self._stage(root))
+        return tracer
+
+    def _again(self, spoiled: nn.Module) -> Tracer:
+        """A second pass through a copy that has already been through one."""
+        tracer = Tracer(self._root(lambda copy: copy), self.sizes, self.facts)
+        tracer.run(spoiled)
+        return tracer
+
+    # What follows the number of images, dtype and device
+
+    def _compare_batches(self, first: Tracer) -> None:
+        """Refuse what changes with the number of images in another way than in proportion."""
+        for batch in (_OTHER_BATCH, 1):
+            try:
+                other = self._pass(replace(self.facts, batch=batch), lambda copy: copy)
+            except Exception as error:
+                if batch == 1:
+                    continue  # as BatchNorm in training mode, which the model cannot do either
+                raise self._explained(error) from error
+            for node, mine, its in differences(first, other):
+                numbers = [n for n in (mine, its) if type(n) in (int, float)]
+                if len(numbers) == 2 and abs(mine * batch - its * BATCH) < 1e-9 * abs(its * BATCH):
+                    continue
+                raise StrideEliminationError(
+                    f"{self._name} does other things for {batch:,} images than for {BATCH:,}"
+                    f"{node.meta.get('where', '') if node else ''}, and a twin is for any number; "
+                    f"{CURE}"
+                )
+
+    def _open_facts(self, first: Tracer) -> None:
+        """What followed the dtype and device of the input follows them in the graph."""
+        dtype = torch.float64 if self.facts.dtype != torch.float64 else torch.float32
+        other = Facts(BATCH, dtype, torch.device("meta"))
+        try:
+            second = self._pass(other, lambda copy: copy.to(dtype))
+            found_differences = list(differences(first, second))
+        except Exception:  # it runs in the present dtype or on the present device only
+            return
+        if any(mine is its is None for _, mine, its in found_differences):
+            return
+        following = {
+            (self.facts.dtype, other.dtype): "dtype",
+            (self.facts.device, other.device): "device",
+        }
+        found: dict[fx.Node, set] = {}
+        for node, mine, its in found_differences:
+            if node is not None and (mine, its) in following:
+                found.setdefault(node, set()).add(mine)
+        opened = {mine: name for (mine, _), name in following.items()}
+        _replace_literals(
+            first.graph,
+            lambda node, leaf: opened[leaf] if leaf in found.get(node, ()) else None,
+            lambda graph, source, name: graph.call_function(getattr, (source, name)),
         )
 
+    # Errors
 
-def _untraceable(where: str, error: Exception) -> StrideEliminationError:
-    return StrideEliminationError(
-        f"{where} cannot be traced by torch.fx ({_first_line(error)}); its forward must not depend on "
-        "the values of tensors or on the number of images"
+    @property
+    def _name(self) -> str:
+        return type(self.model).__name__
+
+    def _named(self, error: StrideEliminationError) -> StrideEliminationError:
+        if not isinstance(error, Refusal):
+            return error
+        where = getattr(error, "stridenet_module", self._name)
+        return StrideEliminationError(
+            f"{where} cannot be traced by torch.fx: its forward {error}; {CURE}"
+        )
+
+    def _explained(self, error: Exception) -> StrideEliminationError:
+        """What an error of the forward, or of an operation on the maps that it is given, is due to."""
+        where = getattr(error, "stridenet_module", self._name)
+        failed = getattr(error, "stridenet_operation", None)
+        line = users_line(error.__traceback__)
+        if isinstance(error, Foreign):
+            return StrideEliminationError(
+                f"{where} reads what an earlier forward left{line}; {CURE}"
+            )
+        if failed is None:
+            sizes = ", ".join(f"torch.zeros{(1, *size)}" for size in self.sizes)
+            return StrideEliminationError(
+                f"{where} cannot be traced by torch.fx: its forward raises {type(error).__name__}: "
+                f"{first_line(error)}{line}; if model({sizes}) works, {CURE}"
+            )
+        if self._works_in_groups():
+            return StrideEliminationError(
+                f"{failed}, for {BATCH:,} images: the forward divides the images of a batch into "
+                f"groups, and a twin is for any number of them; {CURE}"
+            )
+        if self._is_about_numbers(error):
+            return StrideEliminationError(
+                f"{failed}; the model's numbers are {str(self.facts.dtype)[6:]}: convert it in a type "
+                "that this operation has, as in model.float()"
+            )
+        return StrideEliminationError(f"{failed}; give the input_size that the network takes")
+
+    def _works_in_groups(self) -> bool:
+        try:
+            self._pass(replace(self.facts, batch=_ROUND_BATCH), lambda copy: copy)
+        except Exception:
+            return False
+        return True
+
+    def _is_about_numbers(self, error: Exception) -> bool:
+        words = (
+            "dtype",
+            "not implemented for",
+            "same type",
+            "complex",
+            "Char",
+            "Byte",
+            "type torch",
+        )
+        return any(word in str(error) for word in words)
+
+
+def _facts(model: nn.Module) -> Facts:
+    """What the first input is to be like: the model's first numbers."""
+    state = [*model.parameters(), *model.buffers()]
+    numbers = [t for t in state if t.is_floating_point() or t.is_complex()]
+    first = next(iter(numbers or state), torch.empty(0))
+    dtype = first.dtype if numbers or not state else torch.get_default_dtype()
+    return Facts(BATCH, dtype, torch.device("cpu") if first.is_meta else first.device)
+
+
+def _open_batch(graph: fx.Graph) -> None:
+    """Numbers that come from that of the images are computed from the first input's size."""
+
+    def expression(graph: fx.Graph, source: fx.Node, number: Any) -> fx.Node:
+        size = graph.call_method("size", (source, 0))
+        size.meta["value"] = BATCH
+        return (
+            size if number == BATCH else graph.call_function(operator.mul, (size, number // BATCH))
+        )
+
+    _replace_literals(
+        graph,
+        lambda node, leaf: int(leaf) if is_multiple(leaf, BATCH) else None,
+        expression,
     )
+
+
+def _replace_literals(
+    graph: fx.Graph,
+    wanted: Callable[[fx.Node, Any], Any],
+    expression: Callable[[fx.Graph, fx.Node, Any], fx.Node],
+) -> None:
+    """Nodes instead of literals: one, after the first input, for each answer of `wanted` but None."""
+    inputs = [node for node in graph.nodes if node.op == "placeholder"]
+    made: dict[Any, fx.Node] = {}
+
+    def replaced(node: fx.Node, leaf: Any) -> Any:
+        key = None if isinstance(leaf, fx.Node) else wanted(node, leaf)
+        if key is None or not inputs:
+            return leaf
+        if key not in made:
+            with graph.inserting_before(inputs[-1].next):
+                made[key] = expression(graph, inputs[0], key)
+            made[key].meta.setdefault("value", leaf)
+            made[key].meta.setdefault("strides", [])
+        return made[key]
+
+    for node in list(graph.nodes):
+        if node.op != "placeholder":
+            both = fx.node.map_aggregate((node.args, node.kwargs), lambda x: replaced(node, x))  # noqa: B023
+            node.args, node.kwargs = both
+
+
+def _require_plain_output(output: Any) -> None:
+    """Refuse what a graph cannot return as the same type."""
+    if type(output) is TensorProxy or isinstance(output, (Tensor, int, float, str, type(None))):
+        return
+    if type(output) in (tuple, list) or hasattr(output, "_fields"):
+        for part in output:
+            _require_plain_output(part)
+    elif type(output) is dict and all(isinstance(key, str) for key in output):
+        for part in output.values():
+            _require_plain_output(part)
+    else:
+        raise Refusal(
+            f"returns a {type(output).__name__}, which a graph cannot hold (tensors in tuples, lists, "
+            "dicts with names, and NamedTuples it can)"
+        )
 
 
 def _require_ordinary(model: nn.Module) -> None:
@@ -247,26 +289,24 @@ def _require_ordinary(model: nn.Module) -> None:
     owners: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
         named = f"{name or 'the model'} ({type(module).__name__})"
+        own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
+        if any(isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer)) for t in own):
+            raise StrideEliminationError(
+                f"{named} is lazy and has no weights yet: run the model once, on an input of any batch"
+            )
         if any(getattr(module, kind) for kind in hooks):
             raise StrideEliminationError(
-                f"{named} has hooks, which a twin could not keep: remove them (those of pruning or of "
-                "the old weight_norm too; a lazy layer loses its own when it is run once)"
+                f"{named} has hooks, which a twin could not keep: remove them (prune.remove for those "
+                "of pruning, remove_weight_norm for the old weight_norm)"
             )
         if "forward" in vars(module):
-            raise StrideEliminationError(f"the forward of {named} was replaced on this one object")
+            raise StrideEliminationError(
+                f"the forward of {named} was replaced on this one object, which a twin could not "
+                f"keep: derive a class that has it as its forward, or {CURE}"
+            )
         for parameter in module.parameters(recurse=False):
             if owners.setdefault(parameter, named) != named:
                 raise StrideEliminationError(
-                    f"{owners[parameter]} and {named} share a weight, which their twins could not"
+                    f"{owners[parameter]} and {named} share a weight, which their twins could not; "
+                    f"{CURE}"
                 )
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error) or type(error).__name__).splitlines()[0]
-
-
-def _qualified(thing: Any) -> str:
-    try:
-        return f"{thing.__module__}.{thing.__qualname__}"
-    except Exception:  # a name of a module's may be anything, even something that refuses questions
-        return ""

@@ -3,8 +3,9 @@
 import ast
 import copy
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,6 @@ import torch
 from torch import Tensor, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.plan import EliminationPlan
 from stridenet.sizes import Size, format_size
 
 Images = tuple[Tensor, ...]  # one batch for each input
@@ -57,11 +57,11 @@ class Comparison:
 
 
 def check_graph(
-    path: Path, plan: EliminationPlan | None
+    path: Path, may_stay: Callable[[StridedNode], bool]
 ) -> tuple[dict[str, int], tuple[StridedNode, ...]]:
     """Let onnx check the file, and look for strides above 1, in functions and subgraphs too.
 
-    plan: of a twin, in which a stride is an error unless the plan keeps it. Returns how many nodes of
+    may_stay: of a node with a stride, whether the network has it on purpose. Returns how many nodes of
     each operator there are, and those with a stride. Raises StrideEliminationError.
     """
     import onnx
@@ -73,11 +73,11 @@ def check_graph(
         raise StrideEliminationError(f"{path.name} is not valid ONNX ({reason(error)})") from error
     nodes = [node for graph in (model.graph, *model.functions) for node in _nodes(graph)]
     strided = tuple(_strided(node) for node in nodes if max(_strides(node), default=1) > 1)
-    refused = [str(node) for node in strided if plan and not _is_kept(node, plan)]
+    refused = [str(node) for node in strided if not may_stay(node)]
     if refused:
         raise StrideEliminationError(
-            f"{path.name} is of a unit-stride twin, but has a stride in {'; '.join(refused)}: a layer "
-            "of the twin was replaced, or its forward calls a strided function"
+            f"{path.name} is of a unit-stride network, but has a stride in {'; '.join(refused)}: a "
+            "layer was replaced after the conversion, or a forward calls a strided function"
         )
     return dict(Counter(node.op_type for node in nodes).most_common()), strided
 
@@ -111,15 +111,6 @@ def _module_of(node: Any) -> str:
     return str(scopes[-2])  # the last is the operator's own
 
 
-def _is_kept(node: StridedNode, plan: EliminationPlan) -> bool:
-    """Whether the twin was made with this stride left in on purpose."""
-    if plan.options.scope == "network":
-        return False
-    if plan.options.only is not None:
-        return True
-    return node.operator in POOLING_OPERATORS and not plan.options.pooling
-
-
 def compare(
     path: Path,
     network: nn.Module,
@@ -144,6 +135,14 @@ def compare(
     else:
         tolerances = [[tolerance] * len(outputs) for outputs in expected]
     obtained = _onnxruntime_outputs(path, feeds)
+    for theirs, ours in zip(chain(*obtained), chain(*expected), strict=True):
+        if theirs.shape != ours.shape:
+            raise StrideEliminationError(
+                f"{path.name} is not the network at every size: onnxruntime gives "
+                f"{format_size(theirs.shape)}, PyTorch {format_size(ours.shape)}, as where a forward "
+                "rounds sizes up (ONNX divides towards zero); input_size=… instead of example_inputs "
+                "fixes the sizes"
+            )
     counts = tuple(len(images[0]) for images in batches)
     found = [
         Comparison(counts, _largest(theirs - ours), allowed, _largest(ours))

@@ -6,7 +6,6 @@ and that, of a twin, has no stride above 1.
 """
 
 import contextlib
-import copy
 import importlib
 import inspect
 import io
@@ -15,7 +14,7 @@ import logging
 import os
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -25,8 +24,12 @@ import torch
 from torch import Tensor, nn
 
 from stridenet import host
+from stridenet.by_layer.exchange import planned_steps
+from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_converted
+from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.check import (
+    POOLING_OPERATORS,
     Comparison,
     Images,
     StridedNode,
@@ -76,15 +79,19 @@ def export_onnx(
     path: str | os.PathLike[str],
     input_size: Sequence[Any] | None = None,
     *,
+    example_inputs: Any = None,
     rearrange: str = "graph",
     batch: int | None = None,
     tolerance: float | None = None,
 ) -> ExportReport:
     """Write `network`, in evaluation mode, into the ONNX file `path`, and check the file.
 
-    network: a twin, or any network of images of `input_size` (channels, height, width); of several
-        inputs, a sequence of sizes. Weights are float32. The network is left as it is: a copy on the
-        CPU is exported.
+    network: a twin; or any network, converted by convert_layers or not, of images of `input_size`
+        (channels, height, width), or of several inputs, a sequence of sizes. Weights are float32. The
+        network is left as it is: a copy on the CPU is exported.
+    example_inputs: instead of input_size: a tensor, or a tuple of tensors, one for each input. The file
+        then takes any batch and any spatial sizes, as far as the network does; where it needs a size,
+        the file has that size.
     rearrange: whether a twin's file takes ordinary images ("graph"), or their phase form, which the
         host makes ("host"). How is then described in NET.layout.json beside NET.onnx and in the file's
         metadata; stridenet.host does it in NumPy.
@@ -99,15 +106,17 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, rearrange, batch)
     require_packages()
-    subject = _subject(network, input_size, rearrange)
-    batches = [subject.images(count) for count in ((batch,) if batch else CHECKED_BATCHES)]
+    if example_inputs is not None:
+        input_size = _sizes_of(example_inputs, input_size)
+    subject = _subject(network, input_size, rearrange, free=example_inputs is not None)
     with _staged(path) as folder:
         program = _translate(subject, batch)
+        batches = _checked_images(program, subject, batch)
         _annotate(program, subject)
         _save(program, folder / path.name)
         if subject.layout:
             _write_layout(subject.layout, folder / layout_path(path).name)
-        operators, strided = check_graph(folder / path.name, subject.plan)
+        operators, strided = check_graph(folder / path.name, _may_stay(subject))
         feeds = [subject.fed(images) for images in batches]
         comparison = compare(folder / path.name, subject.network, batches, feeds, tolerance)
     layout = layout_path(path) if subject.layout else None
@@ -153,6 +162,7 @@ class _Subject:
     sizes: tuple[Size, ...]  # of one image of each
     plan: EliminationPlan | None  # of a twin
     layout: dict[str, Any] | None  # where the host rearranges
+    free: bool = False  # spatial sizes, too
 
     @property
     def exported(self) -> nn.Module:
@@ -161,12 +171,12 @@ class _Subject:
             return self.network.network
         return self.network
 
-    def images(self, count: int) -> Images:
-        """Random ordinary images (count, c, h, w) for each input."""
+    def images(self, count: int, sizes: Sequence[Size] | None = None) -> Images:
+        """Random ordinary images (count, c, h, w) for each input, of its own sizes or of others."""
         generator = torch.Generator().manual_seed(count)
         return tuple(
             torch.randn(count, *size, generator=generator, dtype=torch.float32, device="cpu")
-            for size in self.sizes
+            for size in sizes or self.sizes
         )
 
     def fed(self, images: Images) -> dict[str, np.ndarray]:
@@ -178,7 +188,24 @@ class _Subject:
         return dict(zip(self.names, arrays, strict=True))
 
 
-def _subject(network: nn.Module, input_size: Sequence[Any] | None, rearrange: str) -> _Subject:
+def _sizes_of(example_inputs: Any, input_size: Any) -> tuple[Size, ...]:
+    """The sizes of one image of each input."""
+    given = (example_inputs,) if isinstance(example_inputs, Tensor) else example_inputs
+    plain = isinstance(given, (tuple, list)) and given and all(isinstance(x, Tensor) for x in given)
+    if not plain or input_size is not None:
+        raise InputError(
+            f"example_inputs is a {type(example_inputs).__name__}: give a tensor, or a tuple of "
+            "tensors (an ONNX file has positional inputs), and no input_size beside it"
+        )
+    if any(x.ndim < 2 for x in given):
+        raise InputError("example_inputs must have a batch first, and at least one axis behind it")
+    return tuple(tuple(x.shape[1:]) for x in given)
+
+
+def _subject(
+    network: nn.Module, input_size: Sequence[Any] | None, rearrange: str, free: bool
+) -> _Subject:
+    network = unwrapped(network)
     _require_float32(network)
     sizes = None if input_size is None else checked_sizes(input_size)
     plan = layout = None
@@ -202,8 +229,29 @@ def _subject(network: nn.Module, input_size: Sequence[Any] | None, rearrange: st
         raise InputError("input_size is missing: give the size of one image, as in (1, 28, 28)")
     else:
         names = _parameter_names(network, len(sizes))
-    network = copy.deepcopy(network).to("cpu").eval()
-    return _Subject(network, names, sizes, plan, layout)
+    network = copied(network).to("cpu").eval()
+    return _Subject(network, names, sizes, plan, layout, free and plan is None)
+
+
+def _may_stay(subject: _Subject) -> Callable[[StridedNode], bool]:
+    """Of a node with a stride in the file: whether it was not asked to go."""
+    network = subject.network
+    if subject.plan is not None:
+        return lambda node: False
+    if not is_converted(network):
+        return lambda node: True
+    kept = [step.mixin for step in planned_steps(network, None, pooling=True)]
+    calls = [m for m in network.modules() if isinstance(m, UnitStrideForward)]
+    pools_go = any(isinstance(m, UnitStridePooling) for m in network.modules()) or any(
+        m.unit_stride_calls["pooling"] for m in calls
+    )
+    pooling_stays = UnitStridePooling in kept or not pools_go
+    others_stay = any(mixin is not UnitStridePooling for mixin in kept)
+
+    def may_stay(node: StridedNode) -> bool:
+        return pooling_stays if node.operator in POOLING_OPERATORS else others_stay
+
+    return may_stay
 
 
 def _require_float32(network: nn.Module) -> None:
@@ -295,6 +343,36 @@ def _quietly() -> Iterator[None]:
         logging.disable(disabled)
 
 
+def _checked_images(
+    program: torch.onnx.ONNXProgram, subject: _Subject, batch: int | None
+) -> list[Images]:
+    """Two batches; where the file's sizes are free, the second one has other sizes, too."""
+    counts = [batch] if batch else [*CHECKED_BATCHES]
+    given = [[*value.shape] if value.shape else [] for value in program.model.graph.inputs]
+    if subject.free and given and isinstance(given[0][0], int):  # the network fixed its batch
+        counts = [given[0][0]]
+    images = [subject.images(count) for count in counts]
+    if not subject.free or subject.layout:
+        return images
+    sizes = [
+        tuple(map(_another, size, axes[1:]))
+        for size, axes in zip(subject.sizes, given, strict=True)
+    ]
+    if tuple(sizes) == subject.sizes:
+        return images
+    others = subject.images(counts[-1], sizes)
+    try:
+        outputs_of(subject.network, others)
+    except StrideEliminationError:  # that the sizes must go together, a file cannot say
+        return images
+    return [*images, others]
+
+
+def _another(size: int, axis: Any) -> int:
+    """Another size of an axis that is free and spatial: a quarter more."""
+    return size if isinstance(axis, int) else size + size // 4 + 1
+
+
 def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
     network = subject.exported
     arrays = subject.fed(subject.images(batch or TRACED_BATCH)).values()
@@ -310,7 +388,7 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
                 verbose=False,
                 input_names=subject.names,
                 output_names=names,
-                dynamic_shapes=None if batch else _free_batch(network, inputs),
+                dynamic_shapes=_free_axes(network, inputs, batch, subject.free),
             )
     except Exception as error:  # what the user's forward raises while it is traced varies
         fixed = "" if batch else ", or give batch=1 if they depend on the number of images"
@@ -322,11 +400,21 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _free_batch(network: nn.Module, inputs: tuple[Tensor, ...]) -> tuple[Any, ...]:
-    """For each parameter of forward, a tuple for *inputs: axis 0 may have any size."""
-    free = {0: torch.export.Dim("batch")}
+def _free_axes(
+    network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None, free: bool
+) -> tuple[Any, ...] | None:
+    """For each parameter of forward which axes may have any size, a tuple for *inputs."""
+    if batch and not free:
+        return None
+
+    def of(value: Tensor) -> dict[int, Any]:
+        if not free:
+            return {0: torch.export.Dim("batch")}
+        axes = range(1 if batch else 0, value.ndim)
+        return {axis: torch.export.Dim.AUTO for axis in axes if axis != 1}
+
     given = inspect.signature(network.forward).bind(*inputs).arguments.values()
-    return tuple(free if isinstance(value, Tensor) else (free,) * len(value) for value in given)
+    return tuple(of(v) if isinstance(v, Tensor) else tuple(map(of, v)) for v in given)
 
 
 def _annotate(program: torch.onnx.ONNXProgram, subject: _Subject) -> None:
@@ -334,7 +422,8 @@ def _annotate(program: torch.onnx.ONNXProgram, subject: _Subject) -> None:
     for node in program.model.graph.all_nodes():
         node.metadata_props.pop("pkg.torch.onnx.stack_trace", None)
     properties = program.model.metadata_props
-    properties["stridenet.network"] = "unit_stride" if subject.plan else "strided"
+    unit_stride = subject.plan is not None or is_converted(subject.network)
+    properties["stridenet.network"] = "unit_stride" if unit_stride else "strided"
     if subject.layout:
         properties["stridenet.layout"] = json.dumps(subject.layout)
 

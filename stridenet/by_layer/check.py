@@ -1,0 +1,258 @@
+"""Is each converted call equal to the strided one, at the very input that it got?
+
+The converted network runs beside the model. Of each converted layer the model's own layer, and of each
+converted call of a function the function itself, gets the same input; the results must be equal up to
+the rounding of this one operation. What was not converted is the model's own code.
+"""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._pytree import tree_map
+
+from stridenet.by_layer.calls import POOLING_CALLS, numbers
+from stridenet.by_layer.modules import UnitStrideForward, converted_layers
+from stridenet.comparison import cloned, leaves, seed, undisturbed
+from stridenet.copies import copied
+from stridenet.errors import StrideEliminationError
+from stridenet.reports import LayerReport, compared
+from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
+
+Inputs = tuple[tuple[Any, ...], dict[str, Any]]
+APART = (
+    1e-3  # of the largest output, where the outputs of two networks count as different in the check
+)
+
+
+def as_inputs(example_inputs: Any) -> Inputs:
+    """Positional and keyword arguments of a forward, from a tensor, a sequence, or a mapping."""
+    if isinstance(example_inputs, Mapping):
+        return (), dict(example_inputs)
+    if isinstance(example_inputs, (tuple, list)):
+        return tuple(example_inputs), {}
+    return (example_inputs,), {}
+
+
+def check_layers(originals: Mapping[str, nn.Module], same: nn.Module) -> None:
+    """Each converted layer by itself on a small random map; raises StrideEliminationError."""
+    with undisturbed():
+        for name, layer in converted_layers(same).items():
+            for report in _alone(name, originals[name], layer):
+                _require(report)
+
+
+def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
+    """The same of each converted layer of a network, as reports."""
+    originals = dict(model.named_modules())
+    layers = converted_layers(same).items()
+    return [report for name, layer in layers for report in _alone(name, originals[name], layer)]
+
+
+def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
+    """One layer on a small random map, without the user's hooks; none if nothing tells its size."""
+    before, after = (copied(layer, share_tensors=True).eval() for layer in (before, after))
+    for layer in (before, after):
+        _drop_hooks(layer)
+    x = _small_input(before)
+    return [] if x is None else [_report(name, before, (x,), {}, after(cloned(x)))]
+
+
+def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> None:
+    """The converted network beside the model, in evaluation mode; raises StrideEliminationError."""
+    with undisturbed():
+        before, after = (copied(network, share_tensors=True).eval() for network in (model, same))
+        with _NothingOf(model if model is not same else None):
+            reports, difference, largest = compare(before, after, as_inputs(example_inputs))
+        for report in reports:
+            _require(report)
+        if not difference <= APART * max(largest, 1e-30):
+            raise StrideEliminationError(
+                f"the converted network differs from the model by {difference:.2g} at outputs up to "
+                f"{largest:.2g}, though each converted call is equal: its forward reads what a "
+                "conversion changes (a layer's weight, stride or type); leave that layer out, with "
+                "only=[…]"
+            )
+
+
+class _NothingOf(TorchFunctionMode):
+    """Sees that nothing that runs computes with the parameters of a model of which it has copies."""
+
+    def __init__(self, model: nn.Module | None) -> None:
+        super().__init__()
+        named = model.named_parameters() if model is not None else ()
+        self.names = {id(parameter): name for name, parameter in named}
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """Torch's way to pass a call through a mode."""
+        kwargs = kwargs or {}
+        for value in (*args, *kwargs.values()):
+            if id(value) in self.names:
+                raise StrideEliminationError(
+                    f"a copy of the model still computes with {self.names[id(value)]} of the model "
+                    "itself: some function of its keeps it where a copy cannot reach (a global, a "
+                    "class); take it from self, or give inplace=True"
+                )
+        return func(*args, **kwargs)
+
+
+def compare(
+    model: nn.Module, same: nn.Module, inputs: Inputs
+) -> tuple[list[LayerReport], float, float]:
+    """Run two networks, which are copies of ours. Returns a report for each converted call in order,
+    the largest difference of an output, and the largest output."""
+    seed()
+    expected = run(model, inputs)
+    reports: list[LayerReport] = []
+    originals = dict(model.named_modules())
+    for name, layer in converted_layers(same).items():
+        hook = _hook(name, originals[name], reports)
+        layer.register_forward_hook(hook, with_kwargs=True)
+    for name, module in same.named_modules():
+        if isinstance(module, UnitStrideForward):
+            module.unit_stride_calls = {
+                **module.unit_stride_calls, "observe": _observer(name, reports)
+            }  # fmt: skip
+    seed()
+    try:
+        obtained = run(same, inputs)
+    except StrideEliminationError:
+        raise
+    except Exception as error:  # the user's forward may raise anything
+        raise StrideEliminationError(
+            f"the converted network raises where the model does not ({_told(error)}): its forward "
+            "reads what a conversion changes (a layer's weight, stride or type); leave that layer out, "
+            "with only=[…]"
+        ) from error
+    return reports, *_apart(expected, obtained)
+
+
+def run(network: nn.Module, inputs: Inputs) -> Any:
+    """A forward on copies of the inputs, which it may change."""
+    args, kwargs = tree_map(lambda v: cloned(v) if isinstance(v, Tensor) else v, inputs)
+    return network(*args, **kwargs)
+
+
+def _hook(name: str, before: nn.Module, reports: list[LayerReport]) -> Callable[..., None]:
+    def compare_call(layer: Any, args: tuple, kwargs: dict[str, Any], result: Tensor) -> None:
+        reports.append(_report(name, before, args, kwargs, result))
+
+    return compare_call
+
+
+def _report(
+    name: str, before: Any, args: tuple, kwargs: dict[str, Any], result: Tensor
+) -> LayerReport:
+    """One call of a converted layer beside the strided one."""
+    forward = type(before).forward  # its hooks are the user's, and have been asked once
+    operation = type(before).__name__
+    expected = forward(before, *map(cloned, args), **kwargs)
+    bound = (
+        _pooling_bound(lambda x: forward(before, x), operation, args[0], expected)
+        if not hasattr(before, "weight")
+        else module_bound(before, args[0], expected)
+    )
+    return compared(name, operation, expected, result, bound)
+
+
+def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
+    def compare_call(
+        function: Any, args: tuple, kwargs: dict[str, Any], given: dict[str, Any], result: Tensor
+    ) -> None:
+        expected = function(*args, **kwargs)
+        x = given["input"]
+        if function in POOLING_CALLS:
+            named = {key: value for key, value in given.items() if key != "input"}
+            bound = _pooling_bound(lambda x: function(x, **named), function.__name__, x, expected)
+        else:
+            weight, bias = given["weight"], given.get("bias")
+            magnitudes = {"input": x.abs(), "weight": weight.abs()}
+            magnitudes["bias"] = None if bias is None else bias.abs()
+            terms = weight.numel() // min(weight.shape[:2]) + 1
+            roundoff = unit_roundoff([x, weight, expected])
+            bound = 2 * gamma(terms, roundoff) * function(**{**given, **magnitudes})
+        reports.append(compared(name, function.__name__, expected, result, bound))
+
+    return compare_call
+
+
+def _pooling_bound(
+    pool: Callable[[Tensor], Tensor], operation: str, x: Tensor, result: Tensor
+) -> Tensor:
+    """Maxima are exact; averages of magnitudes bound their own rounding."""
+    if "max" in operation.lower():
+        return torch.zeros_like(result)
+    if "lp" in operation.lower():
+        return 64 * elementwise_bound([x], result)
+    terms = max(x.numel() // max(result.numel(), 1), 1) + 8
+    return 2 * gamma(2 * terms, unit_roundoff([x, result])) * pool(x.abs())
+
+
+def _small_input(layer: Any) -> Tensor | None:
+    """Two random maps on which a layer has two outputs or three an axis; None if nothing tells how many
+    axes they have."""
+    kind = type(layer).__name__
+    axes = next((n for n in (1, 2, 3) if f"{n}d" in kind or _is_of(layer, n)), None)
+    weight = getattr(layer, "weight", None)
+    if axes is None or (isinstance(weight, Tensor) and weight.is_meta):
+        return None
+    channels = getattr(layer, "in_channels", 2)
+    sizes = []
+    for axis in range(axes):
+        if not hasattr(layer, "kernel_size"):
+            wanted = numbers(layer.output_size, axes)[axis]
+            sizes.append(2 * (wanted or 2))
+            continue
+        each = [numbers(getattr(layer, n, 1) or 1, axes)[axis] for n in ("kernel_size", "dilation")]
+        stride = layer.stride if layer.stride is not None else layer.kernel_size
+        sizes.append(each[1] * (each[0] - 1) + 1 + 2 * numbers(stride, axes)[axis] + axis)
+    drawn = torch.Generator().manual_seed(0)
+    x = torch.randn(2, channels, *sizes, generator=drawn, device="cpu")
+    return x if weight is None else x.to(weight.device, weight.dtype)
+
+
+def _is_of(layer: nn.Module, axes: int) -> bool:
+    return any(f"{axes}d" in kind.__name__ for kind in type(layer).__mro__)
+
+
+def _drop_hooks(module: nn.Module) -> None:
+    for kind in ("_forward_hooks", "_forward_pre_hooks"):
+        hooks = getattr(module, kind)
+        for key, hook in list(hooks.items()):
+            if not type(hook).__module__.startswith("torch.nn.utils"):
+                del hooks[key]
+
+
+def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
+    """The largest difference of two outputs, infinite where they are of another kind; the largest."""
+    first, second = leaves(expected), leaves(obtained)
+    if len(first) != len(second):
+        return float("inf"), 1.0
+    difference = largest = 0.0
+    for a, b in zip(first, second, strict=True):
+        if not isinstance(a, Tensor):
+            continue
+        if not isinstance(b, Tensor) or a.shape != b.shape or a.dtype != b.dtype:
+            return float("inf"), 1.0
+        if not a.numel():
+            continue
+        x, y = (torch.nan_to_num(t.detach().to(torch.complex128)) for t in (a, b))
+        difference = max(difference, float((x - y).abs().max()))
+        largest = max(largest, float(x.abs().max()))
+    return difference, largest
+
+
+def _require(report: LayerReport) -> None:
+    if not report.passed:
+        raise StrideEliminationError(
+            f"{report.layer} ({report.operation}) is not equal to the strided layer: by "
+            f"{report.largest_error:.2g} at values up to {report.largest_value:.2g}, "
+            f"{report.share_of_bound:.2g} times the bound on rounding; a hook may change its weight. "
+            "Leave it out, with only=[…], or take it as it is, with check=False"
+        )
+
+
+def _told(error: Exception) -> str:
+    return " ".join((str(error) or type(error).__name__).split())[:200]

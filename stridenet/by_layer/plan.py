@@ -1,0 +1,219 @@
+"""What convert_layers would make of a model, layer by layer: filters; with an input, maps and cost."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from stridenet.by_layer.calls import POOLING_CALLS, numbers
+from stridenet.by_layer.check import as_inputs, run
+from stridenet.by_layer.exchange import exchanged, planned_steps
+from stridenet.by_layer.modules import (
+    StridedConvolution,
+    StridedPooling,
+    UnitStrideForward,
+    converted_layers,
+)
+from stridenet.comparison import undisturbed
+from stridenet.copies import copied, unwrapped
+from stridenet.sizes import Size, format_size
+from stridenet.tables import aligned, data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One strided layer, or one strided call of a function, before and after."""
+
+    layer: str
+    operation: str
+    strided_filter: Size = ()  # () where there is none
+    unit_stride_filter: Size = ()
+    structural_zeros: int = 0
+    maps: tuple[
+        tuple[Size, Size], ...
+    ] = ()  # of each call: what it read and gave, without the batch
+    multiply_adds: tuple[int, int] | None = None  # of one image, in all its calls; None: not known
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Of both filters."""
+        sizes = (self.strided_filter, self.unit_stride_filter)
+        return tuple(prod(size) if size else 0 for size in sizes)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class LayersPlan:
+    """What convert_layers would make of a model."""
+
+    layers: tuple[ConvertedLayer, ...]
+    parameters: tuple[int, int]  # of the model, and of the converted one
+    ran: bool  # on example inputs: maps and multiply-adds are known
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
+        return data_frame(
+            {
+                "layer": each.layer,
+                "operation": each.operation,
+                "input_map": " ".join(format_size(a) for a, _ in each.maps),
+                "output_map": " ".join(format_size(b) for _, b in each.maps),
+                "strided_filter": format_size(each.strided_filter),
+                "unit_stride_filter": format_size(each.unit_stride_filter),
+                "strided_weights": each.weights[0],
+                "unit_stride_weights": each.weights[1],
+                "structural_zeros": each.structural_zeros,
+                "strided_multiply_adds": (each.multiply_adds or (None, None))[0],
+                "unit_stride_multiply_adds": (each.multiply_adds or (None, None))[1],
+            }
+            for each in self.layers
+        )
+
+    def __str__(self) -> str:
+        heading = ["layer", "operation", "filter"] + ["map", "multiply-adds"] * self.ran
+        rows = [self._row(each) for each in self.layers]
+        before, after = self.parameters
+        zeros = sum(each.structural_zeros for each in self.layers)
+        lines = [aligned(heading, rows)] if rows else []
+        lines.append(
+            f"strided layers: {len(self.layers)}; parameters {before:,} -> {after:,} "
+            f"({zeros:,} structural zeros)"
+        )
+        return "\n".join(lines)
+
+    def _row(self, each: ConvertedLayer) -> list[str]:
+        filters = [format_size(s) for s in (each.strided_filter, each.unit_stride_filter) if s]
+        row = [each.layer, each.operation, " -> ".join(filters)]
+        if self.ran:
+            maps = [f"{format_size(a)} -> {format_size(b)}" for a, b in each.maps[:1]]
+            more = f" and {len(each.maps) - 1} more" if len(each.maps) > 1 else ""
+            costs = [f"{n:,}" for n in each.multiply_adds or ()]
+            row += [(maps or ["not called"])[0] + more, " -> ".join(costs)]
+        return row
+
+
+def plan_layers(
+    model: nn.Module,
+    only: Sequence[str] | None = None,
+    pooling: bool = False,
+    example_inputs: Any = None,
+) -> LayersPlan:
+    """What convert_layers would make of `model`: each layer's filters, and the whole's parameters.
+
+    example_inputs: as of convert_layers; with them a copy of the model runs once, and the plan has maps
+        and multiply-adds too, and the strided calls of functions in the model's forward.
+
+    Raises StrideEliminationError for what cannot be converted.
+
+    >>> print(plan_layers(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3))))
+    layer operation               filter
+        0    Conv2d 8x3x7x7 -> 8x12x4x4
+    strided layers: 1; parameters 1,184 -> 1,544 (360 structural zeros)
+    """
+    model = unwrapped(model)
+    if example_inputs is None:
+        same = _without_numbers(model, only, pooling)
+        found = [_planned(n, layer.strided) for n, layer in converted_layers(same).items()]
+    else:
+        with undisturbed():
+            same = exchanged(copied(model, share_tensors=True).eval(), only, pooling, inplace=True)
+            found = _run(same, example_inputs)
+    counted = tuple(sum(p.numel() for p in network.parameters()) for network in (model, same))
+    return LayersPlan(tuple(found), counted, example_inputs is not None)  # type: ignore[arg-type]
+
+
+def _without_numbers(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> nn.Module:
+    """The converted model, its tensors of their sizes alone."""
+    planned_steps(model, only, pooling)  # refuses before anything is copied
+    meta = copied(model, share_tensors=True).to("meta")
+    return exchanged(meta, only, pooling, inplace=True)
+
+
+def _planned(name: str, was: Any) -> ConvertedLayer:
+    """was: what the layer, or the call, is before its conversion."""
+    if isinstance(was, StridedPooling):
+        return ConvertedLayer(name, was.operation)
+    size = was.weight_size
+    wide = tuple(was.expand(torch.empty(size, device="meta")).shape)
+    taps = prod(int((tap_map.taps >= 0).sum()) for tap_map in was.tap_maps)
+    zeros = prod(wide) - prod(size[:2]) * taps
+    return ConvertedLayer(name, was.operation, size, wide, zeros)
+
+
+def _run(same: nn.Module, example_inputs: Any) -> list[ConvertedLayer]:
+    """The layers in the order of the modules, then the calls in the order in which they came."""
+    layers = converted_layers(same)
+    found = {name: _planned(name, layer.strided) for name, layer in layers.items()}
+    for name, layer in layers.items():
+        layer.register_forward_hook(_noting(found, name))
+    for name, module in same.named_modules():
+        if isinstance(module, UnitStrideForward):
+            observe = {"observe": _noting_calls(found, name)}
+            module.unit_stride_calls = {**module.unit_stride_calls, **observe}
+    run(same, as_inputs(example_inputs))
+    return list(found.values())
+
+
+def _noting(found: dict[str, ConvertedLayer], name: str) -> Callable[..., None]:
+    def note(layer: Any, args: tuple, result: Tensor) -> None:
+        found[name] = _called(found[name], layer.strided, args[0], result)
+
+    return note
+
+
+def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., None]:
+    """Calls of functions: one row for each function, filter and module whose forward calls it."""
+
+    def note(function: Any, args: Any, kwargs: Any, given: dict[str, Any], result: Tensor) -> None:
+        was = _strided_call(function, given)
+        name = f"{path}: {function.__name__}" if path else function.__name__
+        each = _planned(name, was)
+        key = f"{name} {each.strided_filter}"
+        found[key] = _called(found.get(key, each), was, given["input"], result)
+
+    return note
+
+
+def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | StridedPooling:
+    """A call of a function, as if it were one of a layer."""
+    if function in POOLING_CALLS:
+        options = tuple((n, v) for n, v in given.items() if not isinstance(v, Tensor))
+        return StridedPooling(function.__name__, options)
+    first, second, *kernel = given["weight"].shape
+    axes, groups = len(kernel), given.get("groups", 1)
+    transposed = bool(given.get("transposed")) or "transpose" in function.__name__
+    padding = given.get("padding", 0)
+    return StridedConvolution(
+        operation=function.__name__,
+        in_channels=first if transposed else second * groups,
+        out_channels=second * groups if transposed else first,
+        kernel_size=tuple(kernel),
+        stride=numbers(given["stride"], axes),
+        padding=padding if isinstance(padding, str) else numbers(padding, axes),
+        dilation=numbers(given.get("dilation", 1), axes),
+        transposed=transposed,
+        output_padding=numbers(given.get("output_padding", 0), axes),
+        groups=groups,
+        padding_mode="zeros",
+    )
+
+
+def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
+    """The row with one more call: of any number of images, which do not count."""
+    axes = len(each.strided_filter) - 2 if each.strided_filter else x.ndim - 2
+    read, gave = (tuple(t.shape[-axes - 1 :]) for t in (x, result))
+    each = replace(each, maps=(*each.maps, (read, gave)))
+    if not each.strided_filter:
+        return each
+    positions = blocks = prod(gave[1:])
+    if was.transposed:
+        positions = prod(read[1:])
+        blocks = prod(-(-size // step) for size, step in zip(gave[1:], was.stride, strict=True))
+    before, after = each.multiply_adds or (0, 0)
+    strided, unit_stride = each.weights
+    return replace(each, multiply_adds=(before + strided * positions, after + unit_stride * blocks))

@@ -1,0 +1,499 @@
+"""One pass through a model's forward, which leaves its operations as a graph.
+
+Nothing outside of the model's copy is changed: its modules are intercepted by an attribute of their
+own, its tensors are exchanged in it, and functions are seen by a mode of this thread. Other threads
+may trace, run and train meanwhile.
+"""
+
+import operator
+import types
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from inspect import Parameter, signature
+from itertools import chain
+from typing import Any, NoReturn, cast
+
+import numpy as np
+import torch
+from torch import Tensor, fx, nn
+from torch.fx._symbolic_trace import _wrapped_fns_to_patch
+from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from stridenet.errors import StrideEliminationError
+from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, operation_type, place, size_of, tensors
+from stridenet.graph.places import users_line
+from stridenet.graph.proxies import TensorProxy, counted, current
+from stridenet.sizes import Size, format_size
+
+# Not torch's own, but kept whole: what they do cannot be seen from their parts.
+WHOLE = {
+    "torchvision.models.shufflenetv2.channel_shuffle",
+    "torchvision.ops.stochastic_depth.StochasticDepth",
+}
+# What makes tensors from numbers.
+_FACTORIES = {
+    torch.arange, torch.as_tensor, torch.bartlett_window, torch.blackman_window, torch.empty,
+    torch.eye, torch.full, torch.hamming_window, torch.hann_window, torch.kaiser_window,
+    torch.linspace, torch.logspace, torch.normal, torch.ones, torch.rand, torch.randint, torch.randn,
+    torch.randperm, torch.range, torch.scalar_tensor, torch.tensor, torch.tril_indices,
+    torch.triu_indices, torch.zeros,
+}  # fmt: skip
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
+_MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
+_MOST_NODES = 50_000
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What a forward can ask of its inputs, beside their sizes."""
+
+    batch: int
+    dtype: torch.dtype
+    device: torch.device
+
+
+class Refusal(StrideEliminationError):  # noqa: N818  (it ends as a StrideEliminationError)
+    """What the forward does that cannot be traced: the end of a sentence that starts with it."""
+
+
+class Tracer(fx.Tracer):
+    """Runs the forward of `stage`, which it spoils; nodes name the modules and tensors of `root`.
+
+    Both are copies of one model. Each operation also runs on meta tensors of the inputs' sizes.
+    """
+
+    def __init__(self, root: nn.Module, sizes: Sequence[Size], facts: Facts) -> None:
+        super().__init__()
+        self.root, self.sizes, self.facts = root, tuple(sizes), facts
+        self.graph = fx.Graph()
+        self.asked: set[str] = set()  # of the facts, what the forward has read
+        self.refused: StrideEliminationError | None = None  # the forward may have caught it
+        self.parameters: set[str] = set()
+        self.inputs: list[str] = []
+        self.output: Any = None
+        self._meta: dict[str, Tensor] = {}
+        self._attributes: dict[str, fx.Node] = {}
+
+    # From the model to its graph
+
+    def run(self, stage: nn.Module) -> fx.Graph:
+        """The graph of the forward of `stage`. Raises whatever that raises."""
+        outer = getattr(current, "tracer", None)
+        current.tracer = self
+        try:
+            self._take(stage)
+            arguments, options = self._arguments(stage)
+            with _Recording(self):
+                self.output = stage(*arguments, **options)
+            self.create_node("output", "output", (self.create_arg(self.output),), {})
+            for node in self.graph.nodes:
+                if node.op == "get_attr" and "value" not in node.meta:
+                    self._run(node)
+        finally:
+            if outer is None:
+                del current.tracer
+            else:
+                current.tracer = outer
+        if self.refused is not None:
+            raise self.refused
+        return self.graph
+
+    def _take(self, stage: nn.Module) -> None:
+        """Have the stage's modules call us, and its tensors be proxies."""
+        self.modules = {id(m): name for name, m in stage.named_modules()}
+        self._alive = list(stage.modules())  # an id is nobody else's as long as they live
+        self.leaves = {name for name, m in stage.named_modules() if self.is_leaf_module(m, name)}
+        self.parameters = {n for n, _ in self.root.named_parameters(remove_duplicate=False)}
+        self.originals: dict[str, Any] = {}
+        self.own: dict[int, str] = {}  # the stage's own tensors, which lists may hold as well
+        self.tensor_attrs = {}
+        self.taken: dict[tuple[str, str], TensorProxy] = {}
+        proxies: dict[int, TensorProxy] = {}
+        for path, module in stage.named_modules():
+            for name, value in vars(module).items():
+                if isinstance(value, Tensor) and not isinstance(value, TensorProxy):
+                    self.tensor_attrs.setdefault(value, f"{path}.{name}".lstrip("."))
+            for tensors_of in (module._parameters, module._buffers):
+                for name in tensors_of:
+                    self._exchange(tensors_of, name, f"{path}.{name}".lstrip("."), proxies)
+            _keep_whole(module, self)
+            module._compiled_call_impl = partial(self.called, module)
+
+    def _exchange(self, held: Any, name: str, path: str, proxies: dict[int, TensorProxy]) -> None:
+        root, _, last = path.rpartition(".")
+        module = self.root.get_submodule(root)
+        real = module._parameters.get(last, module._buffers.get(last))
+        if real is None:
+            return
+        if id(real) not in proxies:
+            proxies[id(real)] = TensorProxy(self, self.meta(path), path=path)
+        if isinstance(held[name], Tensor) and type(held[name]) is not TensorProxy:
+            self.own[id(held[name])] = path
+            self.originals[path] = held[name]
+            self._alive.append(held[name])
+        held[name] = proxies[id(real)]
+        self.taken[root, last] = held[name]
+
+    def _arguments(self, stage: nn.Module) -> tuple[list[Any], dict[str, Any]]:
+        """A placeholder for each size, defaults for the others; nothing for *args and **kwargs."""
+        sizes = list(self.sizes)
+        arguments: list[Any] = []
+        options: dict[str, Any] = {}
+        for given in signature(stage.forward).parameters.values():
+            if given.kind is Parameter.VAR_POSITIONAL:
+                many = range(len(sizes))
+                arguments += [self._placeholder(f"{given.name}_{i}", sizes.pop(0)) for i in many]
+            elif given.kind is Parameter.VAR_KEYWORD:
+                continue
+            elif given.kind is Parameter.KEYWORD_ONLY:
+                if given.default is Parameter.empty:
+                    self.inputs.append(given.name)
+            elif sizes:
+                arguments.append(self._placeholder(given.name, sizes.pop(0)))
+            elif given.default is Parameter.empty:
+                self.inputs.append(given.name)
+        if sizes or len(self.inputs) != len(self.sizes):
+            raise StrideEliminationError(
+                f"the model has the inputs {self.inputs}, but input_size gives {len(self.sizes)} "
+                "size(s); give one for each, as in ((3, 32, 32), (1, 8, 8))"
+            )
+        return arguments, options
+
+    def _placeholder(self, name: str, size: Size) -> TensorProxy:
+        self.inputs.append(name)
+        node = self.create_node("placeholder", name, (), {})
+        value = torch.empty(self.facts.batch, *size, dtype=self.facts.dtype, device="meta")
+        node.meta["value"] = value
+        return TensorProxy(self, value, node)
+
+    # Modules
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        # Whole, too, are those of a forward of their own: so that errors can name them.
+        known = operation_type(m)
+        return (
+            isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
+            or (known.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
+            or _qualified(known) in WHOLE
+        )
+
+    def called(self, module: Any, *args: Any, **kwargs: Any) -> Any:
+        """In place of a module of the stage, when it is called."""
+        path = self.modules[id(module)]
+        try:
+            if path in self.leaves:
+                leaf = self.root.get_submodule(path)
+                if leaf.training != module.training:
+                    leaf.train(module.training)  # the forward has changed its mode
+                return self.create_proxy("call_module", path, args, kwargs)
+            if hasattr(module, "_orig_mod"):  # torch.compile's
+                return module._orig_mod(*args, **kwargs)
+            return module._call_impl(*args, **kwargs)
+        except Exception as error:
+            if not hasattr(error, "stridenet_module"):
+                error.stridenet_module = f"{path or type(module).__name__}" + (  # type: ignore[attr-defined]
+                    f" ({type(module).__name__})" if path else ""
+                )
+            raise
+
+    # Tensors of the model
+
+    def meta(self, path: str) -> Tensor:
+        """A tensor of the model on the meta device."""
+        if path not in self._meta:
+            real = operator.attrgetter(path)(self.root)
+            meta = torch.empty_like(real, device="meta")
+            self._meta[path] = meta.requires_grad_(real.requires_grad and real.is_leaf)
+        return self._meta[path]
+
+    def attribute_node(self, path: str) -> fx.Node:
+        """The node of a tensor of the model."""
+        if path not in self._attributes:
+            node = self.create_node("get_attr", path, (), {})
+            node.meta.update(value=self.meta(path), known=self.known_attribute(path))
+            self._attributes[path] = node
+        return self._attributes[path]
+
+    def known_attribute(self, path: str) -> Any:
+        """The numbers of a buffer; None for a parameter, which training changes."""
+        real = self.originals.get(path)
+        if path in self.parameters or real is None or real.is_meta:
+            return None
+        return real if real.numel() <= _MOST_KNOWN else None
+
+    # Operations
+
+    def record(self, function: Any, args: Any, kwargs: Any) -> Any:
+        """A function of torch that the forward calls, recorded if it is about proxies or a factory."""
+        if function not in _FACTORIES and not self._concerned((args, kwargs)):
+            return function(*args, **kwargs)
+        if not is_tensor_method_or_property(function):
+            return self.create_proxy("call_function", function, args, kwargs)
+        name = function.__name__
+        if isinstance(args[0], TensorProxy):
+            if name == "__get__":
+                return getattr(args[0], function.__self__.__name__)
+            method = getattr(args[0], name, None)
+            if method is not None and not name.startswith("__"):
+                return method(*args[1:], **kwargs)
+        return self.create_proxy("call_method", name, args, kwargs)
+
+    def _concerned(self, thing: Any) -> bool:
+        kind = type(thing)
+        if kind is TensorProxy:
+            return True
+        if isinstance(thing, Tensor):
+            return id(thing) in self.own
+        if isinstance(thing, dict):
+            thing = thing.values()
+        elif not isinstance(thing, (list, tuple)):
+            return kind is slice and self._concerned((thing.start, thing.stop, thing.step))
+        return any(map(self._concerned, thing))
+
+    def create_arg(self, a: Any) -> Any:
+        if type(a) is TensorProxy:
+            if a.tracer is not self:
+                raise Foreign(a)
+            return a.node
+        if isinstance(a, int) and not isinstance(a, bool):
+            return int.__add__(a, 0)
+        if isinstance(a, (np.integer, np.floating)):
+            return a.item()
+        if isinstance(a, tuple) and (hasattr(a, "_fields") or isinstance(a, torch.Size)):
+            parts = [self.create_arg(part) for part in a]
+            return tuple(parts) if isinstance(a, torch.Size) else type(a)(*parts)
+        if id(a) in self.own:
+            return self.attribute_node(self.own[id(a)])
+        if isinstance(a, nn.Parameter):
+            self.refuse("uses a parameter that none of the model's modules holds")
+        return super().create_arg(a)
+
+    def create_proxy(
+        self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
+    ) -> Any:
+        node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
+        if len(self.graph.nodes) > _MOST_NODES:
+            self.refuse(
+                f"has more than {_MOST_NODES:,} operations, as if it had a loop over the images"
+            )
+        value = self._run(node)
+        if tensors(value):
+            return TensorProxy(self, value, node)
+        self.graph.erase_node(node)
+        if isinstance(value, torch.Size):
+            return torch.Size(map(counted, value))
+        return counted(value) if type(value) is int else value
+
+    def set_item(self, proxy: TensorProxy, index: Any, value: Any) -> None:
+        """proxy[index] = value, where the forward has made the tensor itself, from numbers alone."""
+        known = None if proxy.path else proxy.known
+        if known is None or "made" not in proxy.node.meta:
+            self.refuse("assigns to a part of a tensor (x[…] = …)")
+        args = (proxy, index, value)
+        node = self.create_node("call_function", operator.setitem, self.create_arg(args), {})
+        given = fx.node.map_arg(node.args, lambda n: n.meta.get("known"))
+        if any(n.meta.get("known") is None for n in node.all_input_nodes):
+            self.refuse("assigns a computed value to a part of a tensor (x[…] = …)")
+        node.meta.update(value=None, strides=[])
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            operator.setitem(*cast(Any, given))
+
+    def refuse(self, what: str) -> NoReturn:
+        """Raise a Refusal: what the forward does, and where."""
+        self.refused = self.refused or Refusal(f"{what}{users_line()}")
+        raise self.refused
+
+    def _run(self, node: fx.Node) -> Any:
+        """Leave in node.meta what the node gives on meta tensors, and the strides within it."""
+        for source in node.all_input_nodes:
+            if "value" not in source.meta:
+                self._run(source)  # a tensor that the forward made, which is kept as a constant
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
+        with _Strides() as strides, torch._C.DisableTorchFunction():
+            try:
+                value = self._result(node, args, kwargs)
+            except Exception as error:
+                error.stridenet_operation = self._failed(node, error)  # type: ignore[attr-defined]
+                raise
+        made = not any(n.op != "get_attr" and "made" not in n.meta for n in node.all_input_nodes)
+        if made and node.op in ("call_function", "call_method"):
+            node.meta["made"] = True  # from numbers and the model's own tensors alone
+        node.meta.update(value=value, strides=strides.found, where=users_line())
+        if node.op in ("call_function", "call_method") and tensors(value):
+            node.meta["known"] = self._known(node, value)
+        for part in tensors(value):
+            if 0 in part.shape and not made:
+                raise StrideEliminationError(
+                    f"{place(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
+                    f"{users_line()}"
+                )
+        return value
+
+    def _failed(self, node: fx.Node, error: Exception) -> str:
+        sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
+        return f"{place(self.root, node)} on a map {sizes}: {first_line(error)}{users_line()}"
+
+    def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
+        if node.op == "get_attr":
+            return self.meta(str(node.target))
+        if node.op == "call_module":
+            return self._result_of_module(str(node.target), args, kwargs)
+        args, kwargs = _without_devices(node, args, kwargs)
+        if node.op == "call_function":
+            return cast(Any, node.target)(*args, **kwargs)
+        if node.target in ("cpu", "cuda"):
+            return args[0]
+        return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+
+    def _result_of_module(self, path: str, args: tuple, kwargs: dict) -> Any:
+        module = self.root.get_submodule(path)
+        state = chain(module.named_parameters(), module.named_buffers())
+        meta = {  # but counters, which a module in training mode may want as numbers
+            name: self.meta(f"{path}.{name}".lstrip("."))
+            if tensor.is_floating_point() or tensor.is_complex()
+            else torch.zeros_like(tensor, device="cpu")
+            for name, tensor in state
+        }
+        return torch.func.functional_call(module, meta, args, kwargs)
+
+    def _known(self, node: fx.Node, value: Any) -> Any:
+        """The numbers that a node gives, where they follow from known ones."""
+        inputs = node.all_input_nodes
+        random = any(word in str(getattr(node.target, "__name__", node.target)) for word in _RANDOM)
+        few = sum(t.numel() for t in tensors(value)) <= _MOST_KNOWN
+        if random or not few or any(n.meta.get("known") is None for n in inputs):
+            return None
+        if multiples((node.args, node.kwargs), self.facts.batch):
+            return None
+        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["known"])
+        with torch._C.DisableTorchFunction(), torch.no_grad():
+            try:
+                if node.op == "call_method":
+                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+                return cast(Any, node.target)(*args, **kwargs)
+            except Exception:  # then they are not known
+                return None
+
+
+class Foreign(Exception):  # noqa: N818  (it is always caught)
+    """A proxy of an earlier pass, which the forward has kept in its own state."""
+
+    def __init__(self, proxy: TensorProxy) -> None:
+        super().__init__("a tensor of an earlier forward")
+        self.proxy = proxy
+
+
+class _Recording(TorchFunctionMode):
+    """Has the tracer see every function of torch that this thread calls."""
+
+    def __init__(self, tracer: Tracer) -> None:
+        super().__init__()
+        self.tracer = tracer
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self.tracer.record(func, args, kwargs or {})
+
+
+class _Strides(TorchDispatchMode):
+    """Notes every convolution and pooling with a stride above one, whoever calls it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[str] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func.overloadpacket.__name__
+        stride: Iterable[int] = ()
+        if name.startswith("convolution"):
+            stride = args[3]
+        elif "_pool" in name and "adaptive" not in name and "backward" not in name:
+            stride = (args[2] if len(args) > 2 else ()) or args[1]
+        if any(step > 1 for step in stride):
+            self.found.append(f"{name} of stride {format_size(tuple(stride))}")
+        return func(*args, **(kwargs or {}))
+
+
+def multiples(arguments: Any, batch: int) -> bool:
+    """Whether a number of images is among some arguments."""
+    found = []
+
+    def look(leaf: Any) -> Any:
+        if is_multiple(leaf, batch):
+            found.append(leaf)
+        return leaf
+
+    fx.node.map_aggregate(arguments, look)
+    return bool(found)
+
+
+def is_multiple(leaf: Any, batch: int) -> bool:
+    """Whether a number comes from that of the images."""
+    return type(leaf) in (int, float) and leaf != 0 and leaf % batch == 0
+
+
+def _without_devices(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
+    """The arguments, but that everything stays on the meta device."""
+
+    def meta(leaf: Any) -> Any:
+        return torch.device("meta") if isinstance(leaf, torch.device) else leaf
+
+    args, kwargs = fx.node.map_aggregate((args, kwargs), meta)
+    if node.target == "to":
+        args = tuple(
+            "meta" if isinstance(a, (str, int)) and not isinstance(a, bool) else a for a in args
+        )
+    named = dict(kwargs)
+    if "device" in named or node.target in _FACTORIES:
+        named["device"] = "meta"
+    named.pop("pin_memory", None)
+    return args, named
+
+
+def _keep_whole(module: nn.Module, tracer: Tracer) -> None:
+    """Have a module's own methods see functions that are kept whole (by us, or by torch.fx.wrap).
+
+    Its methods are exchanged for copies of them, as the functions' own module is not to be changed.
+    """
+    for owner in type(module).__mro__:
+        for name, method in vars(owner).items():
+            if not isinstance(method, types.FunctionType) or name in vars(module):
+                continue
+            known = method.__globals__
+            whole = {
+                n: partial(_whole, tracer, known[n])
+                for n in method.__code__.co_names
+                if n in known
+                and callable(known[n])
+                and ((id(known), n) in _wrapped_fns_to_patch or _qualified(known[n]) in WHOLE)
+                and not isinstance(known[n], type)
+            }
+            if whole:
+                new = types.FunctionType(
+                    method.__code__,
+                    {**known, **whole},
+                    name,
+                    method.__defaults__,
+                    method.__closure__,
+                )
+                new.__kwdefaults__ = method.__kwdefaults__
+                vars(module)[name] = types.MethodType(new, module)
+
+
+def _whole(tracer: Tracer, function: Any, *args: Any, **kwargs: Any) -> Any:
+    if tracer._concerned((args, kwargs)):
+        return tracer.create_proxy("call_function", function, args, kwargs)
+    return function(*args, **kwargs)
+
+
+def first_line(error: BaseException) -> str:
+    """What an error says, or its type."""
+    return (str(error) or type(error).__name__).splitlines()[0]
+
+
+def _qualified(thing: Any) -> str:
+    try:
+        return f"{thing.__module__}.{thing.__qualname__}"
+    except Exception:  # a name of a module's may be anything, even something that refuses questions
+        return ""
