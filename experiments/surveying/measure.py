@@ -4,6 +4,7 @@ Nothing of the library decides here whether a twin is right: the strided network
 from the same seed, is what its converted calls and its outputs are held against.
 """
 
+import inspect
 import math
 import random
 import time
@@ -28,6 +29,7 @@ from experiments.surveying.observation import (
     share_of_bound,
 )
 from experiments.surveying.sources import Example, Source
+from stridenet.by_layer.conversion import convert_layers
 from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError, StrideEliminationError
 
@@ -139,10 +141,16 @@ def call(model: nn.Module, example: Example, number: int) -> Any:
 
 
 def convert_by_layers(model: nn.Module, example: Example, pooling: bool) -> nn.Module:
-    """The model by Theorem 1."""
-    from stridenet.by_layer.conversion import convert
+    """The model by Theorem 1, with the library's own check on the same inputs."""
+    return convert_layers(model, pooling=pooling, example_inputs=_as_one(model, example))
 
-    return convert(model, None, pooling)
+
+def _as_one(model: nn.Module, example: Example) -> Any:
+    """The inputs as convert_layers takes them: all positional, or all by name."""
+    if not example.kwargs or not example.args:
+        return example.args or example.kwargs
+    names = inspect.signature(model.forward).bind(*example.args).arguments
+    return dict(names) | example.kwargs
 
 
 def _by_layers(running: Running, pooling: bool, say: Say, column: str) -> bool:
