@@ -171,11 +171,11 @@ def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
     """What it gives; or None, and an outcome that says why: refused by the library, or crashed."""
     try:
         return {}, work()
-    except StrideEliminationError as error:
-        return {"outcome": "refused", "reason": _told(error)}, None
     except Exception as error:
         if _is_of_memory(error):
             raise MemoryError from error
+        if isinstance(error, StrideEliminationError):
+            return {"outcome": "refused", "reason": _told(error)}, None
         reason = f"{_told(error)} ({_place(error)})"
         return {"outcome": "crashed", "reason": reason}, None
 
