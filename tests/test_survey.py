@@ -238,6 +238,29 @@ def test_a_model_that_is_touched_is_seen(monkeypatch: pytest.MonkeyPatch) -> Non
     assert by_source([row | {"source": "s", "version": "1"}]).touched.tolist() == [1, 1]
 
 
+class Returns(nn.Module):
+    """A twin that writes into the model it was made of, whenever it runs."""
+
+    def __init__(self, twin: Any, model: Any) -> None:
+        super().__init__()
+        self.twin, self.own = twin, [model]
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.own[0].seen = x
+        return self.twin(x)
+
+
+def test_a_model_that_its_twin_touches_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    converting(monkeypatch, lambda model, twin: Returns(twin, model))
+    assert row_of("Plain", pooling=False, network=False)["layers_touched"] == [".seen"]
+
+
+def test_a_random_state_that_moves_is_seen(monkeypatch: pytest.MonkeyPatch) -> None:
+    converting(monkeypatch, lambda model, twin: (torch.rand(1), twin)[1])
+    row = row_of("Plain", network=False)
+    assert row["layers_touched"] == row["pooling_touched"] == ["random state"]
+
+
 def test_a_conversion_that_raises_is_a_crash_with_its_place(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
@@ -309,6 +332,7 @@ class NoWorker:
     missing, version = None, torch.__version__
 
     def __init__(self, source: str, threads: int) -> None:
+        self.source = source
         if source.endswith("Absent"):
             self.missing = "absent"
 
@@ -316,6 +340,9 @@ class NoWorker:
         return self
 
     def __exit__(self, *_: object) -> None:
+        pass
+
+    def close(self) -> None:
         pass
 
     def families(self) -> dict[str, list[str]]:
@@ -329,10 +356,10 @@ def test_what_has_been_measured_is_not_measured_again(
     rows, _ = survey(config)
     assert rows == [*surveyed[0].values()]
     for other in (replace(config, force=True), replace(config, seed=1), replace(config, all=True)):
-        with pytest.raises(AttributeError):  # asked to measure
+        with pytest.raises(AttributeError, match="has_ended"):  # asked to measure
             survey(other)
     monkeypatch.setattr(NoWorker, "version", "another")
-    with pytest.raises(AttributeError):
+    with pytest.raises(AttributeError, match="has_ended"):
         survey(config)
 
 

@@ -10,6 +10,7 @@ import re
 import textwrap
 import threading
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -53,26 +54,20 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
     the same version of the package, is not measured again, unless `force`.
     """
     about = circumstances(config, torch.device("cpu"), config.jobs)
-    rows: dict[Chosen, Row] = {}
+    rows: list[Row] = []
     missing: dict[str, str] = {}
-    waiting: list[tuple[Chosen, str | None]] = []
-    order: list[Chosen] = []
     for source in config.sources or SOURCES:
         with Worker(source, config.threads) as worker:
             if worker.missing:
                 missing[source] = worker.missing
                 continue
             chosen = [*choose(config, source, worker.families())]
-        order += chosen
-        for one in chosen:
-            row = None if config.force else _kept(config, one, worker.version)
-            if row is None:
-                waiting.append((one, worker.version))
-            else:
-                rows[one] = row
-    _require_models(config, order, missing)
-    _measure_all(config, about, waiting, rows)
-    return [rows[one] for one in order], missing
+            found = {} if config.force else _kept(config, chosen, worker.version)
+            waiting = [one for one in chosen if one not in found]
+            found |= _measure_all(config, about, waiting, worker)
+            rows += [found[one] for one in chosen]
+    _require_models(config, rows, missing)
+    return rows, missing
 
 
 def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
@@ -84,14 +79,14 @@ def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Itera
                 yield Chosen(source, family, name)
 
 
-def _require_models(config: Survey, found: list[Chosen], missing: dict[str, str]) -> None:
+def _require_models(config: Survey, rows: list[Row], missing: dict[str, str]) -> None:
     """Raise InputError where nothing is installed, or a name is of no model."""
     sources = config.sources or [*SOURCES]
     if len(missing) == len(sources):
         reasons = "; ".join(f"{name}: {reason}" for name, reason in missing.items())
         raise InputError(f"none of the sources can be used ({reasons})")
     for name in config.models or ():
-        if name not in {one.model for one in found}:
+        if name not in {row["model"] for row in rows}:
             here = ", ".join(source for source in sources if source not in missing)
             raise InputError(f"models: {name} is in none of {here}")
 
@@ -100,26 +95,29 @@ def _require_models(config: Survey, found: list[Chosen], missing: dict[str, str]
 
 
 def _measure_all(
-    config: Survey, about: Row, waiting: list[tuple[Chosen, str | None]], rows: dict[Chosen, Row]
-) -> None:
-    """Measure what is waiting, so many at once as `jobs` says, and put it into `rows`."""
-    tasks: queue.SimpleQueue[tuple[Chosen, str | None]] = queue.SimpleQueue()
+    config: Survey, about: Row, waiting: list[Chosen], worker: Worker
+) -> dict[Chosen, Row]:
+    """Measure models of a source, so many at once as `jobs` says; each row is kept at once."""
+    tasks: queue.SimpleQueue[Chosen] = queue.SimpleQueue()
     for task in waiting:
         tasks.put(task)
-    workers: list[Worker] = []
+    found: dict[Chosen, Row] = {}
+    workers = [worker]
     faults: list[BaseException] = []
-    with tqdm(total=len(waiting), disable=None) as bar:
+    with tqdm(total=len(waiting), disable=None, desc=worker.source) as bar:
 
-        def work() -> None:
-            worker: Worker | None = None
+        def work(worker: Worker | None) -> None:
             try:
                 while not faults:
-                    one, version = tasks.get_nowait()
-                    if worker is None or worker.source != one.source or worker.has_ended:
-                        worker = _other_worker(worker, one.source, config, workers)
-                    row = about | _measured(worker, one, config, version)
+                    one = tasks.get_nowait()
+                    if worker is None or worker.has_ended:
+                        worker = Worker(one.source, config.threads)
+                        workers.append(worker)
+                    row = about | _measured(worker, one, config)
+                    if faults:  # its worker was ended from outside
+                        return
                     write_json(_path(config, one), row)
-                    rows[one] = row
+                    found[one] = row
                     bar.write(f"{one.source} {one.model}: {verdict(row)}")
                     bar.update()
             except queue.Empty:
@@ -127,35 +125,27 @@ def _measure_all(
             except BaseException as error:  # is raised where the threads are waited for
                 faults.append(error)
 
-        threads = [threading.Thread(target=work, daemon=True) for _ in range(config.jobs)]
+        started = [worker, *[None] * (min(config.jobs, len(waiting)) - 1)]
+        threads = [threading.Thread(target=work, args=(w,), daemon=True) for w in started]
         try:
             for thread in threads:
                 thread.start()
             for thread in threads:
                 while thread.is_alive():  # so that Ctrl-C is heard
                     thread.join(0.2)
-        finally:
-            faults.append(KeyboardInterrupt())  # for threads that still work
-            for worker in workers:
-                worker.close()
-        if faults[0] is not faults[-1]:
-            raise faults[0]
+        except BaseException as error:
+            faults.append(error)
+        for each in workers[1:] if not faults else workers:
+            each.close()
+    if faults:
+        raise faults[0]
+    return found
 
 
-def _other_worker(
-    worker: Worker | None, source: str, config: Survey, workers: list[Worker]
-) -> Worker:
-    if worker is not None:
-        worker.close()
-    new = Worker(source, config.threads)
-    workers.append(new)
-    return new
-
-
-def _measured(worker: Worker, one: Chosen, config: Survey, version: str | None) -> Row:
+def _measured(worker: Worker, one: Chosen, config: Survey) -> Row:
     """The row of a model."""
     said = worker.measure(model=one.model, **_identity(config))
-    row = {**asdict(one), "version": version, "config": _identity(config), **said}
+    row = {**asdict(one), "version": worker.version, "config": _identity(config), **said}
     return settled(row)
 
 
@@ -212,18 +202,16 @@ def _identity(config: Survey) -> Row:
     return {key: getattr(config, key) for key in DECIDING}
 
 
-def _kept(config: Survey, one: Chosen, version: str | None) -> Row | None:
-    """The row that was measured with the same settings and version; None if there is none."""
-    try:
-        row: Row = json.loads(_path(config, one).read_text())
-        same = (row["model"], row["config"], row["version"]) == (
-            one.model,
-            _identity(config),
-            version,
-        )
-        return row if same else None
-    except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
-        return None
+def _kept(config: Survey, chosen: list[Chosen], version: str | None) -> dict[Chosen, Row]:
+    """The rows that were measured with the same settings and version."""
+    wanted = {"config": _identity(config), "version": version}
+    rows: dict[Chosen, Row] = {}
+    for one in chosen:
+        with suppress(OSError, ValueError, TypeError):  # missing or damaged
+            row = dict(json.loads(_path(config, one).read_text()))
+            if row | wanted | asdict(one) == row:
+                rows[one] = row
+    return rows
 
 
 # Tables ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import time
 import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +27,7 @@ from experiments.surveying.observation import (
     difference,
     fingerprint,
     kept,
+    random_state,
     share_of_bound,
 )
 from experiments.surveying.sources import Example, Source
@@ -52,15 +54,49 @@ class Task:
     network: bool  # whether Theorem 2 is also planned
 
 
-@dataclass
 class Running:
     """A model that runs, with the inputs that it takes."""
 
-    task: Task
+    def __init__(self, task: Task, model: nn.Module, example: Example, poolings: int) -> None:
+        self.task = task
+        self.model = model
+        self.example = example
+        self.poolings = poolings  # strided calls of its own forward
+        self.last = fingerprint(model)
+
+    @cached_property
+    def reference(self) -> "Reference":
+        """What its twins are held against."""
+        return referred(self.task, self.example)
+
+    def begin(self) -> None:
+        """Set the random state, which forwards have moved since the last look."""
+        seed(self.task.seed)
+        self.last["random state"] = random_state()
+
+    def touched(self, drawn: bool = False) -> list[str]:
+        """What has changed since the last time, or the beginning; drawn: but for the random state."""
+        before, self.last = self.last, fingerprint(self.model)
+        places = changes(before, self.last)
+        return [place for place in places if not drawn or place != "random state"][:5]
+
+
+@dataclass
+class Reference:
+    """The model, made a second time, and what it gives: in float64, where it runs in it."""
+
     model: nn.Module
     example: Example
-    convolutions: int  # strided calls of its own forward
-    poolings: int
+    outputs: Any
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it and its inputs are."""
+        wide = any(
+            isinstance(value, Tensor) and value.dtype == torch.float64
+            for value in tree_leaves((self.example.args, self.example.kwargs))
+        )
+        return torch.float64 if wide else torch.float32
 
 
 def measure(task: Task, say: Say) -> None:
@@ -114,18 +150,17 @@ def _run_itself(task: Task, say: Say) -> Running | None:
         except Exception as error:
             reasons.append(_told(error))
             continue
-        numbers = (len(calls.convolutions), len(calls.poolings))
         say(
             {
                 "runs": True,
                 "input": _written(example),
                 "parameters": sum(p.numel() for p in model.parameters()),
-                "strided_convolutions": numbers[0],
-                "strided_poolings": numbers[1],
+                "strided_convolutions": len(calls.convolutions),
+                "strided_poolings": len(calls.poolings),
                 "own_seconds": seconds,
             }
         )
-        return Running(task, model, example, *numbers)
+        return Running(task, model, example, len(calls.poolings))
     say({"why_not": reasons[0] if reasons else "the source has no inputs for it"})
     return None
 
@@ -156,13 +191,16 @@ def _as_one(model: nn.Module, example: Example) -> Any:
 def _by_layers(running: Running, pooling: bool, say: Say, column: str) -> bool:
     """Say what became of the conversion, and whether it left the model as it was."""
     model = running.model
-    before, began = fingerprint(model), time.perf_counter()
+    running.begin()
+    began = time.perf_counter()
     found, twin = _attempt(lambda: convert_by_layers(model, running.example, pooling))
     say({f"{column}_seconds": time.perf_counter() - began})
-    say({f"{column}_touched": changes(before, fingerprint(model))[:5]})
+    touched = running.touched()
+    say({f"{column}_touched": touched})
     if twin is not None:
         failed, checked = _attempt(lambda: _checked(running, twin, pooling))
         found = checked or failed
+        say({f"{column}_touched": touched or running.touched(drawn=True)})
     say({column if key == "outcome" else f"{column}_{key}": value for key, value in found.items()})
     return bool(found["outcome"] == "converted")
 
@@ -190,58 +228,50 @@ def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]
     if left:
         names = ", ".join(sorted(set(left)))
         return {"outcome": "strides left", "reason": f"{len(left)} calls with a stride: {names}"}
-    strided = made(task)
-    strided, twin, example = _in_float64(strided, twin, example, task.seed)
-    found = _compared(strided, twin, example, task.seed)
-    if found["share_of_bound"] > 1 or found["output_error"] > OUTPUTS_AGREE[_precision(example)]:
+    found = _compared(running.reference, twin, task.seed)
+    agree = found["output_error"] <= OUTPUTS_AGREE[running.reference.dtype]
+    if found["share_of_bound"] > 1 or not agree:
         return {"outcome": "wrong", "reason": "not equal", **_finite(found)}
     return {"outcome": "converted", **_finite(found)}
 
 
-def _in_float64(
-    strided: nn.Module, twin: nn.Module, example: Example, number: int
-) -> tuple[nn.Module, nn.Module, Example]:
-    """All three in float64; as they are, where the strided model does not run in it."""
+def referred(task: Task, example: Example) -> Reference:
+    """The model made again; as it is, where it does not run in float64."""
+    model = made(task)
     wide = Example(*tree_map(_widened, (example.args, example.kwargs)))
     try:
-        call(strided.double(), wide, number)
-    except Exception:  # it has float32 written somewhere
-        return strided.float(), twin, example
-    return strided, twin.double(), wide
+        return Reference(model, wide, call(model.double(), wide, task.seed))
+    except Exception as error:  # it has float32 written somewhere
+        if _is_of_memory(error):
+            raise
+    model = made(task)
+    return Reference(model, example, call(model, example, task.seed))
 
 
 def _widened(value: Any) -> Any:
     return value.double() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
-def _precision(example: Example) -> torch.dtype:
-    wide = any(isinstance(v, Tensor) and v.dtype == torch.float64
-               for v in tree_leaves((example.args, example.kwargs)))  # fmt: skip
-    return torch.float64 if wide else torch.float32
-
-
-def _compared(strided: nn.Module, twin: nn.Module, example: Example, number: int) -> dict[str, Any]:
+def _compared(reference: Reference, twin: nn.Module, number: int) -> dict[str, Any]:
     """The largest error of any converted call, at its own input, and that of the outputs."""
-    originals = dict(strided.named_modules())
+    twin = twin.double() if reference.dtype == torch.float64 else twin
+    originals = dict(reference.model.named_modules())
     exchanged = [
         name
         for name, module in twin.named_modules()
         if name and type(module) is not type(originals[name])
     ]
     with calls_of(twin, exchanged) as made_calls:
-        obtained = call(twin, example, number)
+        obtained = call(twin, reference.example, number)
     with torch.no_grad():
         shares = {c.name: share_of_bound(originals[c.name], c) for c in made_calls}
     worst = max(shares, key=lambda name: shares[name], default=None)
     return {
-        "precision": str(_precision(example)).removeprefix("torch."),
+        "precision": str(reference.dtype).removeprefix("torch."),
         "calls_compared": len(made_calls),
         "share_of_bound": 0.0 if worst is None else shares[worst],
         "worst_call": worst,
-        "output_error": difference(call(strided, example, number), obtained),
-        "repeated_error": difference(
-            call(strided, example, number), call(strided, example, number)
-        ),
+        "output_error": difference(reference.outputs, obtained),
     }
 
 
@@ -262,12 +292,13 @@ def _as_network(running: Running, say: Say) -> None:
         say({"network": "not asked", "network_reason": "inputs that are no tensors, or have names"})
         return
     sizes = [tuple(value.shape[1:]) for value in maps]
-    before, began = fingerprint(running.model), time.perf_counter()
+    running.begin()
+    began = time.perf_counter()
     found, plan = _attempt(
         lambda: plan_elimination(running.model, sizes[0] if len(sizes) == 1 else tuple(sizes))
     )
     say({"network_seconds": time.perf_counter() - began})
-    say({"network_touched": changes(before, fingerprint(running.model))[:5]})
+    say({"network_touched": running.touched()})
     if plan is not None:
         found = {"outcome": "planned", "parameters": plan.parameters[1]}
     say({"network" if k == "outcome" else f"network_{k}": v for k, v in found.items()})

@@ -83,14 +83,16 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         found[f"{name}: class"] = id(type(module))
         for attribute, value in vars(module).items():
             _describe(f"{name}.{attribute}", value, seen, found)
-    found["random state"] = (
-        _digest(torch.get_rng_state()),
-        repr(random.getstate()),
-        repr(np.random.get_state()),  # noqa: NPY002
-    )
+    found["random state"] = random_state()
     for owner in (nn.Module, Tensor, torch, F):
         found[f"{owner.__name__} itself"] = {n: id(value) for n, value in vars(owner).items()}
     return found
+
+
+def random_state() -> tuple[str, ...]:
+    """Of torch, Python and NumPy."""
+    numpy_state = repr(np.random.get_state())  # noqa: NPY002
+    return (_digest(torch.get_rng_state()), repr(random.getstate()), numpy_state)
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
