@@ -30,7 +30,7 @@ $(error unknown variable $(UNKNOWN).$(if $(MEANT), Did you mean $(MEANT)?) There
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench evidence zoo publish test test-all fuzz check clean
+.PHONY: help reproduce report bench evidence zoo survey publish test test-all fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -62,9 +62,12 @@ evidence: .venv/ready ## runs of docs/protocol.md that are not published yet; wh
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)
 
+survey: .venv/survey ## convert a network of every family of timm, torchvision, … (an hour)
+	$(PYTHON) -m experiments.survey outputs=$(OUTPUTS) $(RUN_ARGS)
+
 publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	mkdir -p outputs/reference
-	for name in benchmark conversion stems zoo table2 feature_maps degrees_of_freedom; do \
+	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom; do \
 	    find $(OUTPUTS)/report -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
 	done
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
@@ -103,4 +106,8 @@ clean: ## remove .venv and caches; results stay
 	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
 	@# The package installed is the library alone; this finds the commands from any folder.
 	@echo '$(CURDIR)' > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/experiments.pth"
+	@touch $@
+
+.venv/survey: .venv/ready
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[survey]' --constraint constraints.txt
 	@touch $@

@@ -27,6 +27,7 @@ from experiments.settings.schema import (
     Export,
     Figures,
     Report,
+    Survey,
     Zoo,
 )
 from stridenet.errors import InputError
@@ -46,6 +47,7 @@ ConfigStore.instance().store("evidence_schema", Evidence)
 ConfigStore.instance().store("figures_schema", Figures)
 ConfigStore.instance().store("bench_schema", Bench)
 ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
+ConfigStore.instance().store("survey_schema", Survey)
 for name, conversion in {"conversion": Conversion, "export": Export, "zoo": Zoo}.items():
     schema = OmegaConf.structured(conversion)
     OmegaConf.set_struct(schema.model, False)  # takes any argument: model.num_classes=10

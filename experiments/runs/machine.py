@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 
-from experiments.settings.schema import Bench, Config, ConversionBench, Zoo
+from experiments.settings.schema import Bench, Config, ConversionBench, Survey, Zoo
 from stridenet.errors import InputError
 
 M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
@@ -51,7 +51,7 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench | ConversionBench | Zoo,
+    config: Config | Bench | ConversionBench | Survey | Zoo,
     device: torch.device,
     jobs_at_once: int | None = 1,
 ) -> dict[str, Any]:

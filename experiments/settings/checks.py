@@ -28,12 +28,13 @@ from experiments.settings.schema import (
     Model,
     Network,
     Recipe,
+    Survey,
     Zoo,
 )
 from stridenet.errors import InputError
 
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
-Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench)
+Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
@@ -54,6 +55,8 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _check_conversion(config)
     if isinstance(config, Export):
         _check_export(config)
+    if isinstance(config, Survey):
+        _check_survey(config)
     if isinstance(config, ConversionBench):
         for key in ("rounds", "steps", "batch_size"):
             at_least(key, getattr(config, key), 1)
@@ -116,6 +119,18 @@ def _check_zoo(config: Zoo) -> None:
                 )
         _check_seed(config.seed)
     at_least("rounds", config.rounds, 1)
+    _check_threads(config.threads)
+
+
+def _check_survey(config: Survey) -> None:
+    config.sources = _names("sources", config.sources)
+    config.models = _names("models", config.models)
+    if config.all and config.models is not None:
+        raise InputError(f"models={config.models} and all=true: give one of the two")
+    at_least("jobs", config.jobs, 1)
+    for key in ("seconds", "gigabytes"):
+        at_least(key, getattr(config, key), 1)
+    _check_seed(config.seed)
     _check_threads(config.threads)
 
 

@@ -267,6 +267,27 @@ class Zoo(Conversion):
 
 
 @dataclass
+class Survey:
+    """Which of other people's networks are converted, and with what limits."""
+
+    sources: Any = setting(
+        None,
+        "packages, as in [timm,monai], or package.module:Class of a source of your own; null: all",
+    )
+    models: Any = setting(None, "names of models in those sources; null: one of each family")
+    all: bool = setting(False, "every model of each family")
+    pooling: bool = setting(True, "also convert with pooling")
+    network: bool = setting(True, "also plan the unit-stride network (Theorem 2)")
+    seconds: float = setting(120.0, "for each model, in a process of its own")
+    gigabytes: float = setting(8.0, "of memory for each model")
+    jobs: int = setting(1, "models at once")
+    threads: int = setting(1, "of torch, for each model")
+    seed: int = setting(0, "of weights and inputs")
+    force: bool = setting(False, "measure again what has been measured")
+    outputs: str = setting("outputs", "folder of the results")
+
+
+@dataclass
 class Export(Conversion):
     """What is written as an ONNX file."""
 

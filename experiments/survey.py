@@ -1,0 +1,27 @@
+"""Convert networks of other people's packages: python -m experiments.survey [KEY=VALUE …]."""
+
+import hydra
+from omegaconf import DictConfig
+
+from experiments.command import CONF, failed, guarded, start
+from experiments.settings.checks import resolve
+from experiments.settings.schema import Survey
+
+
+@hydra.main(version_base="1.3", config_path=CONF, config_name="survey")
+@guarded
+def main(settings: DictConfig) -> None:
+    config = resolve(settings, Survey)
+    from experiments.studies.survey import (
+        faulty,
+        survey,
+        write_survey,  # slow to import: `--help` should not wait for it
+    )
+
+    rows, missing = survey(config)
+    print(*write_survey(config, rows, missing), sep="\n\n")
+    failed.extend(f"{row['source']} {row['model']}" for row in rows if faulty(row))
+
+
+if __name__ == "__main__":
+    start(main)

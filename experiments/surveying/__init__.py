@@ -1,0 +1,1 @@
+"""Networks that other people wrote, each converted in a process of its own."""
