@@ -12,7 +12,7 @@ from experiments.settings.schema import Export
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Export)
-    from experiments.models import convert, input_size, load_model
+    from experiments.models import convert, input_size, load_model, random_inputs
     from stridenet.onnx.export import (  # imports torch: not for `--help`
         export_onnx,
         require_packages,
@@ -22,11 +22,15 @@ def main(settings: DictConfig) -> None:
     network = load_model(config)
     if config.network == "unit_stride":
         network = convert(network, config)
+    by_layers = config.network == "unit_stride" and config.theorem == 1
+    # Converted by layers, it takes any size; so may its file, unless the batch is to be fixed.
+    inputs = random_inputs(config, 2) if by_layers and not config.batch else None
     print(
         export_onnx(
             network,
             config.path,
-            input_size(config),
+            input_size(config) if inputs is None else None,
+            example_inputs=inputs,
             rearrange=config.rearrange,
             batch=config.batch,
         )

@@ -11,9 +11,11 @@ from torch import Tensor, nn
 from experiments import torchvision_import
 from experiments.runs.files import load_weights
 from experiments.settings.schema import Conversion
-from stridenet.elimination import eliminate_stride
+from stridenet.by_layer.conversion import convert_layers
+from stridenet.by_layer.plan import LayersPlan, plan_layers
+from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
-from stridenet.twin import UnitStrideNetwork
+from stridenet.plan import EliminationPlan
 
 
 def load_model(config: Conversion) -> nn.Module:
@@ -50,15 +52,27 @@ def input_size(config: Conversion) -> Any:
     return tuple(map(tuple, sizes)) if isinstance(sizes[0], list) else tuple(sizes)
 
 
-def options(config: Conversion) -> dict[str, Any]:
-    """The keyword arguments of eliminate_stride; plan_elimination's too, but for max_parameters."""
-    names = ("scope", "only", "pooling", "output_factor", "batch_norm", "max_parameters")
-    return {name: getattr(config, name) for name in names}
+def convert(model: nn.Module, config: Conversion, check: bool = True) -> nn.Module:
+    """The model with unit strides, as the settings say. Raises StrideEliminationError where that fails.
+
+    check: see that it is equal, which is not needed where it is verified afterwards.
+    """
+    if config.theorem == 1:
+        inputs = random_inputs(config, 2) if check else None
+        how = {name: getattr(config, name) for name in ("only", "pooling", "depthwise")}
+        return convert_layers(model, example_inputs=inputs, check=check, **how)
+    how = {
+        name: getattr(config, name) for name in ("output_factor", "batch_norm", "max_parameters")
+    }
+    return eliminate_stride(model, input_size(config), check=check, **how)
 
 
-def convert(model: nn.Module, config: Conversion) -> UnitStrideNetwork:
-    """The model's twin as the settings say. Raises StrideEliminationError where there is none."""
-    return eliminate_stride(model, input_size(config), **options(config))
+def planned(model: nn.Module, config: Conversion) -> EliminationPlan | LayersPlan:
+    """What convert makes of the model: sizes and costs."""
+    if config.theorem == 1:
+        return plan_layers(model, config.only, config.pooling, random_inputs(config, 1))
+    how = {name: getattr(config, name) for name in ("output_factor", "batch_norm")}
+    return plan_elimination(model, input_size(config), **how)
 
 
 def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:

@@ -12,13 +12,13 @@ from experiments.settings.schema import Conversion
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, Conversion)
-    from experiments.models import convert, load_model
+    from experiments.models import convert, load_model, planned, random_inputs
     from stridenet import verify  # imports torch, which `--help` should not wait for
 
     model = load_model(config)
-    twin = convert(model, config)
-    print(twin.plan, end="\n\n", flush=True)
-    report = verify(model, twin)
+    print(planned(model, config), end="\n\n", flush=True)
+    twin = convert(model, config, check=False)  # it is verified at once
+    report = verify(model, twin, random_inputs(config, 2))
     print(report)
     if not report.passed:
         failed.append(config.model["_target_"])

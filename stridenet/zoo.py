@@ -116,12 +116,12 @@ def resnet20(num_classes: int = 10) -> ResNet20:
 
 def _ours(name: str, *input_size: int) -> dict[str, Any]:
     model = {"_target_": f"stridenet.zoo.{name}"}
-    return {"model": model, "input_size": [*input_size], "scope": "network", "pooling": False}
+    return {"model": model, "input_size": [*input_size], "theorem": 2, "pooling": False}
 
 
 def _torchvision(name: str, size: int = 224, **arguments: Any) -> dict[str, Any]:
     model = {"_target_": f"torchvision.models.{name}", "weights": None, **arguments}
-    return {"model": model, "input_size": [3, size, size], "scope": "layer", "pooling": True}
+    return {"model": model, "input_size": [3, size, size], "theorem": 1, "pooling": True}
 
 
 # By name, the settings (config.Conversion) of each.

@@ -777,7 +777,7 @@ MISTYPED = [
     ("report", "seed=1", "take one of model, data, recipe, outputs, reference"),
     ("figures", "layers=conv1", "did you mean layer?"),
     ("benchmark", "round=3", "did you mean rounds?"),
-    ("verify", "scop=layer", "did you mean scope?"),
+    ("verify", "theorm=1", "did you mean theorem?"),
     ("zoo", "model_s=lenet", "did you mean models?"),
 ]
 

@@ -12,11 +12,13 @@ from torch import nn
 
 from experiments import models as conversion
 from experiments.command import failed, start
-from experiments.models import convert, input_size, load_model, options, random_inputs
+from experiments.models import convert, input_size, load_model, random_inputs
 from experiments.runs.networks import build_strided
 from experiments.settings.schema import Conversion
 from experiments.verify import main
-from stridenet.errors import InputError
+from stridenet.by_layer.modules import converted_layers
+from stridenet.errors import InputError, StrideEliminationError
+from stridenet.twin import UnitStrideNetwork
 
 ROOT = Path(__file__).resolve().parents[1]
 Composed = Callable[..., Conversion]
@@ -57,7 +59,7 @@ def mine(name: str = "small", *overrides: str) -> list[str]:
 # Settings
 
 
-def test_the_default_is_lenet_at_the_scope_of_the_network(settings: Composed) -> None:
+def test_the_default_is_lenet_as_a_whole(settings: Composed) -> None:
     assert settings() == Conversion()
     assert settings().model == {"_target_": "stridenet.zoo.lenet"}
 
@@ -77,16 +79,20 @@ def test_one_size_or_one_for_each_input(settings: Composed) -> None:
     assert torch.equal(random_inputs(one, 2)[0], random_inputs(one, 2)[0])
 
 
-def test_the_options_are_the_keyword_arguments_of_the_elimination(settings: Composed) -> None:
-    assert options(settings()) == {
-        "scope": "network", "only": None, "pooling": False, "output_factor": 1,
-        "batch_norm": "shared", "max_parameters": 300_000_000,
-    }  # fmt: skip
-    given = settings("only=conv2", "scope=layer", "pooling=true", "batch_norm=per_phase")
-    assert options(given) == options(settings()) | {
-        "only": ["conv2"], "scope": "layer", "pooling": True, "batch_norm": "per_phase"
-    }  # fmt: skip
-    assert options(settings("only=[a,b]"))["only"] == ["a", "b"]
+def test_the_settings_are_arguments_of_the_conversion_of_their_theorem(settings: Composed) -> None:
+    whole = settings("output_factor=2", "batch_norm=per_phase")
+    twin = convert(load_model(whole), whole)
+    assert isinstance(twin, UnitStrideNetwork)
+    assert twin.plan.input.factor == (8, 8)
+    assert (twin.plan.options.output_factor, twin.plan.options.batch_norm) == (2, "per_phase")
+    with pytest.raises(StrideEliminationError, match="more than max_parameters=9"):
+        convert(load_model(whole), settings("max_parameters=9"))
+    layers = settings("theorem=1", "only=conv2", "depthwise=grouped")
+    same = convert(load_model(layers), layers)
+    assert [*converted_layers(same)] == ["conv2"]
+    assert same.conv2.depthwise == "grouped"
+    assert type(same) is type(load_model(layers))
+    assert settings("theorem=1", "only=[a,b]").only == ["a", "b"]
 
 
 @pytest.mark.parametrize(
@@ -100,7 +106,9 @@ def test_the_options_are_the_keyword_arguments_of_the_elimination(settings: Comp
         ("input_size=[3,true]", r"input_size=\[3, True\] must be"),
         ("input_size=[[3,8],4]", r"input_size=\[\[3, 8\], 4\] must be"),
         ("input_size=[[3,8],[]]", r"input_size=\[\[3, 8\], \[\]\] must be"),
-        ("scope=all", "scope=all is unknown; take one of network, layer"),
+        ("theorem=3", "theorem=3 is unknown; take one of 1, 2"),
+        ("pooling=true", "pooling=True has no effect: it needs theorem=1"),
+        ("only=conv2", r"only=\['conv2'\] has no effect: it needs theorem=1"),
         ("batch_norm=none", "batch_norm=none is unknown; take one of shared, per_phase"),
         ("only=3", "only=3 must be a name"),
         ("only=[a,3]", r"only=\['a', 3\] must be a name"),
@@ -257,8 +265,8 @@ def test_verify_prints_the_plan_and_the_report_and_fails_where_the_twin_differs(
     for told in ("320x16x2x2", "conv4_relu", "equal up to rounding"):
         assert told in printed
 
-    def wrong(model: nn.Module, config: Conversion) -> nn.Module:
-        twin = convert(model, config)
+    def wrong(model: nn.Module, config: Conversion, check: bool) -> nn.Module:
+        twin = convert(model, config, check)
         with torch.no_grad():
             twin.get_submodule("network.conv2").weight *= 1.001
         return twin

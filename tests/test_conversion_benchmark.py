@@ -28,7 +28,7 @@ from experiments.studies.conversion import (
     in_turn,
     stem_table,
 )
-from stridenet.elimination import eliminate_stride
+from stridenet.by_layer.conversion import convert_layers
 from stridenet.errors import InputError, StrideEliminationError
 
 CASES = [(name, layout) for name in STEMS for layout in ("contiguous", "channels_last")]
@@ -41,11 +41,10 @@ def measured_with(**changes: Any) -> dict[str, Any]:
         "size": [3, 8, 8],
         "conversion": {
             "model": "net",
-            "scope": "layer",
             "seconds": [
-                {"eliminate_stride": 0.3, "fuse": 0.1},  # 3 times
-                {"eliminate_stride": 0.8, "fuse": 0.1},  # 8 times
-                {"eliminate_stride": 0.4, "fuse": 0.4},  # once
+                {"convert_layers": 0.3, "fuse": 0.1},  # 3 times
+                {"convert_layers": 0.8, "fuse": 0.1},  # 8 times
+                {"convert_layers": 0.4, "fuse": 0.4},  # once
             ],
         },
         "stems": [
@@ -96,7 +95,7 @@ def small(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_the_ratios_are_medians_of_the_rounds_ratios() -> None:
     (row,) = conversion_table(measured_with()).itertuples()
     assert (row.model, row.ratio_median) == ("net", pytest.approx(3))  # of medians it would be 4
-    assert (row.eliminate_stride_median, row.fuse_median) == pytest.approx((400, 100))
+    assert (row.convert_layers_median, row.fuse_median) == pytest.approx((400, 100))
     assert (row.ratio_low, row.ratio_high) == pytest.approx((2, 5.5))
     (row,) = stem_table(measured_with()).itertuples()
     assert (row.strided_median, row.unit_stride_median) == pytest.approx((2, 3))
@@ -147,8 +146,8 @@ def test_each_stem_is_timed_in_both_layouts_and_comes_back_from_its_file(tmp_pat
         "unit_stride": 24**2 * 64 * 192,
     }
     conversion = measured["conversion"]
-    assert (conversion["model"], conversion["scope"]) == ("resnet18", "layer")
-    assert [set(timed) for timed in conversion["seconds"]] == [{"eliminate_stride", "fuse"}] * 2
+    assert conversion["model"] == "resnet18"
+    assert [set(timed) for timed in conversion["seconds"]] == [{"convert_layers", "fuse"}] * 2
     assert measured["config"]["batch_size"] == 1
 
     write_json(tmp_path / "conversion.json", measured)
@@ -211,10 +210,10 @@ def test_a_wrong_network_is_named(more: float) -> None:
 
 
 @pytest.mark.usefixtures("same_torch", "small")
-@pytest.mark.parametrize("part", ["stems", "eliminate_stride", "fuse"])
+@pytest.mark.parametrize("part", ["stems", "convert_layers", "fuse"])
 def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def wrong_twin(model: nn.Module, *size: Any, **options: Any) -> nn.Module:
-        twin = eliminate_stride(model, *size, **options)
+        twin = convert_layers(model, *size, **options)
         wrong = (part == "stems") == isinstance(model, nn.Sequential)
         if wrong and part != "fuse":
             last = [*twin.parameters()][-1]
@@ -226,7 +225,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
         return []
 
     counted: list[list[str]] = []
-    monkeypatch.setattr(bench, "eliminate_stride", wrong_twin)
+    monkeypatch.setattr(bench, "convert_layers", wrong_twin)
     monkeypatch.setattr(bench, "in_turn", timed)
     if part == "fuse":
         monkeypatch.setattr(bench, "_fuse", lambda: lambda model: Plus(model, 1.0))
@@ -234,7 +233,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
     config = ConversionBench(rounds=1, steps=1, batch_size=1, device="cpu")
     with pytest.raises(StrideEliminationError, match=f"^{where}: .* not equal"):
         benchmark_conversion(config)
-    assert counted == ([["eliminate_stride", "fuse"]] if part == "stems" else [])
+    assert counted == ([["convert_layers", "fuse"]] if part == "stems" else [])
 
 
 # Settings

@@ -75,7 +75,9 @@ def test_converted_layers_are_leaves_of_fx(networks):
     model, same = networks
     traced = torch.fx.symbolic_trace(same)
     close(traced(OTHER), model(OTHER))
-    assert {"c", "depthwise", "up"} <= {n.target for n in traced.graph.nodes if n.op == "call_module"}
+    assert {"c", "depthwise", "up"} <= {
+        n.target for n in traced.graph.nodes if n.op == "call_module"
+    }
 
 
 def test_an_onnx_file_of_any_batch_and_size(networks, tmp_path):

@@ -185,7 +185,12 @@ class Transposed(nn.Module):
 class Pools(nn.Module):
     def forward(self, x):
         a = F.max_pool2d(F.avg_pool2d(x, 2), 3, stride=2, padding=1)
-        return a, torch.max_pool2d(x, 2), F.lp_pool2d(x.abs(), 2, 2), F.adaptive_avg_pool2d(x, (4, 5))
+        return (
+            a,
+            torch.max_pool2d(x, 2),
+            F.lp_pool2d(x.abs(), 2, 2),
+            F.adaptive_avg_pool2d(x, (4, 5)),
+        )
 
 
 class Convolution(nn.Module):

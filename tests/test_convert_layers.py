@@ -79,7 +79,9 @@ def drawn_convolutions(count):
 def test_a_convolution_of_any_numbers_at_any_size(axes, inputs, outputs, options):
     torch.manual_seed(0)
     layer = (nn.Conv1d, nn.Conv2d, nn.Conv3d)[axes - 1](inputs, outputs, **options)
-    reach = [d * (k - 1) + 1 for k, d in zip(options["kernel_size"], options["dilation"], strict=True)]
+    reach = [
+        d * (k - 1) + 1 for k, d in zip(options["kernel_size"], options["dilation"], strict=True)
+    ]
     sizes = [[r + extra + axis for axis, r in enumerate(reach)] for extra in (0, 1, 2, 5)]
     for depthwise in ("phases", "grouped"):
         same = same_in_float64(
@@ -99,7 +101,9 @@ def test_padding_with_what_is_there(mode):
 
 
 def test_padding_by_name():
-    same_in_float64(nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding="valid")), torch.randn(2, 3, 11, 14))
+    same_in_float64(
+        nn.Sequential(nn.Conv2d(3, 4, 3, 2, padding="valid")), torch.randn(2, 3, 11, 14)
+    )
 
 
 TRANSPOSED = [
@@ -174,7 +178,9 @@ def test_adaptive_pooling_of_windows_that_differ_stays():
 def test_too_small_a_map_is_refused_as_torch_does_it():
     layer, x = nn.Conv2d(3, 4, 5, 2), torch.randn(1, 3, 4, 9)
     for each in (layer, convert_layers(layer)):
-        with pytest.raises(RuntimeError, match="Kernel size can't be greater than actual input size"):
+        with pytest.raises(
+            RuntimeError, match="Kernel size can't be greater than actual input size"
+        ):
             each(x)
 
 
@@ -232,7 +238,9 @@ def test_only_names_the_layers():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2), nn.MaxPool2d(2))
     assert list(converted_layers(convert_layers(model, only=["1"]))) == ["1"]
     assert list(converted_layers(convert_layers(model, only=["2"]))) == ["2"]
-    with pytest.raises(StrideEliminationError, match=r"only: 'c' is no layer .*: \['0', '1', '2'\]"):
+    with pytest.raises(
+        StrideEliminationError, match=r"only: 'c' is no layer .*: \['0', '1', '2'\]"
+    ):
         convert_layers(model, only=["c"])
     with pytest.raises(StrideEliminationError, match="a list of layers' names"):
         convert_layers(model, only="0")
@@ -260,7 +268,9 @@ def test_nothing_changes_in_place_if_a_layer_is_refused():
     model = nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.Conv2d(4, 4, 3, 2))
     model[1].weight = nn.Parameter(torch.randn(4, 4, 5, 5))
     before = copy.deepcopy(model.state_dict())
-    with pytest.raises(StrideEliminationError, match="1 \\(Conv2d\\) was changed after it was made"):
+    with pytest.raises(
+        StrideEliminationError, match="1 \\(Conv2d\\) was changed after it was made"
+    ):
         convert_layers(model, inplace=True)
     assert type(model[0]) is nn.Conv2d
     assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())

@@ -102,7 +102,9 @@ def test_noise_shows_what_a_zero_head_hides():
 RIGHT = {
     **{name: lambda name=name: Net(FORWARDS[name], kept={}) for name in FORWARDS},
     **{f"caller {n}": make for n, make in enumerate(CALLERS)},
-    "one module twice": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), *[nn.Conv2d(4, 4, 3, 2, 1)] * 2),
+    "one module twice": lambda: nn.Sequential(
+        nn.Conv2d(3, 4, 3, 2), *[nn.Conv2d(4, 4, 3, 2, 1)] * 2
+    ),
     "half": lambda: nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4)).half(),
     "casts": lambda: Net(lambda m, x: m.c(x.float()).sigmoid().to(x.dtype)),
 }

@@ -154,6 +154,19 @@ def _check_conversion(config: Conversion) -> None:
         )
     at_least("max_parameters", config.max_parameters, 1)
     _check_seed(config.seed)
+    defaults = Conversion()
+    other = 3 - config.theorem
+    for name in _OF_THEOREM[other]:
+        value = getattr(config, name)
+        if value != getattr(defaults, name):
+            raise InputError(f"{name}={value} has no effect: it needs theorem={other}")
+
+
+# What only one of the two conversions has.
+_OF_THEOREM = {
+    1: ("only", "pooling", "depthwise"),
+    2: ("output_factor", "batch_norm", "max_parameters"),
+}
 
 
 def _check_export(config: Export) -> None:
@@ -323,9 +336,9 @@ def at_least(key: str, value: float, least: int) -> None:
         raise InputError(f"{key}={value} must be at least {least}, and finite")
 
 
-def one_of(key: str, value: str, known: Iterable[str]) -> None:
+def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
     if value not in known:
-        raise InputError(f"{key}={value} is unknown; take one of {', '.join(known)}")
+        raise InputError(f"{key}={value} is unknown; take one of {', '.join(map(str, known))}")
 
 
 def require_convolution(name: str, convolutions: Collection[str]) -> None:

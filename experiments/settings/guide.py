@@ -53,7 +53,7 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
         if is_dataclass(one.type):
             continue
         key, value = f"{place}{one.name}", settings.get(one.name)
-        choices = " | ".join(one.metadata["choices"])
+        choices = " | ".join(map(str, one.metadata["choices"]))
         meaning = ": ".join(filter(None, [choices, one.metadata["meaning"]]))
         if key == "model.layers":
             yield from _layers(value, meaning)

@@ -21,7 +21,7 @@ STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
 RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: the free twin
 
 
-def setting(default: Any, meaning: str, choices: tuple[str, ...] = ()) -> Any:
+def setting(default: Any, meaning: str, choices: tuple[Any, ...] = ()) -> Any:
     """A field of a dataclass, with what `--help` says of it and, where it has them, its choices."""
     metadata = {"meaning": meaning, "choices": choices}
     return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
@@ -235,18 +235,21 @@ class Conversion:
     weights: str | None = setting(
         None, "a file with the network's state_dict; null: drawn from the seed"
     )
-    scope: str = setting(
-        "network",
-        "phase forms from the input to the output, or each layer by itself",
-        ("network", "layer"),
+    theorem: int = setting(
+        2,
+        "1 converts each layer by itself (convert_layers), 2 the whole (eliminate_stride)",
+        (1, 2),
     )
-    only: Any = setting(None, "name of a layer, or a list of names; null: all")
-    pooling: bool = setting(False, "also the strides of pooling layers")
-    output_factor: Any = setting(1, "of the phase form in which the output is wanted")
+    only: Any = setting(None, "theorem=1: name of a layer, or a list of names; null: all")
+    pooling: bool = setting(False, "theorem=1: also the strides of pooling layers")
+    depthwise: str = setting(
+        "phases", "theorem=1: how a depthwise convolution is computed", ("phases", "grouped")
+    )
+    output_factor: Any = setting(1, "theorem=2: of the phase form in which the output is wanted")
     batch_norm: str = setting(
-        "shared", "the statistics of a channel's phases in the twin", ("shared", "per_phase")
+        "shared", "theorem=2: the statistics of a channel's phases", ("shared", "per_phase")
     )
-    max_parameters: int = setting(MOST_PARAMETERS, "a larger twin is refused")
+    max_parameters: int = setting(MOST_PARAMETERS, "theorem=2: a larger twin is refused")
     seed: int = setting(0, "of weights and inputs that are drawn")
     outputs: str = setting("outputs", "folder of the results")
 

@@ -21,7 +21,8 @@ from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.settings.schema import ConversionBench
 from experiments.studies.training_step import Chunk, seconds
-from stridenet.elimination import eliminate_stride
+from stridenet.by_layer.conversion import convert_layers
+from stridenet.by_layer.plan import plan_layers
 from stridenet.errors import StrideEliminationError
 from stridenet.sizes import format_size
 from stridenet.zoo import calibrate
@@ -92,7 +93,7 @@ def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
     model, images = _network(), torch.randn(2, *SIZE)
     fuse = _fuse()
     converters: dict[str, Callable[[], nn.Module]] = {
-        "eliminate_stride": lambda: eliminate_stride(model, SIZE, scope="layer"),
+        "convert_layers": lambda: convert_layers(model, check=False),
         "fuse": lambda: fuse(model),
     }
     for name, convert in converters.items():
@@ -100,7 +101,7 @@ def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
     timed = {
         name: partial(seconds, convert, 1, images.device) for name, convert in converters.items()
     }
-    return {"model": NETWORK, "scope": "layer", "seconds": in_turn(timed, config.rounds, bar)}
+    return {"model": NETWORK, "seconds": in_turn(timed, config.rounds, bar)}
 
 
 def _stem(
@@ -109,7 +110,7 @@ def _stem(
     """A forward pass of one stem and of its twin, on images in one layout."""
     stem = STEMS[name]
     model = stem.build()
-    twin = eliminate_stride(model, SIZE, scope="layer")
+    twin = convert_layers(model)
     images = torch.randn(config.batch_size, *SIZE).to(device, memory_format=LAYOUTS[layout])
     networks = dict(zip(NETWORKS, (model, twin), strict=True))
     for each in networks.values():
@@ -123,9 +124,16 @@ def _stem(
         "stem": name,
         "layer": str(stem),
         "layout": layout,
-        "multiply_adds": dict(zip(NETWORKS, twin.plan.multiply_adds, strict=True)),
+        "multiply_adds": dict(zip(NETWORKS, _multiply_adds(model), strict=True)),
         "seconds": in_turn(timed, config.rounds, bar),
     }
+
+
+def _multiply_adds(model: nn.Module) -> tuple[int, int]:
+    """Of one image: of the only layer, and of its unit-stride form."""
+    (layer,) = plan_layers(model, example_inputs=torch.randn(1, *SIZE)).layers
+    assert layer.multiply_adds is not None
+    return layer.multiply_adds
 
 
 def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[dict[str, float]]:
@@ -173,19 +181,19 @@ TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a 
 
 def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
     """Milliseconds of both conversions of one network: median and quartiles over the rounds, and how
-    many times as long as torch.fx's fuse the elimination takes in a round."""
+    many times as long as torch.fx's fuse convert_layers takes in a round."""
     milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
     columns = {
-        "eliminate_stride": milliseconds.eliminate_stride,
+        "convert_layers": milliseconds.convert_layers,
         "fuse": milliseconds.fuse,
-        "ratio": milliseconds.eliminate_stride / milliseconds.fuse,
+        "ratio": milliseconds.convert_layers / milliseconds.fuse,
     }
     return pd.DataFrame([{"model": measured["conversion"]["model"], **spread(columns)}])
 
 
 def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Medians with their quartiles in one entry."""
-    titles = {"eliminate_stride": "eliminate_stride", "fuse": "torch.fx's fuse", "ratio": "ratio"}
+    titles = {"convert_layers": "convert_layers", "fuse": "torch.fx's fuse", "ratio": "ratio"}
     return pd.DataFrame({"Network": table.model, **spreads(table, titles)})
 
 
@@ -229,8 +237,8 @@ def conversion_sections(measured: dict[str, Any]) -> list[Section]:
     )
     conversions = (
         f"Milliseconds of a conversion of {measured['conversion']['model']} for images {size}, on the "
-        f"processor, {rounds}: each strided convolution by itself (scope=layer), beside torch.fx's "
-        "fusion of convolutions with BatchNorm. Ratio: of both in a round."
+        f"processor, {rounds}: each strided convolution by itself, without the check, beside "
+        "torch.fx's fusion of convolutions with BatchNorm. Ratio: of both in a round."
     )
     stems = (
         f"Milliseconds of a forward pass of first layers and of their unit-stride twins, {rounds} of "

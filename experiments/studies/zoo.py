@@ -15,6 +15,7 @@ from typing import Any
 import pandas as pd
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 from tqdm import tqdm
 
 from experiments.models import convert, load_model, random_inputs
@@ -25,9 +26,10 @@ from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare
 from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
+from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
-from stridenet.plan import EliminationPlan
 from stridenet.sizes import format_size
+from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import LayerReport, VerificationReport, verify
 from stridenet.zoo import ZOO, calibrate
 
@@ -83,9 +85,9 @@ def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
         calibrate(model, *random_inputs(config, CALIBRATION))
     try:
         began = time.perf_counter()
-        twin = convert(model, config)
+        twin = convert(model, config, check=False)  # it is verified at once
         row["conversion_seconds"] = time.perf_counter() - began
-        row |= _planned(twin.plan)
+        row |= _costs(model, twin, config)
         row |= _verified(verify(model, twin, _one_or_several(random_inputs(config, BATCH))))
     except StrideEliminationError as error:
         return {**row, "reason": str(error)}
@@ -108,14 +110,30 @@ def forward_seconds(
     return measured[1:]
 
 
-def _planned(plan: EliminationPlan) -> dict[str, int]:
-    """What the twin costs."""
-    costs = {"parameters": plan.parameters, "multiply_adds": plan.multiply_adds}
-    return {"strided_layers": plan.strided_layers} | {
+def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
+    """What the twin costs: as planned, or where layers were converted, as torch counts it."""
+    if isinstance(twin, UnitStrideNetwork):
+        layers = twin.plan.strided_layers
+        costs = {"parameters": twin.plan.parameters, "multiply_adds": twin.plan.multiply_adds}
+    else:
+        layers = len(converted_layers(twin))
+        both, inputs = (model, twin), random_inputs(config, 1)
+        before, after = ([p.numel() for p in each.parameters()] for each in both)
+        adds = _multiply_adds(model, inputs), _multiply_adds(twin, inputs)
+        costs = {"parameters": (sum(before), sum(after)), "multiply_adds": adds}
+    return {"strided_layers": layers} | {
         f"{network}_{quantity}": number
         for quantity, pair in costs.items()
         for network, number in zip(NETWORKS, pair, strict=True)
     }
+
+
+@torch.no_grad()
+def _multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+    """Of convolutions and matrix products; torch counts two operations for each."""
+    with FlopCounterMode(display=False) as counter:
+        network(*inputs)
+    return counter.get_total_flops() // 2
 
 
 def _verified(report: VerificationReport) -> dict[str, Any]:
@@ -175,7 +193,7 @@ def _kept(path: Path, config: Zoo) -> dict[str, Any] | None:
 ZOO_COLUMNS = (
     "model",
     "input",
-    "scope",
+    "theorem",
     "strided_layers",
     *(
         f"{network}_{quantity}"
@@ -204,7 +222,9 @@ def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
         milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
         return of_rounds(milliseconds.strided, milliseconds.unit_stride)
 
-    table = pd.DataFrame([{**row, "scope": row["config"]["scope"], **timed(row)} for row in rows])
+    table = pd.DataFrame(
+        [{**row, "theorem": row["config"]["theorem"], **timed(row)} for row in rows]
+    )
     return table.reindex(columns=[*ZOO_COLUMNS]).convert_dtypes()
 
 
@@ -223,7 +243,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
         {
             "Network": table.model,
             "Input": table["input"],
-            "Scope": table.scope,
+            "Theorem": table.theorem,
             "Strided layers": table.strided_layers.map(blank_or("{}")),
             "Parameters (M)": pair("parameters"),
             "Multiply-adds (M)": pair("multiply_adds"),
@@ -254,7 +274,7 @@ def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
     write_json(folder / f"{name}.json", rows)
     readable = zoo_for_readers(table)
     section = Section(
-        name, "The zoo", caption, about, table, readable, ("Input", "Scope", "Reason")
+        name, "The zoo", caption, about, table, readable, ("Input", "Theorem", "Reason")
     )
     reasons = [f"{row['model']}: {row['reason']}" for row in rows if "reason" in row]
     return [section.save(folder), *reasons, textwrap.fill(about, WIDTH)]
