@@ -198,13 +198,16 @@ class _Strides(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trace(model: nn.Module, sizes: Sequence[Size]) -> fx.GraphModule:
+def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True) -> fx.GraphModule:
     """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
 
     sizes: of each input, without batch. Raises StrideEliminationError if the model cannot be traced.
+    buffers_by_name: arithmetic with buffers is traced, so that these keep their names; else it is done
+        once, with their values, on which a forward may then depend.
     """
     _require_ordinary(model)
     tracer = _Tracer(model, sizes)
+    tracer.proxy_buffer_attributes = buffers_by_name
     root = nn.Sequential(model) if tracer.is_leaf_module(model, "") else model
     before = set(vars(root))
     try:
