@@ -289,7 +289,7 @@ class ReshapedChannels(nn.Module):
         self.channel, self.new_channel, self.phases = channel, new_channel, phases
         self.stays = channel > 0 and not self.first <= channel < self.end
 
-    def forward(self, maps: Tensor) -> Tensor:
+    def forward(self, maps: Tensor, *sizes_of_images: Any) -> Tensor:
         """Phases to phases."""
         sizes = list(maps.shape)
         if self.stays:
@@ -305,6 +305,20 @@ class ReshapedChannels(nn.Module):
     def extra_repr(self) -> str:
         """What print shows."""
         return f"{self.first}..{self.end} -> {self.between}, phases={self.phases}"
+
+
+class MovedPhases(nn.Module):
+    """The phases from one dimension of channels to another: from the first to the second of `between`."""
+
+    def __init__(self, between: tuple[int, int], phases: int) -> None:
+        super().__init__()
+        self.between, self.phases = between, phases
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Phases to phases."""
+        old, new = self.between
+        apart = maps.unflatten(old, (-1, self.phases)).movedim(old + 1, new + 1)
+        return apart.flatten(new, new + 1)
 
 
 class OverPixels(nn.Module):

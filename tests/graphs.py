@@ -84,7 +84,7 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(generator=generator)
-            parameter /= math.sqrt(parameter[0].numel())
+            parameter /= math.sqrt(parameter[0].numel() if parameter.ndim else 1)
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(generator=generator)

@@ -1,5 +1,6 @@
 """A traced network made ready for the rules: without what is not used, its buffers as in the model."""
 
+import operator
 from typing import Any
 
 import torch
@@ -31,12 +32,24 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
     for node in reversed(traced.graph.nodes):
         if node.op == "get_attr" and not node.users:  # of which its type alone was asked
             traced.graph.erase_node(node)
+        if node.target is getattr:
+            _number_of_name(node)
     _drop_identities(traced)
     for node in traced.graph.nodes:
         node.meta["of_model"] = _is_of_model(node)
     bare = unsaved_buffers(model)
     leave_unsaved(traced, bare | {f"0.{name}" for name in bare})  # "0": a model of a single layer
     return traced
+
+
+def _number_of_name(node: fx.Node) -> None:
+    """maximum.values as maximum[0]: what it is of need not have names then."""
+    named = node.all_input_nodes[0].meta["value"]
+    if isinstance(named, tuple):
+        fields = [name for name in ("values", "indices") if hasattr(named, name)]
+        if node.args[1] in fields:
+            node.target = operator.getitem
+            node.args = (node.args[0], fields.index(str(node.args[1])))
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:

@@ -7,9 +7,9 @@ from typing import Any
 from torch import fx, nn
 
 from stridenet.graph.nodes import BATCH, channel, plain, shape, spatial
-from stridenet.layers import ReshapedChannels
+from stridenet.layers import MovedPhases, ReshapedChannels
 from stridenet.plan import LayerPlan
-from stridenet.rules.base import Call, Rule
+from stridenet.rules.base import Call, Rule, sequence
 from stridenet.rules.pointwise import OfChannels
 from stridenet.sizes import Size
 
@@ -153,6 +153,34 @@ class AlongPlain(Rule):
         return tuple(left.index(d) for d in plain(call.maps[0]) if d in left)
 
 
+class AlongChannels(AlongPlain):
+    """The same along the dimension that the phases are with: they go to another one of channels first."""
+
+    @staticmethod
+    def _goal(call: Call) -> int:
+        """To which dimension they go: the last that is plain."""
+        return max(plain(call.maps[0]))
+
+    def applies(self, call: Call) -> bool:
+        along, source = self._dimensions(call), call.maps[0]
+        return len(call.maps) == 1 and along == [channel(source)] and bool(plain(source))
+
+    def channel(self, call: Call) -> int:
+        return self._left(call).index(self._goal(call))
+
+    def plain(self, call: Call) -> tuple[int, ...]:
+        left, source = self._left(call), call.maps[0]
+        others = {channel(source), *plain(source)} - {self._goal(call)}
+        return tuple(left.index(d) for d in sorted(others) if d in left)
+
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return layer.input.phases > 1
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        ends = channel(call.maps[0]), self._goal(call)
+        return sequence(phases=MovedPhases(ends, layer.input.phases), operation=call.as_module())
+
+
 def parts_of(index: Any, rank: int) -> list[Any]:
     """An index as one part for each dimension of a map; [] if it has other things in it."""
     parts: list[Any] = list(index) if isinstance(index, (tuple, list)) else [index]
@@ -191,6 +219,17 @@ class PlainIndex(AlongPlain):
 
     def _left(self, call: Call) -> list[int]:
         return [d for d, part in enumerate(self._parts(call)) if isinstance(part, slice)]
+
+
+class ChannelIndex(AlongChannels):
+    """One of what is along the dimension that the phases are with."""
+
+    @staticmethod
+    def _dimensions(call: Call) -> list[int]:
+        if not hasattr(call.maps[0].meta["value"], "shape"):
+            return []
+        parts = parts_of(call.node.args[1], len(shape(call.maps[0])))
+        return [d for d, part in enumerate(parts) if part != slice(None)]
 
 
 class OneChannel(OfChannels):

@@ -13,7 +13,15 @@ from torch import nn
 
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, channel, of_model, shape, spatial
 from stridenet.rules.base import Call, OfModel, Pinned, Rule
-from stridenet.rules.channels import AlongPlain, NewChannel, OneChannel, PlainIndex, Reshape
+from stridenet.rules.channels import (
+    AlongChannels,
+    AlongPlain,
+    ChannelIndex,
+    NewChannel,
+    OneChannel,
+    PlainIndex,
+    Reshape,
+)
 from stridenet.rules.convolution import Convolution, TransposedConvolution
 from stridenet.rules.normalisation import BatchNormalisation
 from stridenet.rules.pointwise import (
@@ -186,8 +194,8 @@ _TABLE: list[tuple[Rule, Any]] = [
     (ConstantPadding(), (F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d,
                                nn.ConstantPad2d, nn.ConstantPad3d)),
     (PaddingByPositions(), (F.pad, *PADDINGS)),
-    (Indexing(), (operator.getitem, getattr)),  # getattr: .values, of what a maximum gives
-    *[(rule, (operator.getitem,)) for rule in (PlainIndex(), OneChannel(), NewChannel())],
+    (Indexing(), (operator.getitem,)),
+    *[(rule, (operator.getitem,)) for rule in (PlainIndex(), ChannelIndex(), OneChannel(), NewChannel())],
     (NearestUpsampling(), (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
     (LinearUpsampling(), (nn.Upsample, nn.UpsamplingBilinear2d, F.interpolate)),
     (PixelShuffle(), (nn.PixelShuffle, F.pixel_shuffle)),
@@ -195,7 +203,8 @@ _TABLE: list[tuple[Rule, Any]] = [
     (Expansion(), ("expand", "expand_as", "broadcast_to", torch.broadcast_to)),
     (Cast(), ("to", "type", "type_as")),
     (Elementwise(holds=_of_two), (torch.max, torch.min, "max", "min")),
-    (AlongPlain(), (*_REDUCTIONS, *_EXTREMA, *_SOFTMAXES, torch.unbind, "unbind")),
+    *[(rule, (*_REDUCTIONS, *_EXTREMA, *_SOFTMAXES, torch.unbind, "unbind"))
+      for rule in (AlongPlain(), AlongChannels())],
     (OfChannels(_of_each_position), (*_REDUCTIONS, *_EXTREMA)),
     (ByPixel(_keeps_one_channel), _EXTREMA),
     (Dense(), (nn.Linear, F.linear)),
