@@ -80,7 +80,7 @@ def _refuse_too_large(plan: EliminationPlan, most: int) -> None:
     layer, numbers = plan.largest_table
     if plan.options.output_factor != 1 and numbers > most:
         raise StrideEliminationError(
-            f"output_factor={plan.options.output_factor}: {layer} would need a map or a table of "
+            f"output_factor={plan.options.output_factor}: a map or a table of {layer!r} would have "
             f"{numbers:,} numbers, which is more than max_parameters={most:,}; give a smaller factor"
         )
 

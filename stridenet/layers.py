@@ -86,6 +86,18 @@ def _to_maps(phases: Tensor, feature_map: FeatureMap) -> Tensor:
     return feature_map.to_maps(phases)
 
 
+class EachToSpace(nn.Module):
+    """Several phase forms, as one operation gives them, back to ordinary maps."""
+
+    def __init__(self, maps: Sequence[FeatureMap]) -> None:
+        super().__init__()
+        self.restore = nn.ModuleList(map(DepthToSpace, maps))
+
+    def forward(self, parts: Any) -> Any:
+        """Phases to maps, in a tuple of the same kind."""
+        return type(parts)([restore(x) for restore, x in zip(self.restore, parts, strict=True)])
+
+
 class PhantomMask(nn.Module):
     """Sets the positions that the strided network does not have to `fill`."""
 
@@ -308,7 +320,7 @@ class ReshapedChannels(nn.Module):
 
 
 class MovedPhases(nn.Module):
-    """The phases from one dimension of channels to another: from the first to the second of `between`."""
+    """The phases from one dimension of channels to another, the first and second of `between`."""
 
     def __init__(self, between: tuple[int, int], phases: int) -> None:
         super().__init__()

@@ -137,8 +137,11 @@ class FeatureMap:
         return self._apart(maps, lambda m: space_to_depth(m, self.factor))
 
     def to_maps(self, phases: Tensor) -> Tensor:
-        """Phase form to ordinary maps (n, *size), in the order of memory that new tensors have where the
-        channels are not first: what reads them may ask for a view."""
+        """Phase form to ordinary maps (n, *size).
+
+        Where channels are not first, they lie in memory as new tensors do: who reads them may ask for
+        a view.
+        """
         if self.channel is None:
             return self._with_channel.to_maps(phases).squeeze(1) if self.phases > 1 else phases
         maps = self._apart(phases, lambda m: depth_to_space(m, self.factor, self.spatial))

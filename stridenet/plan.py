@@ -74,7 +74,6 @@ class LayerPlan:
             prod(self.unit_stride_weight_size) * prod(chain(*blocks)),
         )
 
-
     @property
     def largest_table(self) -> int:
         """How many numbers its largest map has, or its filter, or the table of taps of an axis."""
@@ -132,8 +131,10 @@ class EliminationPlan:
 
     @property
     def largest_table(self) -> tuple[str, int]:
-        """The layer with the largest map, filter, or table of taps of an axis, and its numbers."""
-        return max(((layer.name, layer.largest_table) for layer in self.layers), key=lambda t: t[1])
+        """Which input or layer has the largest map, filter or table of taps, and its numbers."""
+        sizes = {given.name: prod(given.map.unit_stride_size) for given in self.inputs}
+        sizes |= {layer.name: layer.largest_table for layer in self.layers}
+        return max(sizes.items(), key=lambda item: item[1])
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""

@@ -43,8 +43,9 @@ class Conversion:
         self.rules: list[Rule] = []
         for call in self.calls:
             self.rules.append(rule_of(call))
-            meta = {"channel": self.rules[-1].channel(call), "plain": self.rules[-1].plain(call)}
-            call.node.meta.update(meta)
+            call.node.meta["channel"] = self.rules[-1].channel(call)
+            call.node.meta["plain"] = self.rules[-1].plain(call)
+            call.node.meta["loose"] = self.rules[-1].leaves_loose(call)
         self.alone = [self._is_alone(*both) for both in zip(self.calls, self.rules, strict=True)]
         self._refuse_what_stays_strided()
         self.factors = self._solve() if options.scope == "network" else {}

@@ -2,13 +2,15 @@
 
 import copy
 import operator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
 
 from stridenet.graph.preparing import leave_unsaved, unsaved_buffers
-from stridenet.layers import DepthToSpace, EachInput, SpaceToDepth
+from stridenet.layers import DepthToSpace, EachInput, EachToSpace, SpaceToDepth
+from stridenet.phases import FeatureMap
 from stridenet.plan import EliminationPlan
 from stridenet.planner import Conversion, is_replaced
 
@@ -71,6 +73,7 @@ def build(conversion: Conversion) -> fx.GraphModule:
         node.op, node.target = "call_module", layer.name
     nodes = [n for n in traced.graph.nodes if n.op == "placeholder"] + [c.node for c, _, _ in steps]
     maps = {twins[node]: conversion.map_of(node) for node in nodes}
+    values = {twins[node]: node.meta["value"] for node in nodes}
     factored = {node: feature_map for node, feature_map in maps.items() if feature_map.phases > 1}
     for call, _, layer in steps:
         if layer.padding is not None:  # it has put its own map back
@@ -83,13 +86,21 @@ def build(conversion: Conversion) -> fx.GraphModule:
     def restored(node: fx.Node) -> fx.Node:
         if node not in factored:
             return node
-        layers[f"restore_{node.name}"] = DepthToSpace(factored[node])
+        layers[f"restore_{node.name}"] = _restoring(values[node], factored[node])
         return graph.call_module(f"restore_{node.name}", (node,))
 
     graph.output(fx.node.map_arg(result, restored))
     twin = fx.GraphModule(layers, graph, class_name="UnitStrideLayers")
     leave_unsaved(twin, unsaved_buffers(traced))
     return twin
+
+
+def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
+    """What makes ordinary maps of a phase form, or of each of several that one operation gives."""
+    if isinstance(value, Tensor):
+        return DepthToSpace(feature_map)
+    sizes = [tuple(part.shape[1:]) for part in value]
+    return EachToSpace([replace(feature_map, size=size) for size in sizes])
 
 
 def without_weights(traced: fx.GraphModule) -> fx.GraphModule:

@@ -1,6 +1,6 @@
 """What stands between strides: networks with a block between a convolution and a strided one.
 
-Maps come to the block rearranged, and ragged unless the size fits; what follows reads every number of it.
+Maps come to the block rearranged, and ragged unless the size fits; what follows reads all numbers.
 """
 
 import copy
@@ -89,7 +89,7 @@ def check(model: nn.Module, size: tuple[int, ...], **options: Any) -> UnitStride
 
 
 def check_training(model: nn.Module, size: tuple[int, ...], **options: Any) -> UnitStrideNetwork:
-    """Results, gradients of the images and of what the twin has unchanged, and buffers: for two steps."""
+    """Equal results, gradients of images and of unchanged parameters, and buffers, for two steps."""
     model = copy.deepcopy(model).train()
     twin = eliminate_stride(model, size, **options)
     for step in range(2):

@@ -92,6 +92,12 @@ def of_model(node: fx.Node) -> bool:
     return bool(node.meta.get("of_model", node.op == "get_attr"))
 
 
+def is_loose(node: fx.Node) -> bool:
+    """Whether nothing says where its channels are, as after an operation without a rule: its map is in
+    ordinary form, and the next operation that has a rule takes them to be in dimension 1."""
+    return bool(node.meta.get("loose", False))
+
+
 def spatial(node: fx.Node) -> list[int]:
     """Which dimensions are spatial: all but batch, channels and plain ones."""
     rank = len(shape(node))

@@ -18,6 +18,7 @@ from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import (
     axes,
     channel,
+    is_loose,
     of_model,
     operation_of,
     place,
@@ -100,12 +101,22 @@ class Rule:
     several_channel_axes = False  # whether maps may have plain dimensions beside that of channels
     no_channel_axis = False  # whether maps may be without channels
     without_maps = False  # whether there may be none
+    moves_channels = (
+        False  # whether channels come to other dimensions: it must be known where they are
+    )
+    puts_channels_first = False  # whether they are in dimension 1 afterwards, by what it computes
 
     def takes(self, call: Call) -> bool:
         """Whether it can deal with dimensions such as its maps have, and `applies`."""
         if not call.maps and not self.without_maps:
             return False
+        if self.moves_channels and any(map(is_loose, call.maps)):
+            return False
         return not self._has_other_dimensions(call) and self.applies(call)
+
+    def leaves_loose(self, call: Call) -> bool:
+        """Whether nothing says where its result has the channels."""
+        return not self.puts_channels_first and bool(call.maps) and all(map(is_loose, call.maps))
 
     def _has_other_dimensions(self, call: Call) -> bool:
         several = any(plain(n) for n in call.maps)
@@ -177,6 +188,9 @@ class Pinned(Rule):
     def plain(self, call: Call) -> tuple[int, ...]:
         return ()
 
+    def leaves_loose(self, call: Call) -> bool:
+        return True
+
     def tie(self, call: Call, factors: Factors) -> None:
         why = call.node.meta.get("why_not")
         reason = f" ({why})" if why else ""
@@ -190,6 +204,9 @@ class Pinned(Rule):
 
 class OfModel(Pinned):
     """Made of the model's own tensors alone: kept as it is, without any factor."""
+
+    def leaves_loose(self, call: Call) -> bool:
+        return False
 
     def tie(self, call: Call, factors: Factors) -> None:
         pass

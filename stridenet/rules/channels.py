@@ -85,6 +85,8 @@ class Reshape(Rule):
     rearrangement is needed but that of the channels themselves.
     """
 
+    moves_channels = True
+
     several_channel_axes = no_channel_axis = True
 
     @staticmethod
@@ -154,7 +156,7 @@ class AlongPlain(Rule):
 
 
 class AlongChannels(AlongPlain):
-    """The same along the dimension that the phases are with: they go to another one of channels first."""
+    """The same along the dimension that the phases are with: these go to another one first."""
 
     @staticmethod
     def _goal(call: Call) -> int:

@@ -26,6 +26,8 @@ class BatchNormalisation(Rule):
     has phantoms, which are of one device.
     """
 
+    puts_channels_first = True
+
     @staticmethod
     def _kind(call: Call, layer: LayerPlan) -> type:
         own: type = call.operation  # of torch: a class of the user's may be made in another way

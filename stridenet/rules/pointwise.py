@@ -234,6 +234,8 @@ class ByPixel(Rule):
 class OfChannels(ByPixel):
     """One number, or several, from the channels of each position, which are no dimension after it."""
 
+    moves_channels = True
+
     def channel(self, call: Call) -> int:
         return 0
 
@@ -250,7 +252,8 @@ class Dense(ByPixel):
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
         last = channel(source) == len(shape(source)) - 1
-        return len(call.maps) == 1 and (len(shape(source)) == 2 or last)
+        stored = all(node.op == "get_attr" for node in call.constants)  # as they are, in F.linear
+        return len(call.maps) == 1 and stored and (len(shape(source)) == 2 or last)
 
     def why_not(self, call: Call) -> str:
         return "it mixes positions along the last axis, not channels"

@@ -195,7 +195,8 @@ _TABLE: list[tuple[Rule, Any]] = [
                                nn.ConstantPad2d, nn.ConstantPad3d)),
     (PaddingByPositions(), (F.pad, *PADDINGS)),
     (Indexing(), (operator.getitem,)),
-    *[(rule, (operator.getitem,)) for rule in (PlainIndex(), ChannelIndex(), OneChannel(), NewChannel())],
+    *[(rule, (operator.getitem,))
+      for rule in (PlainIndex(), ChannelIndex(), OneChannel(), NewChannel())],
     (NearestUpsampling(), (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
     (LinearUpsampling(), (nn.Upsample, nn.UpsamplingBilinear2d, F.interpolate)),
     (PixelShuffle(), (nn.PixelShuffle, F.pixel_shuffle)),

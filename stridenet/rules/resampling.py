@@ -17,6 +17,8 @@ from stridenet.rules.base import Call, Rule, device_of, dtype_of
 class Upsampling(Rule):
     """By whole numbers: f(out) = r·f(in)."""
 
+    puts_channels_first = True
+
     modes: tuple[str, ...] = ()
 
     def _given(self, call: Call) -> dict[str, Any]:
@@ -88,6 +90,8 @@ class LinearUpsampling(Upsampling):
 class PixelShuffle(Rule):
     """r² channels become one with r times the positions on each axis: f(out) = r·f(in)."""
 
+    puts_channels_first = True
+
     def _scale(self, call: Call) -> int:
         return extents(call.node)[0] // extents(call.maps[0])[0]
 
@@ -129,6 +133,8 @@ PADDINGS: dict[Any, str] = {
 
 class PaddingByPositions(Rule):
     """Padding with positions of the map: reflected, repeated, or from the other side."""
+
+    puts_channels_first = True
 
     def _mode(self, call: Call) -> str:
         if call.module is not None:

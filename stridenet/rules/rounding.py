@@ -1,9 +1,11 @@
 """How far two right answers of one operation may lie apart: bounds on rounding in float64."""
 
 import copy
+import operator
 from typing import Any, cast
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED
@@ -39,10 +41,16 @@ def rounding_bound(call: Call, rule: Rule, given: list[Tensor], result: Tensor) 
         weight = call.module.weight
         terms = weight.numel() // min(weight.shape[:2]) + 1  # of one sum at most, with the bias
         return 2 * _gamma(terms) * cast(Tensor, magnitudes(x.abs()))
+    if call.operation is F.linear and all(node.op == "get_attr" for node in call.constants):
+        numbers = [operator.attrgetter(str(n.target))(call.traced).abs() for n in call.constants]
+        return 2 * _gamma(numbers[0].shape[1] + 1) * F.linear(x.abs(), *numbers)
     if _is_linear(call, rule):
         alone = fx.Interpreter(call.traced)
         alone.env = dict(zip(call.operands, [x.abs()], strict=True))
-        return 2 * _gamma(x[0].numel() // x.shape[1] + 4) * cast(Tensor, alone.run_node(call.node))
+        terms = max(x[0].numel() // x.shape[1], x.numel() // result.numel()) + 4
+        return 2 * _gamma(terms) * cast(Tensor, alone.run_node(call.node))
+    if call.operation is F.batch_norm:
+        return _affine_bound(x, result)
     if isinstance(call.module, nn.modules.batchnorm._BatchNorm):
         return _batch_norm_bound(call.module, x)
     if getattr(call.operation, "__name__", "") in NORMALISATIONS:
@@ -67,6 +75,14 @@ def _batch_norm_bound(module: Any, x: Tensor) -> Tensor:
     bias = torch.zeros_like(mean) if module.bias is None else module.bias.abs()
     sizes = (x.abs() + mean.abs().view(shape)) * scale.view(shape) + bias.view(shape)
     return 8 * UNIT_ROUNDOFF * sizes
+
+
+def _affine_bound(x: Tensor, result: Tensor) -> Tensor:
+    """Of numbers times one of each channel, and another added: the first is seen in their ranges."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    before, after = (t.amax(dims, True) - t.amin(dims, True) for t in (x, result))
+    scale = torch.where(before > 0, after / before, 0)
+    return 8 * UNIT_ROUNDOFF * (result.abs() + 2 * scale * x.abs().amax(dims, True))
 
 
 def _normalisation_bound(call: Call, x: Tensor, result: Tensor) -> Tensor:

@@ -37,6 +37,8 @@ class Concatenation(Rule):
 class Stack(Rule):
     """Maps on top of each other, along a dimension of their own."""
 
+    moves_channels = True
+
     several_channel_axes = True
 
     @staticmethod
@@ -83,6 +85,8 @@ class Split(Rule):
 
 class Permutation(Rule):
     """Another order of the dimensions; the phases go where the channels go."""
+
+    moves_channels = True
 
     several_channel_axes = True
 

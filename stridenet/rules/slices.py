@@ -69,6 +69,7 @@ class Indexing(Windowed):
     """An element of a tuple; a slice of positions, a window of one tap; a slice of channels."""
 
     several_channel_axes = no_channel_axis = True
+    puts_channels_first = False
 
     def _slices(self, call: Call) -> list[slice] | None:
         """Of each dimension but the batch; None if the index is more than slices."""

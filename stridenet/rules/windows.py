@@ -26,6 +26,8 @@ class Window(NamedTuple):
 class Windowed(Rule):
     """Reads a window around each of its positions, and steps by its stride: f(in) = s·f(out)."""
 
+    puts_channels_first = True
+
     def windows(self, call: Call) -> list[Window]:
         """One for each spatial axis."""
         raise NotImplementedError
