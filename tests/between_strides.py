@@ -74,14 +74,17 @@ def assert_close(obtained: Any, expected: Any, tolerance: float = 1e-10) -> None
 
 
 @torch.no_grad()
-def check(model: nn.Module, size: tuple[int, ...], **options: Any) -> UnitStrideNetwork:
+def check(
+    model: nn.Module, size: tuple[int, ...], verified: bool = True, **options: Any
+) -> UnitStrideNetwork:
     """The twin computes the same for one image and for three, and verify finds each layer equal."""
     twin = eliminate_stride(model, size, **options)
     for batch in (1, 3):
         x = images(size, batch)
         assert_close(twin(x.clone()), model(x.clone()))
-    report = verify(model, twin)
-    assert report.passed, str(report)
+    if verified:
+        report = verify(model, twin)
+        assert report.passed, str(report)
     strides = [m.stride for m in twin.network.modules() if isinstance(m, nn.modules.conv._ConvNd)]
     assert all(set(stride) == {1} for stride in strides)
     assert twin.plan.parameters[1] == sum(p.numel() for p in twin.parameters())

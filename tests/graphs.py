@@ -151,7 +151,7 @@ ACTIVATIONS = [
     "F.relu(x)", "F.gelu(x)", "F.leaky_relu(x, 0.3)", "F.softplus(x)", "torch.sigmoid(x)",
     "torch.relu(x)", "x.relu()", "x.tanh()", "x.sigmoid()", "x.clamp(-1, 1)",
     "x + 0.5", "1 - x", "2 * x", "x / 3", "-x", "x * torch.sigmoid(x)", "(x.abs() + 0.5).log()",
-    "x.to(torch.float64)", "x + torch.max(x, 1)[0].unsqueeze(1)", "x - x.mean(1)[:, None]",
+    "x.to(x.dtype)", "x + torch.max(x, 1)[0].unsqueeze(1)", "x - x.mean(1)[:, None]",
     "torch.stack((x, x.relu()), 1).sum(1)", "torch.max(x, -x)", "x + x.amax(1, True).expand_as(x)",
 ]  # fmt: skip
 IN_PLACE = ["nn.ReLU(inplace=True)", "F.silu(x, inplace=True)", "x.relu_()"]

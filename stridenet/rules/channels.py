@@ -1,9 +1,9 @@
 """Rules of what splits channels in several dimensions, merges them, or works along one of them."""
 
 from dataclasses import dataclass
-from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
+import torch
 from torch import fx, nn
 
 from stridenet.graph.nodes import BATCH, channel, plain, shape, spatial
@@ -16,32 +16,17 @@ from stridenet.sizes import Size
 
 @dataclass(frozen=True)
 class _Reshaping:
-    """How dimensions between the first and the last, which stay, are put together anew."""
+    """How dimensions between the `first` and the `last`, which stay, are put together anew."""
 
     source: fx.Node
     after: Size
+    first: int  # how many stay at the beginning
+    last: int  # and at the end
 
-    @cached_property
+    @property
     def before(self) -> Size:
+        """The shape before."""
         return shape(self.source)
-
-    @cached_property
-    def last(self) -> int:
-        """How many dimensions stay at the end."""
-        same = 0
-        while same < min(len(self.before), len(self.after)) - 1 and (
-            self.before[-1 - same] == self.after[-1 - same]
-        ):
-            same += 1
-        return same
-
-    @cached_property
-    def first(self) -> int:
-        """How many dimensions stay at the beginning."""
-        same, most = 0, min(len(self.before), len(self.after)) - self.last
-        while same < most and self.before[same] == self.after[same]:
-            same += 1
-        return same
 
     @property
     def ends(self) -> tuple[int, int]:
@@ -55,7 +40,7 @@ class _Reshaping:
         end, new_end = self.ends
         return dimension - end + new_end if dimension >= end else None
 
-    @cached_property
+    @property
     def channel(self) -> int | None:
         """Where the channels are that have the phases with them: the last of the new dimensions; 0 if
         there is none, None if that is no way to do it."""
@@ -72,6 +57,13 @@ class _Reshaping:
     @property
     def is_possible(self) -> bool:
         """Whether all positions stay, in their order, and images come first."""
+        if self.last < 0 or min(self.ends) < self.first:
+            return False
+        end, new_end = self.ends
+        if self.before[: self.first] + self.before[end:] != (
+            self.after[: self.first] + self.after[new_end:]
+        ):
+            return False
         positions = [self.place(d) for d in spatial(self.source)]
         whole = self.after[:1] and self.after[0] % BATCH == 0
         others = all(size % BATCH for size in self.after[1:])
@@ -91,7 +83,21 @@ class Reshape(Rule):
 
     @staticmethod
     def _reshaping(call: Call) -> _Reshaping:
-        return _Reshaping(call.maps[0], shape(call.node))
+        source, after = call.maps[0], shape(call.node)
+        rank, dim = len(shape(source)), call.options("dim").get("dim")
+        if call.operation in (torch.unsqueeze, "unsqueeze"):
+            place = int(cast(int, dim)) % (rank + 1)
+            return _Reshaping(source, after, place, rank - place)
+        if call.operation in (torch.squeeze, "squeeze"):
+            place = dim % rank if isinstance(dim, int) and len(after) < rank else rank
+            return _Reshaping(source, after, place, rank - place - 1)
+        at_end = at_start = 0  # positions: all channels lie between these
+        while rank - 1 - at_end in spatial(source):
+            at_end += 1
+        while at_start + 1 in spatial(source) and at_start + 1 < rank - at_end:
+            at_start += 1
+        same_images = shape(source)[0] == after[0]
+        return _Reshaping(source, after, 1 + at_start if same_images else 0, at_end)
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
