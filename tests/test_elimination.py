@@ -953,6 +953,19 @@ def test_a_view_that_is_changed_in_place_and_read_later_by_another_name_is_refus
     assert close(eliminate_stride(model, (1, 16, 16), scope="layer")(x), model(x))
 
 
+def test_a_layer_with_the_name_of_a_view_is_none() -> None:
+    """x.expand(...) has the memory of x; a convolution that is called expand has its own."""
+
+    def forward(model: nn.Module, x: Tensor) -> Tensor:
+        x = model.view(x)
+        return model.to(x + torch.relu_(model.expand(x)))
+
+    layers = {name: nn.Conv2d(2, 2, 3, padding=1) for name in ("view", "expand")}
+    model = randomise(Forward(forward, **layers, to=nn.Conv2d(2, 2, 3, 2)))
+    twin, x = eliminate_stride(model, (2, 9, 8)), images((2, 9, 8))
+    assert close(twin(x), model(x))
+
+
 def test_adding_in_place_is_traced_as_such() -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         y = model.conv(x)

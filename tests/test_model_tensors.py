@@ -12,7 +12,13 @@ from between_strides import SIZES, Does, between, check, check_training, images
 from graphs import randomise
 from torch import Tensor, nn
 
-from stridenet import StrideEliminationError, eliminate_stride, plan_elimination
+from stridenet import (
+    StrideEliminationError,
+    eliminate_stride,
+    fold_back,
+    plan_elimination,
+    share,
+)
 
 
 def parameter(*size: int) -> nn.Parameter:
@@ -204,3 +210,16 @@ def test_sync_batch_norm_stays_one(how: str) -> None:
     if how == "shared":
         check_training(model, (2, *SIZES[0]))
         assert twin.network.block.state_dict().keys() == model.block.state_dict().keys()
+
+
+@pytest.mark.parametrize("name", ["fusion", "frozen norm", "F.linear", "expanded"])
+def test_they_fold_back_and_are_shared(name: str) -> None:
+    model = between(BLOCKS[name](), 6)
+    twin, x = eliminate_stride(model, (2, 9, 8)), images((2, 9, 8))
+    folded = fold_back(twin).state_dict()
+    assert {n: t.tolist() for n, t in folded.items()} == {
+        n: t.tolist() for n, t in model.state_dict().items()
+    }
+    tied = share(twin, "tied")
+    torch.testing.assert_close(tied(x), model(x))
+    assert sum(p.numel() for p in tied.parameters()) == sum(p.numel() for p in model.parameters())

@@ -34,7 +34,7 @@ def let_late_readers_follow(traced: fx.GraphModule) -> None:
     for node in nodes:
         sources = node.all_input_nodes
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        view = node.target in _VIEWS or isinstance(module, _VIEW_MODULES)
+        view = isinstance(module, _VIEW_MODULES) if module else node.target in _VIEWS
         changes = _is_in_place(node, module)
         memory[node] = memory[sources[0]] if sources and (view or changes) else node
         if not sources or not changes:

@@ -67,12 +67,15 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 def _is_of_model(node: fx.Node) -> bool:
     """Whether no number of an input reaches it."""
-    if node.op in ("placeholder", "output") or node.target in OF_TYPE_ALONE:
-        return node.target in OF_TYPE_ALONE
+    if node.op in ("placeholder", "output"):
+        return False
+    operation = None if node.op == "call_module" else node.target  # a module may have such a name
+    if operation in OF_TYPE_ALONE:
+        return True
     read = node.all_input_nodes
-    if node.target in OF_FIRST_ALONE:
+    if operation in OF_FIRST_ALONE:
         read = read[:1]
-    if node.target in EXPANSIONS and _gains_positions(node):
+    if operation in EXPANSIONS and _gains_positions(node):
         return False  # the same at all positions: a map, which may have any form
     return all(of_model(source) for source in read if tensors(source.meta["value"]))
 

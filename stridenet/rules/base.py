@@ -101,9 +101,7 @@ class Rule:
     several_channel_axes = False  # whether maps may have plain dimensions beside that of channels
     no_channel_axis = False  # whether maps may be without channels
     without_maps = False  # whether there may be none
-    moves_channels = (
-        False  # whether channels come to other dimensions: it must be known where they are
-    )
+    moves_channels = False  # whether it must be known where channels are, to say where they go
     puts_channels_first = False  # whether they are in dimension 1 afterwards, by what it computes
 
     def takes(self, call: Call) -> bool:
@@ -127,6 +125,8 @@ class Rule:
         """Why it does not take a call, where one can say so in a few words."""
         if self._has_other_dimensions(call):
             return "the channels of its map are in several dimensions there, or in none"
+        if self.moves_channels and any(map(is_loose, call.maps)):
+            return "an operation without a rule comes before it"
         return self.why_not(call)
 
     def applies(self, call: Call) -> bool:
