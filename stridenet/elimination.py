@@ -63,12 +63,8 @@ def eliminate_stride(
     options = checked_options(scope, only, pooling, output_factor, batch_norm)
     conversion = _converted(model, checked_sizes(input_size), options)
     plan = conversion.plan
-    if max_parameters is not None and plan.parameters[1] > max_parameters:
-        raise StrideEliminationError(
-            f"the twin has {plan.parameters[1]:,} parameters, {plan.parameters[0]:,} before, which is "
-            f"more than max_parameters={max_parameters:,}; scope='layer' needs far fewer, as only "
-            "structural zeros are added"
-        )
+    if max_parameters is not None:
+        _refuse_too_large(plan, max_parameters)
     kind = UnitStrideNetwork if len(plan.inputs) == 1 else UnitStrideNetworkOfSeveral
     twin = kind(build(conversion), plan, without_weights(conversion.traced))
     modes = {name: module.training for name, module in model.named_modules()}
@@ -79,6 +75,22 @@ def eliminate_stride(
     if check:
         check_conversion(model, conversion, twin)
     return twin
+
+
+def _refuse_too_large(plan: EliminationPlan, most: int) -> None:
+    """Before any of it is made: parameters, and where output_factor asks for it, tables and maps."""
+    if plan.parameters[1] > most:
+        raise StrideEliminationError(
+            f"the twin has {plan.parameters[1]:,} parameters, {plan.parameters[0]:,} before, which is "
+            f"more than max_parameters={most:,}; convert_layers(model) needs far fewer, as only "
+            "structural zeros are added"
+        )
+    layer, numbers = plan.largest_table
+    if plan.options.output_factor != 1 and numbers > most:
+        raise StrideEliminationError(
+            f"output_factor={plan.options.output_factor}: a map or a table of {layer!r} would have "
+            f"{numbers:,} numbers, which is more than max_parameters={most:,}; give a smaller factor"
+        )
 
 
 def plan_elimination(

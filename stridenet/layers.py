@@ -86,6 +86,18 @@ def _to_maps(phases: Tensor, feature_map: FeatureMap) -> Tensor:
     return feature_map.to_maps(phases)
 
 
+class EachToSpace(nn.Module):
+    """Several phase forms, as one operation gives them, back to ordinary maps."""
+
+    def __init__(self, maps: Sequence[FeatureMap]) -> None:
+        super().__init__()
+        self.restore = nn.ModuleList(map(DepthToSpace, maps))
+
+    def forward(self, parts: Any) -> Any:
+        """Phases to maps, in a tuple of the same kind."""
+        return type(parts)([restore(x) for restore, x in zip(self.restore, parts, strict=True)])
+
+
 class PhantomMask(nn.Module):
     """Sets the positions that the strided network does not have to `fill`."""
 
@@ -199,7 +211,7 @@ class Pixels(nn.Module):
 
     def __init__(self, feature_map: FeatureMap, device: torch.device) -> None:
         super().__init__()
-        self.channel = 1 + feature_map.channel
+        self.channel = 1 + (feature_map.channel or 0)
         self.axes, self.phases = len(feature_map.factor), feature_map.phases
         self.blocks = feature_map.blocks
         real = place = None
@@ -217,12 +229,15 @@ class Pixels(nn.Module):
         pixels = maps.unflatten(1, (-1, self.phases)).flatten(2)
         return pixels if self.real is None else pixels.index_select(2, self.real)
 
-    def scatter(self, pixels: Tensor) -> Tensor:
-        """(n, c, pixels), of any number of channels, to phase form; phantoms are zero."""
+    def scatter(self, pixels: Tensor, where: int | None = None) -> Tensor:
+        """(n, c, pixels), of any number of channels, to phase form; phantoms are zero.
+
+        where: the dimension of the channels, if not that of the map.
+        """
         if self.place is not None:
             pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
         maps = pixels.unflatten(2, (self.phases, *self.blocks)).flatten(1, 2)
-        return maps.movedim(1, self.channel)
+        return maps.movedim(1, self.channel if where is None else where)
 
 
 @dataclass
@@ -242,10 +257,8 @@ class Operation(nn.Module):
 
     def forward(self, *given: Any) -> Any:
         """The result, with `given` in the slots."""
-        filled = [given[a.index] if isinstance(a, Slot) else a for a in self.arguments]
-        options = {
-            key: given[o.index] if isinstance(o, Slot) else o for key, o in self.options.items()
-        }
+        filled = [_filled(argument, given) for argument in self.arguments]
+        options = {key: _filled(option, given) for key, option in self.options.items()}
         if isinstance(self.target, str):
             return getattr(filled[0], self.target)(*filled[1:], **options)
         return self.target(*filled, **options)
@@ -255,22 +268,93 @@ class Operation(nn.Module):
         return str(getattr(self.target, "__name__", self.target))
 
 
+def _filled(argument: Any, given: tuple) -> Any:
+    """An argument with values in its slots, which may lie in tuples, lists and slices."""
+    if isinstance(argument, Slot):
+        return given[argument.index]
+    if isinstance(argument, (tuple, list)):
+        return type(argument)([_filled(each, given) for each in argument])
+    if isinstance(argument, slice):
+        return slice(*(_filled(e, given) for e in (argument.start, argument.stop, argument.step)))
+    return argument
+
+
+class ReshapedChannels(nn.Module):
+    """Other dimensions in place of those from `which[0]` to before `which[1]`; all positions stay.
+
+    channel: which dimension has the channels with their phases before, and new_channel afterwards; 0 if
+    there is none, and the phases have a dimension of their own. Where channels are among what changes,
+    their phases stay the innermost.
+    """
+
+    def __init__(
+        self,
+        which: tuple[int, int],
+        between: Sequence[int],
+        channel: int,
+        new_channel: int,
+        phases: int,
+    ) -> None:
+        super().__init__()
+        self.first, self.end = which
+        self.between = list(between)
+        self.channel, self.new_channel, self.phases = channel, new_channel, phases
+        self.stays = channel > 0 and not self.first <= channel < self.end
+
+    def forward(self, maps: Tensor, *sizes_of_images: Any) -> Tensor:
+        """Phases to phases."""
+        sizes = list(maps.shape)
+        if self.stays:
+            return maps.reshape([*sizes[: self.first], *self.between, *sizes[self.end :]])
+        if self.channel:
+            maps = maps.unflatten(self.channel, (-1, self.phases))
+        maps = maps.movedim(self.channel + 1, self.end)
+        sizes = list(maps.shape)
+        maps = maps.reshape([*sizes[: self.first], *self.between, *sizes[self.end :]])
+        after = self.first + len(self.between)  # where the phases are
+        return maps.flatten(after - 1, after) if self.new_channel else maps.movedim(after, 1)
+
+    def extra_repr(self) -> str:
+        """What print shows."""
+        return f"{self.first}..{self.end} -> {self.between}, phases={self.phases}"
+
+
+class MovedPhases(nn.Module):
+    """The phases from one dimension of channels to another, the first and second of `between`."""
+
+    def __init__(self, between: tuple[int, int], phases: int) -> None:
+        super().__init__()
+        self.between, self.phases = between, phases
+
+    def forward(self, maps: Tensor) -> Tensor:
+        """Phases to phases."""
+        old, new = self.between
+        apart = maps.unflatten(old, (-1, self.phases)).movedim(old + 1, new + 1)
+        return apart.flatten(new, new + 1)
+
+
 class OverPixels(nn.Module):
     """An operation that treats all positions alike, on the pixels of a phase form.
 
     It sees (n, c, pixels, 1), or (n, pixels, 1, c) where channels come last: the strided map's axes
-    with its positions in a row. Its result is put back into phase form, unless it has no positions.
+    with its positions in a row. Its result, or each of them, is put back into phase form, unless it has
+    no positions. drops_channels: it leaves (n, pixels, 1).
     """
 
     def __init__(
-        self, operation: nn.Module, feature_map: FeatureMap, keeps_positions: bool, device: Any
+        self,
+        operation: nn.Module,
+        feature_map: FeatureMap,
+        keeps_positions: bool,
+        device: Any,
+        drops_channels: bool = False,
     ) -> None:
         super().__init__()
         self.operation = operation
         self.pixels = Pixels(feature_map, device)
-        self.keeps_positions = keeps_positions
+        self.keeps_positions, self.drops_channels = keeps_positions, drops_channels
 
-    def forward(self, maps: Tensor, *others: Any) -> Tensor:
+    def forward(self, maps: Tensor, *others: Any) -> Any:
         """Phases to phases, or to what is left of a map without positions."""
         if isinstance(self.operation, nn.modules.dropout._DropoutNd) and not self.training:
             return maps
@@ -280,10 +364,34 @@ class OverPixels(nn.Module):
         result = self.operation(pixels.movedim(1, self.pixels.channel), *others)
         if not self.keeps_positions:
             return result
+        if isinstance(result, Tensor):
+            return self._to_phases(result)
+        parts = [self._to_phases(part) for part in result]
+        return type(result)(parts)  # such as torch.max gives: its parts have names, too
+
+    def _to_phases(self, result: Tensor) -> Tensor:
+        if self.drops_channels:
+            return self.pixels.scatter(result.unsqueeze(1).flatten(2), where=1)
         return self.pixels.scatter(result.movedim(self.pixels.channel, 1).flatten(2))
 
 
-class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
+class RepeatedOverPhases(nn.Module):
+    """A function of a map and of vectors with a number for each channel: one for each of its phases."""
+
+    def __init__(self, operation: nn.Module, feature_map: FeatureMap) -> None:
+        super().__init__()
+        self.operation = operation
+        self.channels, self.phases = feature_map.channels, feature_map.phases
+
+    def forward(self, maps: Tensor, *vectors: Any) -> Tensor:
+        """Phases to phases."""
+        repeated = [
+            v.repeat_interleave(self.phases) if v.numel() == self.channels else v for v in vectors
+        ]
+        return self.operation(maps, *repeated)
+
+
+class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
     """Batch normalisation with the strided network's own parameters and statistics.
 
     In training its statistics are over all phases of a channel, phantoms left out: the strided
@@ -305,6 +413,14 @@ class SharedBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     def _check_input_dim(self, input: Tensor) -> None:
         pass
+
+
+class SharedBatchNorm(_OverAllPhases):
+    """BatchNorm1d, 2d or 3d with the strided network's parameters and statistics."""
+
+
+class SharedSyncBatchNorm(_OverAllPhases, nn.SyncBatchNorm):
+    """SyncBatchNorm with the strided network's parameters and statistics, which are of all devices."""
 
 
 class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -362,7 +478,7 @@ class Broadcast(nn.Module):
         super().__init__()
         self.operation = operation
         self.masks = nn.ModuleList(masks)  # of each operand
-        self.from_right = output.channel - len(output.size)  # where channels stand
+        self.from_right = cast(int, output.channel) - len(output.size)  # where channels stand
         self.axes = len(output.factor)
         self.splits = [None if m is None else (m.channels, *m.factor) for m in maps]
 

@@ -6,9 +6,10 @@ between phase forms, is a convolution of stride one. Which strided weight stands
 is what a TapMap says (stridenet.taps).
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -77,22 +78,29 @@ def _require_factor(factor: Sequence[int], size: Sequence[int]) -> None:
 class FeatureMap:
     """A map of the strided network, and the factor by which the twin's is rearranged.
 
-    The phases stand in the channel axis, wherever that is: maps may be channels-last.
+    The phases stand in the channel axis, wherever that is: maps may be channels-last. Of a map without
+    channels, the phase form has an axis of phases in front, if there is more than one.
     """
 
     size: tuple[int, ...]  # (channels, height, width), or (features,)
     factor: tuple[int, ...]  # of each spatial axis; () for a vector
-    channel: int = 0  # which axis of `size` holds the channels
+    channel: int | None = 0  # which axis of `size` holds the channels; None: none does
+    plain: tuple[int, ...] = ()  # axes of `size` that are neither channels nor positions
 
     @property
     def channels(self) -> int:
         """Of the strided map."""
-        return self.size[self.channel]
+        return 1 if self.channel is None else self.size[self.channel]
+
+    @property
+    def _axes(self) -> list[int]:
+        """Which axes of `size` are spatial."""
+        return [a for a in range(len(self.size)) if a != self.channel and a not in self.plain]
 
     @property
     def spatial(self) -> tuple[int, ...]:
         """The spatial sizes, in order."""
-        return self.size[: self.channel] + self.size[self.channel + 1 :]
+        return tuple(self.size[axis] for axis in self._axes)
 
     @property
     def blocks(self) -> tuple[int, ...]:
@@ -114,20 +122,45 @@ class FeatureMap:
         """Size of the map in the twin: (channels·f_h·f_w, ceil(h/f_h), ceil(w/f_w))."""
         if not self.factor:
             return self.size
-        size = list(self.blocks)
-        size.insert(self.channel, self.channels * self.phases)
+        size = list(self.size)
+        for axis, blocks in zip(self._axes, self.blocks, strict=True):
+            size[axis] = blocks
+        if self.channel is None:
+            return (self.phases, *size) if self.phases > 1 else self.size
+        size[self.channel] *= self.phases
         return tuple(size)
 
     def to_phases(self, maps: Tensor) -> Tensor:
         """Ordinary maps (n, *size) to their phase form, filled up with zeros."""
-        return space_to_depth(maps.movedim(1 + self.channel, 1), self.factor).movedim(
-            1, 1 + self.channel
-        )
+        if self.channel is None:
+            return self._with_channel.to_phases(maps.unsqueeze(1)) if self.phases > 1 else maps
+        return self._apart(maps, lambda m: space_to_depth(m, self.factor))
 
     def to_maps(self, phases: Tensor) -> Tensor:
-        """Phase form to ordinary maps (n, *size)."""
-        maps = depth_to_space(phases.movedim(1 + self.channel, 1), self.factor, self.spatial)
-        return maps.movedim(1, 1 + self.channel)
+        """Phase form to ordinary maps (n, *size).
+
+        Where channels are not first, they lie in memory as new tensors do: who reads them may ask for
+        a view.
+        """
+        if self.channel is None:
+            return self._with_channel.to_maps(phases).squeeze(1) if self.phases > 1 else phases
+        maps = self._apart(phases, lambda m: depth_to_space(m, self.factor, self.spatial))
+        return maps if (self.channel, self.plain) == (0, ()) else maps.contiguous()
+
+    @property
+    def _with_channel(self) -> "FeatureMap":
+        return FeatureMap((1, *self.size), self.factor, 0, tuple(axis + 1 for axis in self.plain))
+
+    def _apart(self, maps: Tensor, rearrange: Callable[[Tensor], Tensor]) -> Tensor:
+        """The result of `rearrange` on maps (n, c, h, w), whatever order and axes they came in."""
+        if not self.plain:
+            where = 1 + cast(int, self.channel)
+            return rearrange(maps.movedim(where, 1)).movedim(1, where)
+        order = [0, *(1 + axis for axis in (*self.plain, cast(int, self.channel), *self._axes))]
+        maps = maps.permute(order)
+        many = maps.shape[: 1 + len(self.plain)]
+        done = rearrange(maps.flatten(0, len(self.plain))).unflatten(0, many)
+        return done.permute(sorted(range(len(order)), key=order.__getitem__))
 
 
 def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:

@@ -74,6 +74,13 @@ class LayerPlan:
             prod(self.unit_stride_weight_size) * prod(chain(*blocks)),
         )
 
+    @property
+    def largest_table(self) -> int:
+        """How many numbers its largest map has, or its filter, or the table of taps of an axis."""
+        maps = (prod(m.unit_stride_size) for m in (*self.inputs, self.output))
+        tables = (m.output_factor * m.input_factor * m.twin_kernel for m in self.maps)
+        return max(prod(self.unit_stride_weight_size), *maps, *tables)
+
 
 def changes(layer: LayerPlan) -> bool:
     """Whether a map of its is rearranged, or its stride is to go."""
@@ -121,6 +128,13 @@ class EliminationPlan:
     def strided_layers(self) -> int:
         """How many layers lose a stride."""
         return sum(layer.strided for layer in self.layers)
+
+    @property
+    def largest_table(self) -> tuple[str, int]:
+        """Which input or layer has the largest map, filter or table of taps, and its numbers."""
+        sizes = {given.name: prod(given.map.unit_stride_size) for given in self.inputs}
+        sizes |= {layer.name: layer.largest_table for layer in self.layers}
+        return max(sizes.items(), key=lambda item: item[1])
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""

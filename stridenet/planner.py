@@ -13,16 +13,17 @@ from typing import Any
 from torch import fx, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.aliasing import refuse_late_readers
+from stridenet.graph.aliasing import let_late_readers_follow
 from stridenet.graph.factors import FactorConflict, Factors
-from stridenet.graph.nodes import axes, channel, operations, shape
-from stridenet.graph.tracing import trace
+from stridenet.graph.nodes import axes, channel, of_model, operations, plain, shape
+from stridenet.graph.preparing import traced_network
 from stridenet.layers import Padding
 from stridenet.options import Options
 from stridenet.phases import FeatureMap
 from stridenet.plan import EliminationPlan, InputPlan, LayerPlan, changes
 from stridenet.rules.base import Call, Rule
 from stridenet.rules.convolution import Convolution
+from stridenet.rules.normalisation import BatchNormalisation
 from stridenet.rules.pooling import Pooling
 from stridenet.rules.registry import CURES, PINNED, rule_of
 from stridenet.rules.windows import Windowed
@@ -35,16 +36,18 @@ class Conversion:
 
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], options: Options) -> None:
         self.options = options
-        self.traced = trace(model, sizes)
+        self.traced = traced_network(model, sizes)
+        if options.scope == "network":
+            let_late_readers_follow(self.traced)
         self.calls = [Call(self.traced, node, options) for node in operations(self.traced)]
         self.rules: list[Rule] = []
         for call in self.calls:
             self.rules.append(rule_of(call))
             call.node.meta["channel"] = self.rules[-1].channel(call)
+            call.node.meta["plain"] = self.rules[-1].plain(call)
+            call.node.meta["loose"] = self.rules[-1].leaves_loose(call)
         self.alone = [self._is_alone(*both) for both in zip(self.calls, self.rules, strict=True)]
         self._refuse_what_stays_strided()
-        if options.scope == "network":
-            refuse_late_readers(self.traced)
         self.factors = self._solve() if options.scope == "network" else {}
         self.plan = self._plan(sizes)
 
@@ -79,8 +82,10 @@ class Conversion:
                 inside = [what for what in inside if what.startswith("convolution")]
             if inside and (rule is PINNED or (self.options.scope == "layer" and not alone)):
                 cure = CURES.get(call.operation, self._cure(call))
+                why = call.node.meta.get("why_not")
                 raise StrideEliminationError(
-                    f"{call.named} has inside it a {inside[0]}, for which there is no rule; {cure}"
+                    f"{call.named} has inside it a {inside[0]}, for which there is no rule"
+                    f"{f' ({why})' if why else ''}; {cure}"
                 )
 
     @staticmethod
@@ -89,7 +94,8 @@ class Conversion:
         if mode != "zeros":
             return f"its padding_mode={mode!r} has none: only 'zeros' has"
         return (
-            "write it with torch's own layers (nn.Conv2d, nn.MaxPool2d, …), or name others in only"
+            "convert_layers(model) converts it all the same; or write it with torch's own layers "
+            "(nn.Conv2d, nn.MaxPool2d, …)"
         )
 
     def _solve(self) -> dict[Any, int]:
@@ -98,15 +104,15 @@ class Conversion:
         try:
             inputs = [n for n in self.traced.graph.nodes if n.op == "placeholder"]
             for node in chain(inputs, (call.node for call in self.calls)):
-                for axis in axes(node):
+                for axis in () if of_model(node) else axes(node):
                     factors.mention(axis)
             for call, rule in zip(self.calls, self.rules, strict=True):
                 rule.tie(call, factors)
             return factors.solve({axis: self._wanted(axis[1]) for n in inputs for axis in axes(n)})
         except FactorConflict as conflict:
             raise StrideEliminationError(
-                f"{conflict}; there is no twin of the whole network: convert its layers one by one, "
-                "with scope='layer'"
+                f"{conflict}; there is no twin of the whole network: convert_layers(model) converts "
+                "its layers one by one, at any size"
             ) from conflict
 
     def _wanted(self, axis: int) -> int:
@@ -120,8 +126,11 @@ class Conversion:
     def map_of(self, node: fx.Node) -> FeatureMap:
         """A node's map, with its factor."""
         size = shape(node)[1:]
-        where = channel(node) - 1 if axes(node) else 0
-        return FeatureMap(size, tuple(self.factors.get(axis, 1) for axis in axes(node)), where)
+        factor = tuple(self.factors.get(axis, 1) for axis in axes(node))
+        if not factor:
+            return FeatureMap(size, ())
+        where = channel(node) - 1 if channel(node) else None
+        return FeatureMap(size, factor, where, tuple(d - 1 for d in plain(node)))
 
     def _plan(self, sizes: tuple[Size, ...]) -> EliminationPlan:
         taken = {name for name, _ in self.traced.named_modules()}
@@ -150,6 +159,7 @@ class Conversion:
                 layer = rule.plan(call, layer)
             layers.append(layer)
         inputs = self._plan_inputs(sizes, layers)
+        self._refuse_read_weights(layers)
         each = next((p.element_size() for p in self.traced.parameters()), 4)
         return EliminationPlan(inputs, tuple(layers), self.options, self._count(layers), each)
 
@@ -171,25 +181,50 @@ class Conversion:
                     len(node.users) == 1
                     and type(rule) is Convolution
                     and layers[index].padding is None
+                    and rule.pads_with_zeros(call)
                 ):
                     layers[index], padding = _pad_first(layers[index], padding)
+                    layers[index] = rule.counted(call, layers[index])
                     feature_map = layers[index].input
             name = str(node.target).lstrip("*")  # node.name avoids those of Python's own functions
             inputs.append(InputPlan(name, size, padding, feature_map))
         return tuple(inputs)
 
+    def _refuse_read_weights(self, layers: list[LayerPlan]) -> None:
+        """What a forward reads of a layer is the strided network's, which the twin's may not have."""
+        reading = [node for node in self.traced.graph.nodes if node.op == "get_attr"]
+        for call, rule, layer in zip(self.calls, self.rules, layers, strict=True):
+            alike = isinstance(rule, BatchNormalisation) and self.options.batch_norm == "shared"
+            if call.module is None or alike or not is_replaced(call, rule, layer):
+                continue
+            for node in reading:
+                if str(node.target).startswith(f"{call.node.target}."):
+                    raise StrideEliminationError(
+                        f"{call.named}: the forward reads {node.target}, which this layer's twin has "
+                        "in another form; convert_layers(model) keeps forwards as they are"
+                    )
+
     def _count(self, layers: list[LayerPlan]) -> tuple[int, int]:
         """Parameters of both networks; a module called twice counts once unless it becomes two."""
+        steps = list(zip(self.calls, self.rules, layers, strict=True))
+        called = {str(call.node.target) for call in self.calls if call.module is not None}
         state = dict(self.traced.named_parameters())
-        constants = {n.target for n in self.traced.graph.nodes if n.op == "get_attr"}
-        strided = unit_stride = sum(state[name].numel() for name in constants if name in state)
+        read = {str(n.target) for n in self.traced.graph.nodes if n.op == "get_attr"}
+        alone = [n for n in read if n in state and not any(n.startswith(f"{m}.") for m in called)]
+        strided = unit_stride = sum(state[name].numel() for name in alone)
+        several = {c.node.target for c, rule, layer in steps if is_replaced(c, rule, layer)}
         seen: set[Any] = set()
-        for call, layer in zip(self.calls, layers, strict=True):
+        for call, _, layer in steps:
             first = call.node.target not in seen
             seen.add(call.node.target)
             strided += layer.parameters[0] if first else 0
-            unit_stride += layer.parameters[1] if first or layer.maps else 0
+            unit_stride += layer.parameters[1] if first or call.node.target in several else 0
         return strided, unit_stride
+
+
+def is_replaced(call: Call, rule: Rule, layer: LayerPlan) -> bool:
+    """Whether the twin has a module of its own in the operation's place."""
+    return changes(layer) and rule.replaces(call, layer)
 
 
 def _unused(name: str, taken: set[str]) -> str:

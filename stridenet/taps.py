@@ -62,8 +62,10 @@ class TapMap:
 
     @property
     def twin_kernel(self) -> int:
-        """K̃."""
-        return int(self.taps.shape[2])
+        """K̃: from the block of the first position that is read to that of the last."""
+        last = self.stride * (self.output_factor - 1) + self.dilation * (self.kernel - 1)
+        first, last = -self.padding[0], last - self.padding[0]
+        return last // self.input_factor - first // self.input_factor + 1
 
     @property
     def twin_padding(self) -> tuple[int, int]:
@@ -132,14 +134,22 @@ class TransposedTapMap:
         return taps
 
     @property
+    def _blocks_met(self) -> tuple[int, int]:
+        """The first and the last block a, relative to the input's, that an output block reads."""
+        reach = self.stride * (self.input_factor - 1) + self.dilation * (self.kernel - 1)
+        first, last = self.padding - reach, self.padding
+        return -(-first // self.output_factor), -(-last // self.output_factor)
+
+    @property
     def twin_kernel(self) -> int:
         """K̃."""
-        return int(self.taps.shape[2])
+        first, last = self._blocks_met
+        return last - first + 1
 
     @property
     def twin_padding(self) -> tuple[int, int]:
         """Blocks before and after the twin's input that give ceil(M / S) outputs; negative: crop."""
-        before = -int(self._meetings[3].min())
+        before = -self._blocks_met[0]
         return _blocks_around(self, before)
 
     @property

@@ -2,14 +2,17 @@
 
 import copy
 import operator
+from dataclasses import replace
 from itertools import chain
 from typing import Any
 
 from torch import Tensor, fx, nn
 
-from stridenet.layers import DepthToSpace, EachInput, SpaceToDepth
-from stridenet.plan import EliminationPlan, changes
-from stridenet.planner import Conversion
+from stridenet.graph.preparing import leave_unsaved, unsaved_buffers
+from stridenet.layers import DepthToSpace, EachInput, EachToSpace, SpaceToDepth
+from stridenet.phases import FeatureMap
+from stridenet.plan import EliminationPlan
+from stridenet.planner import Conversion, is_replaced
 
 
 class UnitStrideNetwork(nn.Module):
@@ -54,7 +57,10 @@ def build(conversion: Conversion) -> fx.GraphModule:
     twins: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(traced.graph, twins)
     steps = list(zip(conversion.calls, conversion.rules, conversion.plan.layers, strict=True))
-    modules = [rule.build(call, layer) if changes(layer) else None for call, rule, layer in steps]
+    modules = [
+        rule.build(call, layer) if is_replaced(call, rule, layer) else None
+        for call, rule, layer in steps
+    ]
     changed = {c.node.target for (c, _, _), module in zip(steps, modules, strict=True) if module}
     layers: dict[str, Any] = {}
     for (call, _, layer), module in zip(steps, modules, strict=True):
@@ -65,7 +71,10 @@ def build(conversion: Conversion) -> fx.GraphModule:
         node = twins[call.node]
         node.args, node.kwargs = tuple(twins[operand] for operand in call.operands), {}
         node.op, node.target = "call_module", layer.name
-    factored = {twins[c.node]: layer.output for c, _, layer in steps if layer.output.phases > 1}
+    nodes = [n for n in traced.graph.nodes if n.op == "placeholder"] + [c.node for c, _, _ in steps]
+    maps = {twins[node]: conversion.map_of(node) for node in nodes}
+    values = {twins[node]: node.meta["value"] for node in nodes}
+    factored = {node: feature_map for node, feature_map in maps.items() if feature_map.phases > 1}
     for call, _, layer in steps:
         if layer.padding is not None:  # it has put its own map back
             factored.pop(twins[call.node], None)
@@ -77,11 +86,21 @@ def build(conversion: Conversion) -> fx.GraphModule:
     def restored(node: fx.Node) -> fx.Node:
         if node not in factored:
             return node
-        layers[f"restore_{node.name}"] = DepthToSpace(factored[node])
+        layers[f"restore_{node.name}"] = _restoring(values[node], factored[node])
         return graph.call_module(f"restore_{node.name}", (node,))
 
     graph.output(fx.node.map_arg(result, restored))
-    return fx.GraphModule(layers, graph, class_name="UnitStrideLayers")
+    twin = fx.GraphModule(layers, graph, class_name="UnitStrideLayers")
+    leave_unsaved(twin, unsaved_buffers(traced))
+    return twin
+
+
+def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
+    """What makes ordinary maps of a phase form, or of each of several that one operation gives."""
+    if isinstance(value, Tensor):
+        return DepthToSpace(feature_map)
+    sizes = [tuple(part.shape[1:]) for part in value]
+    return EachToSpace([replace(feature_map, size=size) for size in sizes])
 
 
 def without_weights(traced: fx.GraphModule) -> fx.GraphModule:
@@ -95,4 +114,6 @@ def without_weights(traced: fx.GraphModule) -> fx.GraphModule:
     graph.output(graph.graph_copy(traced.graph, {}))
     for node in graph.nodes:
         node.meta = {}
-    return copy.deepcopy(fx.GraphModule(traced, graph), empty)
+    network = copy.deepcopy(fx.GraphModule(traced, graph), empty)
+    leave_unsaved(network, unsaved_buffers(traced))
+    return network

@@ -84,7 +84,7 @@ def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
     with torch.no_grad():
         for parameter in network.parameters():
             parameter.normal_(generator=generator)
-            parameter /= math.sqrt(parameter[0].numel())
+            parameter /= math.sqrt(parameter[0].numel() if parameter.ndim else 1)
         for name, buffer in network.named_buffers():
             if name.endswith("running_mean"):
                 buffer.normal_(generator=generator)
@@ -151,6 +151,8 @@ ACTIVATIONS = [
     "F.relu(x)", "F.gelu(x)", "F.leaky_relu(x, 0.3)", "F.softplus(x)", "torch.sigmoid(x)",
     "torch.relu(x)", "x.relu()", "x.tanh()", "x.sigmoid()", "x.clamp(-1, 1)",
     "x + 0.5", "1 - x", "2 * x", "x / 3", "-x", "x * torch.sigmoid(x)", "(x.abs() + 0.5).log()",
+    "x.to(x.dtype)", "x + torch.max(x, 1)[0].unsqueeze(1)", "x - x.mean(1)[:, None]",
+    "torch.stack((x, x.relu()), 1).sum(1)", "torch.max(x, -x)", "x + x.amax(1, True).expand_as(x)",
 ]  # fmt: skip
 IN_PLACE = ["nn.ReLU(inplace=True)", "F.silu(x, inplace=True)", "x.relu_()"]
 FRESH = ("nn.Conv", "nn.BatchNorm", "x + y")  # give a map of their own, never a view
@@ -293,6 +295,8 @@ class Builder:
         fits = list(map(transposed_windows, x.size, stride, targets))
         if all(map(operator.contains, targets, grown)) and (not all(fits) or self.chance()):
             options = [f"nn.Upsample(scale_factor={plain(stride)})", f"F.interpolate(x, {grown})"]
+            mode = {1: "linear", 2: "bilinear", 3: "trilinear"}[self.axes]
+            options += [f"F.interpolate(x, {grown}, mode={mode!r}, align_corners={self.chance()})"]
             return self.add(self.pick(*options), x, rate=rate)
         drawn = [self.pick(*axis) for axis in fits]
         return self.convolution(x, tuple(map(plain, zip(*drawn, strict=True))), rate)
@@ -303,8 +307,16 @@ class Builder:
         return self.upsample(x, self.pick(*fits)) if fits else self.window(x)
 
     def pad(self, x: Map) -> Map:
+        if self.chance(3):
+            return self.pad_with_the_map(x)
         zeros = tuple(self.draw(st.integers(0, 2)) for _ in range(2 * self.axes))
         return self.add(self.pick(f"nn.ZeroPad{self.d}({zeros})", f"F.pad(x, {zeros})"), x)
+
+    def pad_with_the_map(self, x: Map) -> Map:
+        mode = self.pick("replicate", "reflect", "circular")
+        most = {"replicate": 2, "reflect": min(x.size) - 1, "circular": min(x.size)}[mode]
+        extent = self.draw(st.integers(0, min(most, 2)))
+        return self.add(f"F.pad(x, {(extent, 0) * self.axes}, mode={mode!r})", x)
 
     def adaptive(self, x: Map) -> Map:
         """Adaptive pooling to divisors of the size, but not to 1: see pooled."""
@@ -378,13 +390,19 @@ class Builder:
 
     def shuffle(self, x: Map) -> Map:
         groups = self.pick(*[g for g in range(x.channels, 0, -1) if x.channels % g == 0])
-        code = self.pick(f"nn.ChannelShuffle({groups})", f"torch.channel_shuffle(x, {groups})")
-        return self.add(code, x)
+        by_hand = f"x.unflatten(1, ({groups}, -1)).transpose(1, 2)"
+        options = f"nn.ChannelShuffle({groups})", f"torch.channel_shuffle(x, {groups})"
+        return self.add(
+            self.pick(*options, f"{by_hand}.reshape(x.shape)", f"{by_hand}.flatten(1, 2)"), x
+        )
 
     def scale(self, x: Map) -> Map:
-        """A learned number for each channel."""
+        """Learned numbers: of each channel, or a few that are computed from others."""
         size = x.channels, *[1] * self.axes
-        return self.add("x * y", x, self.add(f"nn.Parameter(torch.ones({size}))"))
+        if self.chance():
+            return self.add("x * y", x, self.add(f"nn.Parameter(torch.ones({size}))"))
+        code = self.pick("y.sigmoid()[0] * x", "x / (1 + y.abs().sum())", "x + F.softmax(y, 0)[1]")
+        return self.add(code, x, self.add("nn.Parameter(torch.ones(2))"))
 
     def pooled(self, x: Map) -> Map:
         """The global mean or maximum; every axis has the size 1."""

@@ -264,6 +264,7 @@ def check(network: Network, input_size: tuple, seed: int = 0, **options: Any) ->
     with Recorder() as recorder:
         obtained = twin(*inputs)
     assert recorder.strided == []
+    assert twin.plan.parameters[1] == sum(p.numel() for p in twin.parameters())
     for layer in twin.plan.layers:
         new = twin.network.get_submodule(layer.name).modules() if layer.maps else ()
         assert all(set(module.dilation) == {1} for module in new if hasattr(module, "dilation"))

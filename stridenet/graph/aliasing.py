@@ -1,4 +1,4 @@
-"""Which operations share memory: a map that is changed in place must not be read later."""
+"""Which operations share memory, and who reads a map that was changed in place before."""
 
 import operator
 from functools import lru_cache
@@ -6,41 +6,62 @@ from inspect import Signature, signature
 from typing import Any
 
 import torch
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.nodes import place, tensors
 
 VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
+    torch.swapaxes, torch.swapdims, torch.movedim, torch.moveaxis, torch.reshape, torch.unflatten,
+    torch.unbind, torch.broadcast_to, torch.squeeze, torch.unsqueeze,
     "flatten", "view", "reshape", "permute", "transpose", "contiguous", "split", "chunk", "detach",
-    torch.squeeze, torch.unsqueeze, "squeeze", "unsqueeze", "view_as", "expand", "narrow", "unflatten",
+    "squeeze", "unsqueeze", "view_as", "reshape_as", "expand", "expand_as", "broadcast_to", "narrow",
+    "unflatten", "swapaxes", "swapdims", "movedim", "moveaxis", "unbind", "select",
+    "to", "type", "type_as", "float", "double", "half",  # of a tensor of that type: itself
 }  # fmt: skip
 _IN_PLACE = {
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
 }  # fmt: skip
+_VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
-def refuse_late_readers(traced: fx.GraphModule) -> None:
-    """A map that an operation changes in place must not be read later, save by way of its result."""
+def let_late_readers_follow(traced: fx.GraphModule) -> None:
+    """Who reads a map after an operation changed it in place reads that operation's result, in place.
+
+    The two are one memory. Where it is another node that has this memory, a view or what the map is a
+    view of, StrideEliminationError is raised: it would see the change in parts.
+    """
     nodes = list(traced.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
     memory: dict[fx.Node, fx.Node] = {}  # of each node: the first that has the same memory
     for node in nodes:
         sources = node.all_input_nodes
         module = traced.get_submodule(str(node.target)) if node.op == "call_module" else None
-        view = node.target in VIEWS or isinstance(module, (nn.Identity, nn.Flatten, nn.Dropout))
+        view = isinstance(module, _VIEW_MODULES) if module else node.target in VIEWS
         changes = is_in_place(node, module)
         memory[node] = memory[sources[0]] if sources and (view or changes) else node
         if not sources or not changes:
             continue
         for other in nodes[: order[node]]:
             late = [user for user in other.users if order[user] > order[node]]
-            if late and memory.get(other) is memory[node] and tensors(other.meta["value"]):
+            if not late or memory.get(other) is not memory[node]:
+                continue
+            if other is sources[0]:
+                _redirect(other, node, late)
+            elif tensors(other.meta["value"]):
                 raise StrideEliminationError(
                     f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
-                    f"{place(traced, late[0])} reads later; write it out of place (x = F.relu(x))"
+                    f"{place(traced, late[0])} reads later by way of {place(traced, other)}; write it "
+                    "out of place (x = F.relu(x))"
                 )
+
+
+def _redirect(changed: fx.Node, result: fx.Node, late: list[fx.Node]) -> None:
+    """Let these nodes read the result, where what was changed is a tensor at all."""
+    if isinstance(changed.meta["value"], Tensor):
+        for user in late:
+            user.replace_input_with(changed, result)
 
 
 def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:

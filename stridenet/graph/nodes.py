@@ -70,17 +70,39 @@ def shape(node: fx.Node) -> Size:
 
 
 def channel(node: fx.Node) -> int:
-    """Which dimension holds the channels."""
+    """Which dimension holds the channels; 0 if none does, as after a maximum over channels."""
     return int(node.meta.get("channel", 1))
 
 
+def plain(node: fx.Node) -> tuple[int, ...]:
+    """Which dimensions hold neither images nor positions nor, with their phases, channels.
+
+    They are there where channels were split in several dimensions, or maps were stacked.
+    """
+    return tuple(node.meta.get("plain", ()))
+
+
+def layout(node: fx.Node) -> tuple[int, tuple[int, ...]]:
+    """Where its channels are, and which of its dimensions are plain."""
+    return channel(node), plain(node)
+
+
+def of_model(node: fx.Node) -> bool:
+    """Whether it is made of the model's own tensors and of sizes alone: it has no factor then."""
+    return bool(node.meta.get("of_model", node.op == "get_attr"))
+
+
+def is_loose(node: fx.Node) -> bool:
+    """Whether nothing says where its channels are, as after an operation without a rule: its map is in
+    ordinary form, and the next operation that has a rule takes them to be in dimension 1."""
+    return bool(node.meta.get("loose", False))
+
+
 def spatial(node: fx.Node) -> list[int]:
-    """Which dimensions are spatial: all but batch and channels."""
-    return (
-        [d for d in range(1, len(shape(node))) if d != channel(node)]
-        if len(shape(node)) > 2
-        else []
-    )
+    """Which dimensions are spatial: all but batch, channels and plain ones."""
+    rank = len(shape(node))
+    others = (channel(node), *plain(node))
+    return [d for d in range(1, rank) if d not in others] if rank > 2 or not others[0] else []
 
 
 def axes(node: fx.Node) -> list[Axis]:

@@ -32,17 +32,19 @@ _OTHER_BATCH = 10_008  # even, and a multiple of 3, 4, 6, 8: unlike BATCH
 _ROUND_BATCH = 5_040  # with all small divisors, for what takes images in groups
 
 
-def trace(model: nn.Module, sizes: Sequence[Size]) -> fx.GraphModule:
+def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True) -> fx.GraphModule:
     """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
 
     sizes: of each input, without batch. The model is left untouched: what is returned holds copies of
     its modules, which share the numbers of their parameters with it. Raises StrideEliminationError if
     the model cannot be traced.
+    buffers_by_name: arithmetic with buffers is traced, so that these keep their names; else it is done
+        once, with their values, on which a forward may then depend.
     """
     model = unwrapped(model)
     _require_ordinary(model)
     with same_random_states():
-        return _Trace(model, tuple(sizes)).traced
+        return _Trace(model, tuple(sizes), buffers_by_name).traced
 
 
 @dataclass
@@ -56,11 +58,11 @@ class _Pass:
 class _Trace:
     """The passes through one model's forward."""
 
-    def __init__(self, model: nn.Module, sizes: tuple[Size, ...]) -> None:
-        self.model, self.sizes = model, sizes
+    def __init__(self, model: nn.Module, sizes: tuple[Size, ...], buffers_by_name: bool) -> None:
+        self.model, self.sizes, self.buffers_by_name = model, sizes, buffers_by_name
         self.facts = _facts(model)
         self.root = self._root(lambda copy: copy)
-        first = _Pass(Tracer(self.root, sizes, self.facts), self._stage(self.root))
+        first = _Pass(self._tracer(self.root, self.facts), self._stage(self.root))
         try:
             first.tracer.run(first.stage)
             _require_plain_output(first.tracer.output)
@@ -75,6 +77,11 @@ class _Trace:
             self._open_facts(first.tracer)
         _open_batch(first.tracer.graph)
         self.traced = fx.GraphModule(self.root, first.tracer.graph)
+
+    def _tracer(self, root: nn.Module, facts: Facts) -> Tracer:
+        tracer = Tracer(root, self.sizes, facts)
+        tracer.proxy_buffer_attributes = self.buffers_by_name
+        return tracer
 
     # Copies
 
@@ -97,13 +104,13 @@ class _Trace:
     def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module]) -> Tracer:
         """Another pass, with other facts."""
         root = self._root(change)
-        tracer = Tracer(root, self.sizes, facts)
+        tracer = self._tracer(root, facts)
         tracer.run(self._stage(root))
         return tracer
 
     def _again(self, spoiled: nn.Module) -> Tracer:
         """A second pass through a copy that has already been through one."""
-        tracer = Tracer(self._root(lambda copy: copy), self.sizes, self.facts)
+        tracer = self._tracer(self._root(lambda copy: copy), self.facts)
         tracer.run(spoiled)
         return tracer
 

@@ -15,7 +15,18 @@ import torch
 from torch import Tensor, fx, nn
 
 from stridenet.graph.factors import Factors
-from stridenet.graph.nodes import axes, channel, operation_of, place, shape, size_of, tensors
+from stridenet.graph.nodes import (
+    axes,
+    channel,
+    is_loose,
+    of_model,
+    operation_of,
+    place,
+    plain,
+    shape,
+    size_of,
+    tensors,
+)
 from stridenet.layers import Operation, Slot
 from stridenet.options import Options
 from stridenet.plan import LayerPlan
@@ -54,12 +65,12 @@ class Call:
     @cached_property
     def maps(self) -> list[fx.Node]:
         """The maps and vectors among its operands."""
-        return [n for n in self.operands if n.op != "get_attr" and tensors(n.meta["value"])]
+        return [n for n in self.operands if not of_model(n) and tensors(n.meta["value"])]
 
     @cached_property
     def constants(self) -> list[fx.Node]:
-        """The tensors of the model among its operands."""
-        return [n for n in self.operands if n.op == "get_attr"]
+        """The tensors among its operands that are made of the model's own alone."""
+        return [n for n in self.operands if of_model(n) and tensors(n.meta["value"])]
 
     def options(self, *names: str) -> dict[str, Any]:
         """A module's attributes, or a function's arguments after the first, by their names."""
@@ -87,13 +98,52 @@ class Call:
 class Rule:
     """Treats each position of one map by itself: any arrangement will do."""
 
+    several_channel_axes = False  # whether maps may have plain dimensions beside that of channels
+    no_channel_axis = False  # whether maps may be without channels
+    without_maps = False  # whether there may be none
+    moves_channels = False  # whether it must be known where channels are, to say where they go
+    puts_channels_first = False  # whether they are in dimension 1 afterwards, by what it computes
+
+    def takes(self, call: Call) -> bool:
+        """Whether it can deal with dimensions such as its maps have, and `applies`."""
+        if not call.maps and not self.without_maps:
+            return False
+        if self.moves_channels and any(map(is_loose, call.maps)):
+            return False
+        return not self._has_other_dimensions(call) and self.applies(call)
+
+    def leaves_loose(self, call: Call) -> bool:
+        """Whether nothing says where its result has the channels."""
+        return not self.puts_channels_first and bool(call.maps) and all(map(is_loose, call.maps))
+
+    def _has_other_dimensions(self, call: Call) -> bool:
+        several = any(plain(n) for n in call.maps)
+        without = any(channel(n) == 0 for n in call.maps)
+        return (several and not self.several_channel_axes) or (without and not self.no_channel_axis)
+
+    def why_not_taken(self, call: Call) -> str:
+        """Why it does not take a call, where one can say so in a few words."""
+        if self._has_other_dimensions(call):
+            return "the channels of its map are in several dimensions there, or in none"
+        if self.moves_channels and any(map(is_loose, call.maps)):
+            return "an operation without a rule comes before it"
+        return self.why_not(call)
+
     def applies(self, call: Call) -> bool:
         """Whether the rule holds for this call; else it counts as one without a rule."""
         return len(call.maps) == 1 and len(shape(call.maps[0])) == len(shape(call.node))
 
+    def why_not(self, call: Call) -> str:
+        """Why it does not apply, where one can say so in a few words."""
+        return ""
+
     def channel(self, call: Call) -> int:
-        """Where its result has the channels."""
+        """Where its result has the channels; 0 for nowhere."""
         return channel(call.maps[0]) if call.maps else 1
+
+    def plain(self, call: Call) -> tuple[int, ...]:
+        """Which dimensions of its result hold neither channels nor positions."""
+        return plain(call.maps[0]) if self.several_channel_axes and call.maps else ()
 
     def tie(self, call: Call, factors: Factors) -> None:
         """Demand of the factors of its maps what the rule needs."""
@@ -113,6 +163,10 @@ class Rule:
         """The layer between phase forms (Theorem 2)."""
         return layer
 
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        """Whether the twin has another module in its place: whether `build` gives one."""
+        return True
+
     def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
         """The layer with its own rearrangement, its maps left in ordinary form (Theorem 1)."""
         raise NotImplementedError
@@ -131,10 +185,31 @@ class Pinned(Rule):
     def channel(self, call: Call) -> int:
         return 1
 
+    def plain(self, call: Call) -> tuple[int, ...]:
+        return ()
+
+    def leaves_loose(self, call: Call) -> bool:
+        return True
+
     def tie(self, call: Call, factors: Factors) -> None:
+        why = call.node.meta.get("why_not")
+        reason = f" ({why})" if why else ""
         for node in (*call.maps, call.node):
             for axis in axes(node):
-                factors.pin(axis, f"{call.named} needs its maps in their ordinary form")
+                factors.pin(axis, f"{call.named} needs its maps in their ordinary form{reason}")
+
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return False
+
+
+class OfModel(Pinned):
+    """Made of the model's own tensors alone: kept as it is, without any factor."""
+
+    def leaves_loose(self, call: Call) -> bool:
+        return False
+
+    def tie(self, call: Call, factors: Factors) -> None:
+        pass
 
 
 def sequence(**parts: nn.Module) -> nn.Module:

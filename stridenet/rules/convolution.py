@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import CONVOLUTIONS, axes, extents, place, shape
+from stridenet.index_maps import PositionMap, padded_positions
 from stridenet.layers import DepthToSpace
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.plan import LayerPlan
-from stridenet.rules.base import Call, sequence
+from stridenet.rules.base import Call, device_of, sequence
 from stridenet.rules.windows import Window, Windowed
 from stridenet.sizes import format_size
 from stridenet.taps import Taps, TransposedTapMap
@@ -41,11 +42,22 @@ class Convolution(Windowed):
                 f"{named} was changed after it was made: its weight {format_size(conv.weight.shape)} "
                 f"and its kernel, stride, dilation and padding {numbers} do not go together"
             )
-        return conv.padding_mode == "zeros"
+        return conv.padding_mode == "zeros" or call.how.scope == "network"
+
+    def pads_with_zeros(self, call: Call) -> bool:
+        """Whether it sees zeros outside the map, and not what the map holds."""
+        return bool(call.module.padding_mode == "zeros")
+
+    def lengths(self, call: Call) -> list[int]:
+        sizes = super().lengths(call)
+        if self.pads_with_zeros(call):
+            return sizes
+        return [n + sum(pair) for n, pair in zip(sizes, _padding(call.module), strict=True)]
 
     def windows(self, call: Call) -> list[Window]:
         conv = call.module
-        numbers = zip(conv.kernel_size, conv.stride, conv.dilation, _padding(conv), strict=True)
+        padding = _padding(conv) if self.pads_with_zeros(call) else [(0, 0)] * len(conv.stride)
+        numbers = zip(conv.kernel_size, conv.stride, conv.dilation, padding, strict=True)
         return [Window(*axis) for axis in numbers]
 
     def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
@@ -54,17 +66,18 @@ class Convolution(Windowed):
         return replace(layer, weight_size=size)
 
     @staticmethod
-    def _counted(call: Call, layer: LayerPlan) -> LayerPlan:
+    def counted(call: Call, layer: LayerPlan) -> LayerPlan:
+        """The layer with the number of its parameters."""
         filters = prod(layer.unit_stride_weight_size)
         phases = prod(tap_map.output_factor for tap_map in layer.maps)
         bias = 0 if call.module.bias is None else phases * layer.weight_size[0]
         return replace(layer, parameters=(layer.parameters[0], filters + bias))
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self._counted(call, super().plan(call, layer))
+        return self.counted(call, super().plan(call, layer))
 
     def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self._counted(call, super().plan_alone(call, layer))
+        return self.counted(call, super().plan_alone(call, layer))
 
     def strided_filter(self, call: Call) -> Tensor:
         """(out, in / groups, *kernel)."""
@@ -74,12 +87,22 @@ class Convolution(Windowed):
         padding = [tap_map.twin_padding for tap_map in layer.maps]
         inside = all(before == after >= 0 for before, after in padding)
         parts: dict[str, nn.Module] = {}
+        if not self.pads_with_zeros(call) and any(map(any, _padding(call.module))):
+            parts["positions"] = self._positions(call, layer)
         if not inside:
             zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
             parts["padding"] = zero_pad(tuple(chain.from_iterable(reversed(padding))))
         own = [before for before, _ in padding] if inside else [0] * len(padding)
         parts["convolution"] = self._convolution(call, layer, own)
         return parts
+
+    def _positions(self, call: Call, layer: LayerPlan) -> PositionMap:
+        """Padding with what the map holds."""
+        size, mode = layer.input.spatial, call.module.padding_mode
+        pairs = zip(size, _padding(call.module), strict=True)
+        positions = [padded_positions(n, pair, mode) for n, pair in pairs]
+        padded = replace(layer.input, size=(layer.input.channels, *self.lengths(call)))
+        return PositionMap(layer.input, padded, positions, device_of(call))
 
     def _convolution(self, call: Call, layer: LayerPlan, padding: list[int]) -> nn.Module:
         module = call.module
@@ -120,11 +143,11 @@ class TransposedConvolution(Convolution):
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         maps = self._maps(call, layer.input.factor)
         masked = any(tap_map.reads_phantoms for tap_map in maps)
-        return self._counted(call, replace(layer, maps=maps, masked=masked))
+        return self.counted(call, replace(layer, maps=maps, masked=masked))
 
     def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
         maps = self._maps(call, layer.input.factor)
-        return self._counted(call, replace(layer, maps=maps, padding=((0, 0),) * len(maps)))
+        return self.counted(call, replace(layer, maps=maps, padding=((0, 0),) * len(maps)))
 
     def strided_filter(self, call: Call) -> Tensor:
         weight, groups = call.module.weight.detach(), call.module.groups

@@ -7,14 +7,36 @@ import torch
 from torch import nn
 
 from stridenet.graph.nodes import channel
-from stridenet.layers import PhantomMask, PhaseBatchNorm, Pixels, SharedBatchNorm
+from stridenet.layers import (
+    PhantomMask,
+    PhaseBatchNorm,
+    Pixels,
+    SharedBatchNorm,
+    SharedSyncBatchNorm,
+)
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.rules.pointwise import repeated
 
 
 class BatchNormalisation(Rule):
-    """Statistics over all phases of a channel, as in the strided network, or of each phase."""
+    """Statistics over all phases of a channel, as in the strided network, or of each phase.
+
+    SyncBatchNorm stays one, with statistics of all devices, but for those of each phase of a map that
+    has phantoms, which are of one device.
+    """
+
+    puts_channels_first = True
+
+    @staticmethod
+    def _kind(call: Call, layer: LayerPlan) -> type:
+        own: type = call.operation  # of torch: a class of the user's may be made in another way
+        if call.how.batch_norm == "shared":
+            return SharedSyncBatchNorm if issubclass(own, nn.SyncBatchNorm) else SharedBatchNorm
+        return PhaseBatchNorm if layer.output.ragged else own
+
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return True
 
     def applies(self, call: Call) -> bool:
         return super().applies(call) and channel(call.node) == 1
@@ -28,9 +50,7 @@ class BatchNormalisation(Rule):
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         module, phases = call.module, layer.output.phases
         shared = call.how.batch_norm == "shared"
-        kind = (
-            SharedBatchNorm if shared else PhaseBatchNorm if layer.output.ragged else type(module)
-        )
+        kind = self._kind(call, layer)
         features = module.num_features * (1 if shared else phases)
         with torch.device("meta"):
             twin = kind(
@@ -39,6 +59,8 @@ class BatchNormalisation(Rule):
         for name, tensor in chain(module.named_parameters(), module.named_buffers()):
             many = phases if tensor.ndim and not shared else 1
             setattr(twin, name, repeated(tensor, many))
+        if isinstance(module, nn.SyncBatchNorm):
+            twin.process_group = module.process_group
         if shared:
             twin.pixels = Pixels(layer.output, device_of(call))
         elif layer.output.ragged:

@@ -1,33 +1,83 @@
 """Rules of operations that treat all positions of a map alike: on numbers, channels, or pixels."""
 
 import copy
+from collections.abc import Callable
 from dataclasses import replace
-from typing import Any
+from math import prod
+from typing import cast
 
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
+from stridenet.errors import StrideEliminationError
 from stridenet.graph.factors import Factors
-from stridenet.graph.nodes import axes, channel, extents, shape, spatial, tensors
-from stridenet.layers import Broadcast, OverPixels, PhantomMask
+from stridenet.graph.nodes import (
+    axes,
+    channel,
+    extents,
+    layout,
+    of_model,
+    plain,
+    shape,
+    spatial,
+    tensors,
+)
+from stridenet.layers import Broadcast, OverPixels, PhantomMask, RepeatedOverPhases
 from stridenet.phases import FeatureMap
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
+
+Holds = Callable[[Call], bool] | None  # whether a rule does, of a call; None: always
 
 
 class Elementwise(Rule):
     """Combines numbers at the same position of one or more maps, with broadcasting."""
 
-    def __init__(self, fill: float | None = None) -> None:
+    several_channel_axes = no_channel_axis = True
+
+    def __init__(self, fill: float | None = None, holds: Holds = None) -> None:
         # What phantoms must be for a finite result; None: any finite number will do.
         self.fill = fill
+        self.holds = holds  # of a call: whether it does; None: always
+
+    @staticmethod
+    def _leading(call: Call) -> fx.Node:
+        """The map with the most positions: it says where channels and positions are."""
+        return max(call.maps, key=lambda n: prod(extents(n)))
+
+    def _is_laid_out(self, call: Call, node: fx.Node) -> bool:
+        """Whether a map has its dimensions where the leading one has them."""
+        return layout(node) == layout(self._leading(call))
 
     def applies(self, call: Call) -> bool:
         rank = len(shape(call.node))
-        where = {channel(n) for n in call.maps}
-        return bool(call.maps) and len(where) == 1 and all(len(shape(n)) == rank for n in call.maps)
+        if not call.maps or any(len(shape(n)) != rank for n in call.maps):
+            return False
+        if self.holds is not None and not self.holds(call):
+            return False
+        leading = self._leading(call)
+        if channel(leading) == 0:
+            constants = all(not shape(n) for n in call.constants)
+            return constants and {(layout(n), shape(n)) for n in call.maps} == {
+                (layout(leading), shape(leading))
+            }
+        return all(
+            self._is_laid_out(call, n) or {shape(n)[d] for d in spatial(leading)} <= {1}
+            for n in call.maps
+        )
+
+    def channel(self, call: Call) -> int:
+        return channel(self._leading(call))
+
+    def plain(self, call: Call) -> tuple[int, ...]:
+        return plain(self._leading(call))
 
     def tie(self, call: Call, factors: Factors) -> None:
         for source in call.maps:
+            if not self._is_laid_out(call, source):  # one position: of no form but the ordinary
+                for axis in axes(source):
+                    factors.pin(axis, f"{call.named} broadcasts what has one position")
+                continue
             for a, b, size, out in zip(
                 axes(source), axes(call.node), extents(source), extents(call.node), strict=True
             ):
@@ -41,13 +91,18 @@ class Elementwise(Rule):
                 if sizes[dimension - len(shape(call.node))] > 1:
                     factors.pin(axis, f"{call.named} has a number for each position")
 
-    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
         alike = len(set(layer.inputs)) == 1 and not call.constants
-        if alike and not (self.fill is not None and layer.input.ragged):
-            return None
+        return not alike or (self.fill is not None and layer.input.ragged)
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         known = dict(zip(call.maps, layer.inputs, strict=True))
-        maps = [known.get(n, self._constant(n, layer.output)) for n in call.operands]
         masks = [self._mask(call, known.get(n)) for n in call.operands]
+        if layer.output.channel is None:  # all alike: nothing to broadcast
+            nothing = FeatureMap((1,), ())
+            return Broadcast(call.as_module(), [None] * len(masks), nothing, masks)
+        placed = {n: known[n] for n in call.maps if self._is_laid_out(call, n)}
+        maps = [placed.get(n, self._constant(n, layer.output)) for n in call.operands]
         return Broadcast(call.as_module(), maps, layer.output, masks)
 
     def _mask(self, call: Call, operand: FeatureMap | None) -> nn.Module:
@@ -57,14 +112,63 @@ class Elementwise(Rule):
 
     @staticmethod
     def _constant(node: fx.Node, output: FeatureMap) -> FeatureMap | None:
-        """A tensor of the model as a map of one position; None if it is a number or has no channels."""
+        """What has one position as a map; None if it is a number or has no channels."""
         if not tensors(node.meta["value"]):
             return None
-        from_right = output.channel - len(output.size)
+        from_right = cast(int, output.channel) - len(output.size)
         size = shape(node)
         if len(size) < -from_right:
             return None
         return FeatureMap((size[from_right], *[1] * len(output.factor)), (1,) * len(output.factor))
+
+
+class Cast(Rule):
+    """The same numbers in another type, which may be that of a second tensor."""
+
+    several_channel_axes = no_channel_axis = True
+
+    def applies(self, call: Call) -> bool:
+        return not of_model(call.operands[0])
+
+    def tie(self, call: Call, factors: Factors) -> None:
+        for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
+            factors.tie(a, b, 1, call.named)
+
+
+class ByChannelFunction(Rule):
+    """A function with vectors of a number for each channel: F.batch_norm, F.prelu."""
+
+    def applies(self, call: Call) -> bool:
+        if not super().applies(call) or channel(call.node) != 1 or call.operands[:1] != call.maps:
+            return False
+        numbers = {prod(shape(n)) for n in call.constants if len(shape(n)) == 1}
+        vectors = all(len(shape(n)) == 1 for n in call.constants)
+        return vectors and numbers <= {1, shape(call.node)[1]}
+
+    @staticmethod
+    def _has_statistics(call: Call) -> bool:
+        """Whether it computes statistics of the maps, as F.batch_norm in training does."""
+        if call.operation is not F.batch_norm:
+            return False
+        names = ("running_mean", "running_var", "weight", "bias", "training")
+        given = call.options(*names)
+        return bool(given.get("training", False)) or given.get("running_mean") is None
+
+    def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
+        if self._has_statistics(call) and call.how.batch_norm == "per_phase":
+            raise StrideEliminationError(
+                f"{call.named} computes statistics of all phases of a channel together: give "
+                "batch_norm='shared', or write nn.BatchNorm2d"
+            )
+        return layer
+
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return True
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        if self._has_statistics(call):
+            return OverPixels(call.as_module(), layer.input, True, device_of(call))
+        return RepeatedOverPhases(call.as_module(), layer.input)
 
 
 class PerChannel(Rule):
@@ -77,9 +181,10 @@ class PerChannel(Rule):
         own, many = layer.parameters[0], call.module.weight.numel() > 1
         return replace(layer, parameters=(own, own * layer.output.phases if many else own))
 
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return bool(call.module.weight.numel() > 1)
+
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if call.module.weight.numel() == 1:
-            return None
         twin = copy.deepcopy(call.module)
         twin.num_parameters *= layer.output.phases
         twin.weight = repeated(call.module.weight, layer.output.phases)
@@ -89,15 +194,20 @@ class PerChannel(Rule):
 class ByPixel(Rule):
     """Treats all positions of a map alike, whatever their order: runs on its pixels."""
 
-    def __init__(self, holds: Any = None) -> None:
+    def __init__(self, holds: Holds = None, otherwise: str = "") -> None:
         self.holds = holds  # of a call: whether it does; None: always
+        self.otherwise = otherwise  # what is so where it does not
 
     def applies(self, call: Call) -> bool:
         return (
             len(call.maps) == 1
+            and call.operands[0] is call.maps[0]
             and len(shape(call.maps[0])) > 2
             and (self.holds is None or self.holds(call))
         )
+
+    def why_not(self, call: Call) -> str:
+        return self.otherwise
 
     def channel(self, call: Call) -> int:
         return channel(call.maps[0])
@@ -113,11 +223,27 @@ class ByPixel(Rule):
         else:
             pin_result(call, factors)
 
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return layer.input.phases > 1
+
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if layer.input.phases == 1:
-            return None
         keeps = self._keeps_positions(call)
         return OverPixels(call.as_module(), layer.input, keeps, device_of(call))
+
+
+class OfChannels(ByPixel):
+    """One number, or several, from the channels of each position, which are no dimension after it."""
+
+    moves_channels = True
+
+    def channel(self, call: Call) -> int:
+        return 0
+
+    def tie(self, call: Call, factors: Factors) -> None:
+        Rule.tie(self, call, factors)
+
+    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
+        return OverPixels(call.as_module(), layer.input, True, device_of(call), drops_channels=True)
 
 
 class Dense(ByPixel):
@@ -125,10 +251,20 @@ class Dense(ByPixel):
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
-        return len(shape(source)) == 2 or channel(source) == len(shape(source)) - 1
+        last = channel(source) == len(shape(source)) - 1
+        stored = all(node.op == "get_attr" for node in call.constants)  # as they are, in F.linear
+        return len(call.maps) == 1 and stored and (len(shape(source)) == 2 or last)
+
+    def why_not(self, call: Call) -> str:
+        return "it mixes positions along the last axis, not channels"
 
     def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return replace(layer, weight_size=tuple(call.module.weight.shape))
+        return replace(layer, weight_size=tuple(shape_of_weight(call)))
+
+
+def shape_of_weight(call: Call) -> tuple[int, ...]:
+    """Of a Linear layer or of F.linear: (out, in)."""
+    return tuple(call.module.weight.shape) if call.module is not None else shape(call.constants[0])
 
 
 def pin_result(call: Call, factors: Factors) -> None:

@@ -38,7 +38,17 @@ class Pooling(Windowed):
         pairs = zip(extents(call.maps[0]), extents(call.node), strict=True)
         return not self.adaptive or all(size % length == 0 for size, length in pairs)
 
+    def why_not(self, call: Call) -> str:
+        if getattr(call.module, "return_indices", False):
+            return "it returns the places of the maxima, too"
+        return "its windows differ in size" if self.adaptive else ""
+
     def windows(self, call: Call) -> list[Window]:
+        pairs = zip(self._given(call), extents(call.maps[0]), extents(call.node), strict=True)
+        return [_trimmed(*axis) for axis in pairs]
+
+    def _given(self, call: Call) -> list[Window]:
+        """The windows as the layer has them, parts that lie outside for all positions included."""
         sizes, lengths = extents(call.maps[0]), extents(call.node)
         if self.adaptive:
             steps = [size // length for size, length in zip(sizes, lengths, strict=True)]
@@ -70,7 +80,7 @@ class Pooling(Windowed):
             return False
         return all(
             window.kernel == size and window.padding == (0, 0) and window.dilation == 1
-            for window, size in zip(self.windows(call), extents(call.maps[0]), strict=True)
+            for window, size in zip(self._given(call), extents(call.maps[0]), strict=True)
         ) and set(extents(call.node)) == {1}
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
@@ -119,3 +129,14 @@ class Pooling(Windowed):
             averages = call.node.target(ones, *arguments[1:], **options)  # type: ignore[operator]
         scale = (averages[0, 0] / count).to(device_of(call), dtype_of(call))
         return {"average": WindowAverage(layer.output.channels, layer.maps, layer.output, scale)}
+
+
+def _trimmed(window: Window, size: int, length: int) -> Window:
+    """Without the taps that lie on the map for none of `length` positions: a window may be larger than
+    the map, and all that is made for it would be, too. One stays, if none ever lies there."""
+    kernel, stride, dilation, (before, after) = window
+    first = max(0, -(-(before - stride * (length - 1)) // dilation))
+    first = min(first, kernel - 1)
+    last = max(first, min(kernel - 1, (size - 1 + before) // dilation))
+    cut = dilation * first, dilation * (kernel - 1 - last)
+    return Window(last - first + 1, stride, dilation, (before - cut[0], after - cut[1]))

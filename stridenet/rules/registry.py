@@ -11,13 +11,39 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, channel, shape, spatial
-from stridenet.rules.base import Call, Pinned, Rule
+from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, channel, of_model, shape, spatial
+from stridenet.rules.base import Call, OfModel, Pinned, Rule
+from stridenet.rules.channels import (
+    AlongChannels,
+    AlongPlain,
+    ChannelIndex,
+    NewChannel,
+    OneChannel,
+    PlainIndex,
+    Reshape,
+)
 from stridenet.rules.convolution import Convolution, TransposedConvolution
 from stridenet.rules.normalisation import BatchNormalisation
-from stridenet.rules.pointwise import ByPixel, Dense, Elementwise, PerChannel
+from stridenet.rules.pointwise import (
+    ByChannelFunction,
+    ByPixel,
+    Cast,
+    Dense,
+    Elementwise,
+    OfChannels,
+    PerChannel,
+)
 from stridenet.rules.pooling import Pooling
-from stridenet.rules.shapes import Concatenation, Flatten, NearestUpsampling, Permutation, Split
+from stridenet.rules.resampling import (
+    PADDINGS,
+    Expansion,
+    LinearUpsampling,
+    NearestUpsampling,
+    PaddingByPositions,
+    PixelShuffle,
+    PixelUnshuffle,
+)
+from stridenet.rules.shapes import Concatenation, Flatten, Permutation, Split, Stack
 from stridenet.rules.slices import ConstantPadding, Indexing
 
 # Applied to each number by itself, finite where their input is: they take any arrangement of a map.
@@ -36,7 +62,8 @@ ELEMENTWISE: frozenset[Any] = frozenset({
 })  # fmt: skip
 # The same numbers, in another place or type; or fewer of them in training, as the mode was when traced.
 COPIES: frozenset[Any] = frozenset({
-    "contiguous", "clone", "detach", "float", "double", "half", F.dropout, F.alpha_dropout,
+    "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "bool", "int", "long",
+    torch.clone, torch.zeros_like, torch.ones_like, torch.full_like, F.dropout, F.alpha_dropout,
 })  # fmt: skip
 # Of two maps or numbers, at each position.
 ARITHMETIC: frozenset[Any] = frozenset({
@@ -52,9 +79,9 @@ PARTIAL: frozenset[Any] = frozenset({
     "exp",
 })  # fmt: skip
 CURES: dict[Any, str] = {
-    F.conv1d: "write nn.Conv1d",
-    F.conv2d: "write nn.Conv2d",
-    F.conv3d: "write nn.Conv3d",
+    F.conv1d: "write nn.Conv1d, or take convert_layers(model), which converts it as it is",
+    F.conv2d: "write nn.Conv2d, or take convert_layers(model), which converts it as it is",
+    F.conv3d: "write nn.Conv3d, or take convert_layers(model), which converts it as it is",
 }
 
 
@@ -80,8 +107,27 @@ def _over_all_positions(call: Call) -> bool:
         return False
     reduced = {dim % len(shape(source)) for dim in dims}
     if reduced == {channel(source)}:
-        return bool(given.get("keepdim"))
+        return bool(given.get("keepdim"))  # else it is one of OfChannels
     return 0 not in reduced and set(spatial(source)) <= reduced
+
+
+def _of_each_position(call: Call) -> bool:
+    """One number or more from the channels of each position, by a reduction without keepdim."""
+    source, given = call.maps[0], call.options("dim", "keepdim")
+    dim = given.get("dim")
+    (dim,) = dim if isinstance(dim, (tuple, list)) and len(dim) == 1 else (dim,)
+    over = isinstance(dim, int) and dim % len(shape(source)) == channel(source)
+    return bool(over and spatial(source) and not given.get("keepdim"))
+
+
+def _keeps_one_channel(call: Call) -> bool:
+    """The same with keepdim: one channel is left."""
+    return _over_channels(call) and bool(call.options("dim", "keepdim").get("keepdim"))
+
+
+def _of_two(call: Call) -> bool:
+    """torch.maximum by its other name."""
+    return len(call.maps) + len(call.constants) == 2
 
 
 def _channels_first(call: Call) -> bool:
@@ -100,37 +146,83 @@ _POOLS = {
     (False, True): (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
                     F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
 }  # fmt: skip
-PINNED = Pinned()
+PINNED, OF_MODEL = Pinned(), OfModel()
+_EXTREMA = (torch.max, torch.min, torch.argmax, torch.argmin, "max", "min", "argmax", "argmin")
+_REDUCTIONS = (
+    torch.mean,
+    torch.sum,
+    torch.amax,
+    torch.amin,
+    torch.logsumexp,
+    "mean",
+    "sum",
+    "amax",
+    "amin",
+    "logsumexp",
+)
+_SOFTMAXES = (
+    nn.Softmax,
+    nn.LogSoftmax,
+    F.softmax,
+    F.log_softmax,
+    torch.softmax,
+    torch.log_softmax,
+    "softmax",
+    "log_softmax",
+)
+_RESHAPES = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", torch.squeeze,
+             "squeeze")  # fmt: skip
+# The first that takes a call is its rule.
 _TABLE: list[tuple[Rule, Any]] = [
     (Elementwise(), ELEMENTWISE | ARITHMETIC | COPIES),
     (Elementwise(fill=1), PARTIAL),
     (Convolution(), CONVOLUTIONS),
     (TransposedConvolution(), TRANSPOSED),
     *[(Pooling(*kind), operations) for kind, operations in _POOLS.items()],
-    (BatchNormalisation(), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)),
+    (BatchNormalisation(), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
+                             nn.SyncBatchNorm)),
+    (ByChannelFunction(), (F.batch_norm, F.prelu)),
     (PerChannel(), (nn.PReLU,)),
     (Concatenation(), (torch.cat, torch.concat, torch.concatenate)),
+    (Stack(), (torch.stack,)),
     (Split(), (torch.split, torch.chunk, "split", "chunk")),
-    (Permutation(), (torch.permute, torch.transpose, "permute", "transpose")),
-    (Flatten(), (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape")),
+    (Permutation(), (torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
+                     "permute", "transpose", "swapaxes", "swapdims", "movedim")),
+    (Flatten(), _RESHAPES),
+    (Reshape(), (*_RESHAPES, nn.Unflatten, torch.unflatten, "unflatten", torch.unsqueeze,
+                 "unsqueeze")),
     (ConstantPadding(), (F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d,
                                nn.ConstantPad2d, nn.ConstantPad3d)),
+    (PaddingByPositions(), (F.pad, *PADDINGS)),
     (Indexing(), (operator.getitem,)),
+    *[(rule, (operator.getitem,))
+      for rule in (PlainIndex(), ChannelIndex(), OneChannel(), NewChannel())],
     (NearestUpsampling(), (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
-    (Dense(), (nn.Linear,)),
+    (LinearUpsampling(), (nn.Upsample, nn.UpsamplingBilinear2d, F.interpolate)),
+    (PixelShuffle(), (nn.PixelShuffle, F.pixel_shuffle)),
+    (PixelUnshuffle(), (nn.PixelUnshuffle, F.pixel_unshuffle)),
+    (Expansion(), ("expand", "expand_as", "broadcast_to", torch.broadcast_to)),
+    (Cast(), ("to", "type", "type_as")),
+    (Elementwise(holds=_of_two), (torch.max, torch.min, "max", "min")),
+    *[(rule, (*_REDUCTIONS, *_EXTREMA, *_SOFTMAXES, torch.unbind, "unbind"))
+      for rule in (AlongPlain(), AlongChannels())],
+    (OfChannels(_of_each_position), (*_REDUCTIONS, *_EXTREMA)),
+    (ByPixel(_keeps_one_channel), _EXTREMA),
+    (Dense(), (nn.Linear, F.linear)),
     (ByPixel(_channels_first), (
         nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
         nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout, nn.Softmax2d,
         nn.ChannelShuffle, torch.channel_shuffle, F.channel_shuffle, F.group_norm, F.instance_norm,
         F.dropout1d, F.dropout2d, F.dropout3d, F.local_response_norm)),
-    (ByPixel(_over_channels), (nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax,
-                                     torch.softmax, torch.log_softmax, "softmax", "log_softmax")),
-    (ByPixel(_of_channels), (nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)),
-    (ByPixel(_over_all_positions), (
-        torch.mean, torch.sum, torch.amax, torch.amin, torch.logsumexp,
-        "mean", "sum", "amax", "amin", "logsumexp")),
+    (ByPixel(_over_channels, "it is over positions, not over channels"), _SOFTMAXES),
+    (ByPixel(_of_channels, "it is over positions, too, or over channels that are not last"), (
+        nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)),
+    (ByPixel(_over_all_positions, "it is over some of the positions"), _REDUCTIONS),
 ]  # fmt: skip
-_RULES = {operation: rule for rule, operations in _TABLE for operation in operations}
+_RULES: dict[Any, list[Rule]] = {}
+for _rule, _operations in _TABLE:
+    for _operation in _operations:
+        _RULES.setdefault(_operation, []).append(_rule)
 _BY_NAME = {
     "torchvision.ops.stochastic_depth.StochasticDepth": _RULES[nn.Dropout],
     "torchvision.ops.stochastic_depth.stochastic_depth": _RULES[nn.Dropout],
@@ -139,9 +231,16 @@ _BY_NAME = {
 
 
 def rule_of(call: Call) -> Rule:
-    """The rule that holds for a call; PINNED if none does."""
-    rule = _RULES.get(call.operation)
-    if rule is None and hasattr(call.operation, "__qualname__"):
+    """The rule that holds for a call; PINNED, with the reason in the node's meta, if none does."""
+    if of_model(call.node):
+        return OF_MODEL
+    rules = _RULES.get(call.operation, [])
+    if not rules and hasattr(call.operation, "__qualname__"):
         named = f"{call.operation.__module__}.{call.operation.__qualname__}"
-        rule = _BY_NAME.get(named)
-    return rule if rule is not None and call.maps and rule.applies(call) else PINNED
+        rules = _BY_NAME.get(named, [])
+    for rule in rules:
+        if rule.takes(call):
+            return rule
+    reasons = (rule.why_not_taken(call) for rule in rules if call.maps)
+    call.node.meta["why_not"] = next(filter(None, reasons), "")
+    return PINNED

@@ -3,6 +3,7 @@
 They are in the arithmetic that was used: the coarsest type among what an operation read and gave.
 """
 
+import operator
 from collections.abc import Sequence
 from inspect import signature
 from typing import Any
@@ -56,8 +57,15 @@ def rounding_bound(call: Call, rule: Rule, given: list[Tensor], result: Tensor) 
         alone.env = dict(zip(call.operands, [x.abs()], strict=True))
         terms = max(x[0].numel() // x.shape[1], x.numel() // max(result.numel(), 1)) + 4
         return 2 * gamma(terms, roundoff) * tensors(alone.run_node(call.node))[0]
+    own = all(node.op == "get_attr" for node in call.constants)
+    if call.operation is F.linear and own:
+        numbers = [operator.attrgetter(str(n.target))(call.traced) for n in call.constants]
+        numbers = [tensor.detach().abs().to(x) for tensor in numbers]
+        return 2 * gamma(numbers[0].shape[1] + 1, roundoff) * F.linear(x.abs(), *numbers)
     if call.operation is F.batch_norm:
-        return _functional_batch_norm_bound(call, given, roundoff)
+        if own:
+            return _functional_batch_norm_bound(call, given, roundoff)
+        return _affine_bound(x, result, roundoff)
     if getattr(call.operation, "__name__", "") in NORMALISATIONS:
         return normalisation_bound(call.module, x, result)
     return elementwise_bound(given, result)
@@ -167,3 +175,11 @@ def _is_linear(call: Call, rule: Rule) -> bool:
     if isinstance(rule, Pooling):
         return rule.average
     return call.operation in (torch.mean, torch.sum, "mean", "sum") and len(call.operands) == 1
+
+
+def _affine_bound(x: Tensor, result: Tensor, roundoff: float) -> Tensor:
+    """Of numbers times one of each channel, and another added: the first is seen in their ranges."""
+    dims = [d for d in range(x.ndim) if d != 1]
+    before, after = (t.amax(dims, True) - t.amin(dims, True) for t in (x, result))
+    scale = torch.where(before > 0, after / before, 0)
+    return 8 * roundoff * (result.abs() + 2 * scale * x.abs().amax(dims, True))

@@ -1,15 +1,14 @@
 """The rules of slices and of constant padding: windows of one tap."""
 
-from typing import Any
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet.graph.factors import Factors
-from stridenet.graph.nodes import channel, extents, shape
+from stridenet.graph.nodes import channel, extents, plain, shape
 from stridenet.layers import Operation, OverPixels, Slot
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
+from stridenet.rules.channels import parts_of
 from stridenet.rules.windows import Window, Windowed
 
 
@@ -69,21 +68,14 @@ class ConstantPadding(Windowed):
 class Indexing(Windowed):
     """An element of a tuple; a slice of positions, a window of one tap; a slice of channels."""
 
+    several_channel_axes = no_channel_axis = True
+    puts_channels_first = False
+
     def _slices(self, call: Call) -> list[slice] | None:
         """Of each dimension but the batch; None if the index is more than slices."""
-        given = call.node.args[1]
-        index: list[Any] = list(given) if isinstance(given, (tuple, list)) else [given]
-        rank = len(shape(call.maps[0]))
-        if any(i is Ellipsis for i in index):
-            at = next(n for n, i in enumerate(index) if i is Ellipsis)
-            index[at : at + 1] = [slice(None)] * (rank - len(index) + 1)
-        index += [slice(None)] * (rank - len(index))
-        plain = all(
-            isinstance(i, slice)
-            and all(e is None or isinstance(e, int) for e in (i.start, i.stop, i.step))
-            for i in index
-        )
-        return index[1:] if plain and len(index) == rank and index[0] == slice(None) else None
+        parts = parts_of(call.node.args[1], len(shape(call.maps[0])))
+        whole = bool(parts) and all(isinstance(part, slice) for part in parts)
+        return parts[1:] if whole and parts[0] == slice(None) else None
 
     @staticmethod
     def _of_tuple(call: Call) -> bool:
@@ -94,9 +86,11 @@ class Indexing(Windowed):
         return slices is not None and all(s == slice(None) for s in slices[1:])
 
     def applies(self, call: Call) -> bool:
-        if not call.maps or self._of_tuple(call):
-            return bool(call.maps)
+        if self._of_tuple(call):
+            return True
         if len(call.maps) != 1 or not Windowed.applies(self, call) or len(shape(call.node)) < 3:
+            return False
+        if plain(call.maps[0]):
             return False
         slices = self._slices(call)
         return slices is not None and (slices[0] == slice(None) or self._of_channels(call))
@@ -126,9 +120,10 @@ class Indexing(Windowed):
             return layer
         return super().plan(call, layer)
 
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return not self._of_tuple(call)
+
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if self._of_tuple(call):
-            return None
         if self._of_channels(call):
             return OverPixels(call.as_module(), layer.input, True, device_of(call))
         return super().build(call, layer)

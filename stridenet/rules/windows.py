@@ -26,9 +26,15 @@ class Window(NamedTuple):
 class Windowed(Rule):
     """Reads a window around each of its positions, and steps by its stride: f(in) = s·f(out)."""
 
+    puts_channels_first = True
+
     def windows(self, call: Call) -> list[Window]:
         """One for each spatial axis."""
         raise NotImplementedError
+
+    def lengths(self, call: Call) -> list[int]:
+        """The sizes of the map that the windows move on."""
+        return extents(call.maps[0])
 
     def outside(self, call: Call) -> float:
         """What a window reads outside the map."""
@@ -41,7 +47,7 @@ class Windowed(Rule):
         """A stride that is never taken counts as one, and there is no room for it."""
         effective = []
         for window, size, length in zip(
-            self.windows(call), extents(call.maps[0]), extents(call.node), strict=True
+            self.windows(call), self.lengths(call), extents(call.node), strict=True
         ):
             if length == 1:
                 before = window.padding[0]
@@ -61,12 +67,15 @@ class Windowed(Rule):
     def is_strided(self, call: Call) -> bool:
         return any(window.stride > 1 for window in self.windows(call))
 
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return True
+
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         maps = tuple(
             TapMap(*window, size, output, source if length == 1 else None)
             for window, size, length, source, output in zip(
                 self._effective(call),
-                extents(call.maps[0]),
+                self.lengths(call),
                 extents(call.node),
                 layer.input.factor,
                 layer.output.factor,
