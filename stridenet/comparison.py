@@ -157,7 +157,7 @@ class Comparison(Runner):
         dtype: torch.dtype | None = None,
         again: bool = False,
     ) -> None:
-        """again: layers with weights and functions of single numbers are compared on random maps too."""
+        """again: layers with weights and functions of numbers are compared on random maps too."""
         super().__init__(network, graph, dtype)
         self.again = again
         self.conversion = conversion
@@ -271,7 +271,10 @@ class Comparison(Runner):
         """The same map; where a channel is still, random numbers from 0.1 to 0.9, which suit all."""
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             return value
-        channel = 1 + self.conversion.map_of(node).channel
+        at = self.conversion.map_of(node).channel
+        if at is None:
+            return value
+        channel = 1 + at
         others = [axis for axis in range(value.ndim) if axis != channel]
         if channel >= value.ndim or not others:
             return value

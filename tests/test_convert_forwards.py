@@ -1,4 +1,4 @@
-"""convert_layers on whole networks: forwards of every kind, strided calls in them, and what is left untouched."""
+"""convert_layers on whole networks: forwards of every kind, strided calls in them, what stays."""
 
 import copy
 import dataclasses

@@ -124,7 +124,9 @@ class Flatten(Rule):
 
     def applies(self, call: Call) -> bool:
         before, after = shape(call.maps[0]), shape(call.node)
-        vector = len(call.maps) == 1 and before[:1] == (BATCH,) and after == (BATCH, prod(before[1:]))
+        vector = (
+            len(call.maps) == 1 and before[:1] == (BATCH,) and after == (BATCH, prod(before[1:]))
+        )
         if call.operation in (torch.squeeze, "squeeze") and not call.options("dim"):
             return False  # it would take a single image away, too
         return vector
