@@ -23,7 +23,6 @@ from stridenet.phases import FeatureMap
 from stridenet.plan import EliminationPlan, InputPlan, LayerPlan, changes
 from stridenet.rules.base import Call, Rule
 from stridenet.rules.convolution import Convolution
-from stridenet.rules.pooling import Pooling
 from stridenet.rules.registry import CURES, PINNED, rule_of
 from stridenet.rules.windows import Windowed
 from stridenet.sizes import Size
@@ -41,43 +40,19 @@ class Conversion:
         for call in self.calls:
             self.rules.append(rule_of(call))
             call.node.meta["channel"] = self.rules[-1].channel(call)
-        self.alone = [self._is_alone(*both) for both in zip(self.calls, self.rules, strict=True)]
         self._refuse_what_stays_strided()
-        if options.scope == "network":
-            refuse_late_readers(self.traced)
-        self.factors = self._solve() if options.scope == "network" else {}
+        refuse_late_readers(self.traced)
+        self.factors = self._solve()
         self.plan = self._plan(sizes)
-
-    def _is_alone(self, call: Call, rule: Rule) -> bool:
-        """Whether scope="layer" converts this layer."""
-        if self.options.scope == "network" or not rule.is_strided(call):
-            return False
-        if self.options.only is not None:
-            return self._name(call) in self.options.only
-        return self.options.pooling or not isinstance(rule, Pooling)
 
     @staticmethod
     def _name(call: Call) -> str:
         return str(call.node.target) if call.node.op == "call_module" else call.node.name
 
     def _refuse_what_stays_strided(self) -> None:
-        only = self.options.only
-        if only is not None:
-            strided = [
-                self._name(c)
-                for c, r in zip(self.calls, self.rules, strict=True)
-                if r.is_strided(c)
-            ]
-            for name in set(only) - set(strided):
-                raise StrideEliminationError(
-                    f"only: {name!r} is no layer here with a stride above one; these are: {strided}"
-                )
-            return
-        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+        for call, rule in zip(self.calls, self.rules, strict=True):
             inside = call.node.meta["strides"]
-            if self.options.scope == "layer" and not self.options.pooling:
-                inside = [what for what in inside if what.startswith("convolution")]
-            if inside and (rule is PINNED or (self.options.scope == "layer" and not alone)):
+            if inside and rule is PINNED:
                 cure = CURES.get(call.operation, self._cure(call))
                 raise StrideEliminationError(
                     f"{call.named} has inside it a {inside[0]}, for which there is no rule; {cure}"
@@ -87,9 +62,13 @@ class Conversion:
     def _cure(call: Call) -> str:
         mode = getattr(call.module, "padding_mode", "zeros")
         if mode != "zeros":
-            return f"its padding_mode={mode!r} has none: only 'zeros' has"
+            return (
+                f"its padding_mode={mode!r} has none, only 'zeros' has; convert_layers(model) converts "
+                "it all the same"
+            )
         return (
-            "write it with torch's own layers (nn.Conv2d, nn.MaxPool2d, …), or name others in only"
+            "convert_layers(model) converts the model's convolutions all the same; or write it with "
+            "torch's own layers (nn.Conv2d, nn.MaxPool2d, …)"
         )
 
     def _solve(self) -> dict[Any, int]:
@@ -105,8 +84,8 @@ class Conversion:
             return factors.solve({axis: self._wanted(axis[1]) for n in inputs for axis in axes(n)})
         except FactorConflict as conflict:
             raise StrideEliminationError(
-                f"{conflict}; there is no twin of the whole network: convert its layers one by one, "
-                "with scope='layer'"
+                f"{conflict}; there is no twin of the whole network: convert_layers(model) converts "
+                "its layers one by one, at any size"
             ) from conflict
 
     def _wanted(self, axis: int) -> int:
@@ -127,7 +106,7 @@ class Conversion:
         taken = {name for name, _ in self.traced.named_modules()}
         called: Counter[str] = Counter()
         layers = []
-        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+        for call, rule in zip(self.calls, self.rules, strict=True):
             name = self._name(call)
             called[name] += 1
             if called[name] > 1 or call.module is None:
@@ -141,12 +120,10 @@ class Conversion:
                 inputs=tuple(map(self.map_of, call.maps)),
                 output=self.map_of(call.node),
                 parameters=(own, own),
-                strided=rule.is_strided(call) and (alone or self.options.scope == "network"),
+                strided=rule.is_strided(call),
             )
             layer = rule.describe(call, layer)
-            if alone:
-                layer = rule.plan_alone(call, layer)
-            elif changes(layer):
+            if changes(layer):
                 layer = rule.plan(call, layer)
             layers.append(layer)
         inputs = self._plan_inputs(sizes, layers)
@@ -167,11 +144,7 @@ class Conversion:
                 if call.maps[:1] != [node] or not isinstance(rule, Windowed) or rule.outside(call):
                     continue
                 layers[index] = replace(layers[index], masked=False)
-                if (
-                    len(node.users) == 1
-                    and type(rule) is Convolution
-                    and layers[index].padding is None
-                ):
+                if len(node.users) == 1 and type(rule) is Convolution:
                     layers[index], padding = _pad_first(layers[index], padding)
                     feature_map = layers[index].input
             name = str(node.target).lstrip("*")  # node.name avoids those of Python's own functions

@@ -66,9 +66,6 @@ def build(conversion: Conversion) -> fx.GraphModule:
         node.args, node.kwargs = tuple(twins[operand] for operand in call.operands), {}
         node.op, node.target = "call_module", layer.name
     factored = {twins[c.node]: layer.output for c, _, layer in steps if layer.output.phases > 1}
-    for call, _, layer in steps:
-        if layer.padding is not None:  # it has put its own map back
-            factored.pop(twins[call.node], None)
     for node in graph.nodes:
         node.meta = {}
         if node.op in ("call_module", "get_attr") and node.target not in layers:

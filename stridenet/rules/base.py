@@ -113,10 +113,6 @@ class Rule:
         """The layer between phase forms (Theorem 2)."""
         return layer
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        """The layer with its own rearrangement, its maps left in ordinary form (Theorem 1)."""
-        raise NotImplementedError
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         """What stands in its place in the twin; None: the operation itself."""
         return None

@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import CONVOLUTIONS, axes, extents, place, shape
-from stridenet.layers import DepthToSpace
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.plan import LayerPlan
-from stridenet.rules.base import Call, sequence
+from stridenet.rules.base import Call
 from stridenet.rules.windows import Window, Windowed
 from stridenet.sizes import format_size
 from stridenet.taps import Taps, TransposedTapMap
@@ -62,9 +61,6 @@ class Convolution(Windowed):
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         return self._counted(call, super().plan(call, layer))
-
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self._counted(call, super().plan_alone(call, layer))
 
     def strided_filter(self, call: Call) -> Tensor:
         """(out, in / groups, *kernel)."""
@@ -122,20 +118,9 @@ class TransposedConvolution(Convolution):
         masked = any(tap_map.reads_phantoms for tap_map in maps)
         return self._counted(call, replace(layer, maps=maps, masked=masked))
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        maps = self._maps(call, layer.input.factor)
-        return self._counted(call, replace(layer, maps=maps, padding=((0, 0),) * len(maps)))
-
     def strided_filter(self, call: Call) -> Tensor:
         weight, groups = call.module.weight.detach(), call.module.groups
         return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-
-    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if layer.padding is None:
-            return super().build(call, layer)
-        factor = tuple(tap_map.output_factor for tap_map in layer.maps)
-        restore = DepthToSpace(replace(layer.output, factor=factor))
-        return sequence(**self.parts(call, layer), restore=restore)
 
 
 def _requires_grad(module: nn.Module, name: str) -> bool:

@@ -52,9 +52,9 @@ PARTIAL: frozenset[Any] = frozenset({
     "exp",
 })  # fmt: skip
 CURES: dict[Any, str] = {
-    F.conv1d: "write nn.Conv1d",
-    F.conv2d: "write nn.Conv2d",
-    F.conv3d: "write nn.Conv3d",
+    F.conv1d: "write nn.Conv1d, or take convert_layers(model), which converts it as it is",
+    F.conv2d: "write nn.Conv2d, or take convert_layers(model), which converts it as it is",
+    F.conv3d: "write nn.Conv3d, or take convert_layers(model), which converts it as it is",
 }
 
 
