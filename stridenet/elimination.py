@@ -20,25 +20,21 @@ def eliminate_stride(
     model: nn.Module,
     input_size: Sequence[Any],
     *,
-    scope: str = "network",
-    only: Sequence[str] | None = None,
-    pooling: bool = False,
     output_factor: int | Sequence[int] = 1,
     batch_norm: str = "shared",
     max_parameters: int | None = MOST_PARAMETERS,
     check: bool = True,
 ) -> UnitStrideNetwork:
-    """The equivalent of `model` with unit strides only, its weights copied.
+    """The equivalent of `model` with unit strides only, its weights copied (Theorem 2).
+
+    The input alone is rearranged, so that all maps have more channels. For Theorem 1, which rearranges
+    at each strided layer, for any network and at any size, see convert_layers.
 
     input_size is (channels, height, width), without batch, or one such size for each input; the twin
     takes images of this size only.
 
-    scope: "network" rearranges the input alone (Theorem 2), so that all maps have more channels.
-        "layer" rearranges at each strided convolution (Theorem 1), also at the pooling layers if
-        `pooling` is true; or at the layers named in `only`. All else stays as it is.
-    output_factor: with scope="network", how much larger than needed the factors of all maps are to
-        be, of each axis or of all: the network becomes that much narrower in space and wider in
-        channels.
+    output_factor: how much larger than needed the factors of all maps are to be, of each axis or of
+        all: the network becomes that much narrower in space and wider in channels.
     batch_norm: "shared" trains with statistics over all phases of a channel, as the strided network
         does; "per_phase" gives each phase its own. In evaluation both are equal.
     max_parameters: refuse a twin that has more.
@@ -60,7 +56,7 @@ def eliminate_stride(
         raise StrideEliminationError(
             "the model is on the meta device: load its weights first (plan_elimination needs none)"
         )
-    options = checked_options(scope, only, pooling, output_factor, batch_norm)
+    options = checked_options(output_factor, batch_norm)
     conversion = _converted(model, checked_sizes(input_size), options)
     plan = conversion.plan
     if max_parameters is not None:
@@ -97,17 +93,15 @@ def plan_elimination(
     model: nn.Module,
     input_size: Sequence[Any],
     *,
-    scope: str = "network",
-    only: Sequence[str] | None = None,
-    pooling: bool = False,
     output_factor: int | Sequence[int] = 1,
     batch_norm: str = "shared",
 ) -> EliminationPlan:
     """Decide the twin of `model`, without its weights; see eliminate_stride for the arguments.
 
-    Raises StrideEliminationError where the model has no twin here.
+    plan_layers does the same for convert_layers. Raises StrideEliminationError where the model has no
+    twin here.
     """
-    options = checked_options(scope, only, pooling, output_factor, batch_norm)
+    options = checked_options(output_factor, batch_norm)
     return _converted(unwrapped(model), checked_sizes(input_size), options).plan
 
 

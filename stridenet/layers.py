@@ -26,18 +26,16 @@ Padding = tuple[tuple[int, int], ...]
 
 
 class SpaceToDepth(nn.Module):
-    """Maps (n, c, h, w) of one size to phase form: `fill` put around them (negative: cropped) first."""
+    """Maps (n, c, h, w) of one size to phase form, with zeros put around them first."""
 
-    def __init__(
-        self, input_size: Sequence[int], padding: Padding, factor: Sequence[int], fill: float = 0
-    ) -> None:
+    def __init__(self, input_size: Sequence[int], padding: Padding, factor: Sequence[int]) -> None:
         super().__init__()
         self.input_size = tuple(input_size)
-        self.padding, self.factor, self.fill = padding, tuple(factor), fill
+        self.padding, self.factor = padding, tuple(factor)
 
     def forward(self, images: Tensor) -> Tensor:
         """Images to phases; raises StrideEliminationError on another size than the twin's."""
-        return _to_phases(images, self.input_size, self.padding, self.factor, self.fill)
+        return _to_phases(images, self.input_size, self.padding, self.factor)
 
     def extra_repr(self) -> str:
         """What print shows."""
@@ -46,14 +44,14 @@ class SpaceToDepth(nn.Module):
 
 @fx.wrap  # torch.fx cannot look into it: it depends on the size
 def _to_phases(
-    images: Tensor, size: tuple[int, ...], padding: Padding, factor: tuple[int, ...], fill: float
+    images: Tensor, size: tuple[int, ...], padding: Padding, factor: tuple[int, ...]
 ) -> Tensor:
     if tuple(images.shape[1:]) != size:
         raise StrideEliminationError(
             f"images are {format_size(images.shape[1:])}, but this twin was made for "
             f"{format_size(size)}; call eliminate_stride with that input_size"
         )
-    images = _pad(images, padding, fill)
+    images = _pad(images, padding)
     return space_to_depth(images, factor) if max(factor, default=1) > 1 else images
 
 

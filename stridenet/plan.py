@@ -27,7 +27,6 @@ class LayerPlan:
     weight_size: Size = ()  # of the strided filter; () if there is none
     maps: tuple[Taps, ...] = ()  # one an axis; () unless it is a window over positions
     masked: bool = False  # the input's phantoms are filled first
-    padding: Padding | None = None  # at scope="layer": put around the map, which is rearranged here
     parameters: tuple[int, int] = (0, 0)  # strided, unit-stride
     strided: bool = False  # had a stride above one, and lost it
     module: str = ""  # its path in the strided network, where several layers may have one

@@ -24,7 +24,6 @@ from stridenet.plan import EliminationPlan, InputPlan, LayerPlan, changes
 from stridenet.rules.base import Call, Rule
 from stridenet.rules.convolution import Convolution
 from stridenet.rules.normalisation import BatchNormalisation
-from stridenet.rules.pooling import Pooling
 from stridenet.rules.registry import CURES, PINNED, rule_of
 from stridenet.rules.windows import Windowed
 from stridenet.sizes import Size
@@ -37,8 +36,7 @@ class Conversion:
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], options: Options) -> None:
         self.options = options
         self.traced = traced_network(model, sizes)
-        if options.scope == "network":
-            let_late_readers_follow(self.traced)
+        let_late_readers_follow(self.traced)
         self.calls = [Call(self.traced, node, options) for node in operations(self.traced)]
         self.rules: list[Rule] = []
         for call in self.calls:
@@ -46,41 +44,18 @@ class Conversion:
             call.node.meta["channel"] = self.rules[-1].channel(call)
             call.node.meta["plain"] = self.rules[-1].plain(call)
             call.node.meta["loose"] = self.rules[-1].leaves_loose(call)
-        self.alone = [self._is_alone(*both) for both in zip(self.calls, self.rules, strict=True)]
         self._refuse_what_stays_strided()
-        self.factors = self._solve() if options.scope == "network" else {}
+        self.factors = self._solve()
         self.plan = self._plan(sizes)
-
-    def _is_alone(self, call: Call, rule: Rule) -> bool:
-        """Whether scope="layer" converts this layer."""
-        if self.options.scope == "network" or not rule.is_strided(call):
-            return False
-        if self.options.only is not None:
-            return self._name(call) in self.options.only
-        return self.options.pooling or not isinstance(rule, Pooling)
 
     @staticmethod
     def _name(call: Call) -> str:
         return str(call.node.target) if call.node.op == "call_module" else call.node.name
 
     def _refuse_what_stays_strided(self) -> None:
-        only = self.options.only
-        if only is not None:
-            strided = [
-                self._name(c)
-                for c, r in zip(self.calls, self.rules, strict=True)
-                if r.is_strided(c)
-            ]
-            for name in set(only) - set(strided):
-                raise StrideEliminationError(
-                    f"only: {name!r} is no layer here with a stride above one; these are: {strided}"
-                )
-            return
-        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+        for call, rule in zip(self.calls, self.rules, strict=True):
             inside = call.node.meta["strides"]
-            if self.options.scope == "layer" and not self.options.pooling:
-                inside = [what for what in inside if what.startswith("convolution")]
-            if inside and (rule is PINNED or (self.options.scope == "layer" and not alone)):
+            if inside and rule is PINNED:
                 cure = CURES.get(call.operation, self._cure(call))
                 why = call.node.meta.get("why_not")
                 raise StrideEliminationError(
@@ -92,10 +67,13 @@ class Conversion:
     def _cure(call: Call) -> str:
         mode = getattr(call.module, "padding_mode", "zeros")
         if mode != "zeros":
-            return f"its padding_mode={mode!r} has none: only 'zeros' has"
+            return (
+                f"its padding_mode={mode!r} has none, only 'zeros' has; convert_layers(model) converts "
+                "it all the same"
+            )
         return (
-            "convert_layers(model) converts it all the same; or write it with torch's own layers "
-            "(nn.Conv2d, nn.MaxPool2d, …)"
+            "convert_layers(model) converts the model's convolutions all the same; or write it with "
+            "torch's own layers (nn.Conv2d, nn.MaxPool2d, …)"
         )
 
     def _solve(self) -> dict[Any, int]:
@@ -136,7 +114,7 @@ class Conversion:
         taken = {name for name, _ in self.traced.named_modules()}
         called: Counter[str] = Counter()
         layers = []
-        for call, rule, alone in zip(self.calls, self.rules, self.alone, strict=True):
+        for call, rule in zip(self.calls, self.rules, strict=True):
             name = self._name(call)
             called[name] += 1
             if called[name] > 1 or call.module is None:
@@ -150,12 +128,10 @@ class Conversion:
                 inputs=tuple(map(self.map_of, call.maps)),
                 output=self.map_of(call.node),
                 parameters=(own, own),
-                strided=rule.is_strided(call) and (alone or self.options.scope == "network"),
+                strided=rule.is_strided(call),
             )
             layer = rule.describe(call, layer)
-            if alone:
-                layer = rule.plan_alone(call, layer)
-            elif changes(layer):
+            if changes(layer):
                 layer = rule.plan(call, layer)
             layers.append(layer)
         inputs = self._plan_inputs(sizes, layers)
@@ -180,7 +156,6 @@ class Conversion:
                 if (
                     len(node.users) == 1
                     and type(rule) is Convolution
-                    and layers[index].padding is None
                     and rule.pads_with_zeros(call)
                 ):
                     layers[index], padding = _pad_first(layers[index], padding)

@@ -75,9 +75,6 @@ def build(conversion: Conversion) -> fx.GraphModule:
     maps = {twins[node]: conversion.map_of(node) for node in nodes}
     values = {twins[node]: node.meta["value"] for node in nodes}
     factored = {node: feature_map for node, feature_map in maps.items() if feature_map.phases > 1}
-    for call, _, layer in steps:
-        if layer.padding is not None:  # it has put its own map back
-            factored.pop(twins[call.node], None)
     for node in graph.nodes:
         node.meta = {}
         if node.op in ("call_module", "get_attr") and node.target not in layers:

@@ -167,10 +167,6 @@ class Rule:
         """Whether the twin has another module in its place: whether `build` gives one."""
         return True
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        """The layer with its own rearrangement, its maps left in ordinary form (Theorem 1)."""
-        raise NotImplementedError
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         """What stands in its place in the twin; None: the operation itself."""
         return None

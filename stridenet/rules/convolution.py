@@ -13,10 +13,9 @@ from stridenet.errors import StrideEliminationError
 from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import CONVOLUTIONS, axes, extents, place, shape
 from stridenet.index_maps import PositionMap, padded_positions
-from stridenet.layers import DepthToSpace
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.plan import LayerPlan
-from stridenet.rules.base import Call, device_of, sequence
+from stridenet.rules.base import Call, device_of
 from stridenet.rules.windows import Window, Windowed
 from stridenet.sizes import format_size
 from stridenet.taps import Taps, TransposedTapMap
@@ -27,10 +26,13 @@ class Convolution(Windowed):
 
     def applies(self, call: Call) -> bool:
         rank = len(call.module.kernel_size) + 2
-        return super().applies(call) and len(shape(call.maps[0])) == rank and self._ordinary(call)
+        applies = super().applies(call) and len(shape(call.maps[0])) == rank
+        if applies:
+            self._require_as_made(call)
+        return applies
 
     @staticmethod
-    def _ordinary(call: Call) -> bool:
+    def _require_as_made(call: Call) -> None:
         conv, named = call.module, place(call.traced, call.node)
         first, second = conv.out_channels, conv.in_channels
         if conv.transposed:
@@ -42,7 +44,6 @@ class Convolution(Windowed):
                 f"{named} was changed after it was made: its weight {format_size(conv.weight.shape)} "
                 f"and its kernel, stride, dilation and padding {numbers} do not go together"
             )
-        return conv.padding_mode == "zeros" or call.how.scope == "network"
 
     def pads_with_zeros(self, call: Call) -> bool:
         """Whether it sees zeros outside the map, and not what the map holds."""
@@ -75,9 +76,6 @@ class Convolution(Windowed):
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         return self.counted(call, super().plan(call, layer))
-
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self.counted(call, super().plan_alone(call, layer))
 
     def strided_filter(self, call: Call) -> Tensor:
         """(out, in / groups, *kernel)."""
@@ -145,20 +143,9 @@ class TransposedConvolution(Convolution):
         masked = any(tap_map.reads_phantoms for tap_map in maps)
         return self.counted(call, replace(layer, maps=maps, masked=masked))
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        maps = self._maps(call, layer.input.factor)
-        return self.counted(call, replace(layer, maps=maps, padding=((0, 0),) * len(maps)))
-
     def strided_filter(self, call: Call) -> Tensor:
         weight, groups = call.module.weight.detach(), call.module.groups
         return weight.unflatten(0, (groups, -1)).transpose(1, 2).flatten(0, 1)
-
-    def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
-        if layer.padding is None:
-            return super().build(call, layer)
-        factor = tuple(tap_map.output_factor for tap_map in layer.maps)
-        restore = DepthToSpace(replace(layer.output, factor=factor))
-        return sequence(**self.parts(call, layer), restore=restore)
 
 
 def _requires_grad(module: nn.Module, name: str) -> bool:

@@ -87,11 +87,6 @@ class Pooling(Windowed):
         simple = self.is_global(call) and layer.output.phases == 1
         return layer if simple else super().plan(call, layer)
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        if self.is_global(call):
-            return replace(layer, padding=())
-        return super().plan_alone(call, layer)
-
     def describe(self, call: Call, layer: LayerPlan) -> LayerPlan:
         """Averages are convolutions in the twin."""
         kernel = (window.kernel for window in self.windows(call))

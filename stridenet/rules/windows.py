@@ -6,9 +6,8 @@ from typing import NamedTuple
 from torch import nn
 
 from stridenet.graph.factors import Factors
-from stridenet.graph.nodes import axes, channel, extents, shape
-from stridenet.layers import PhantomMask, SpaceToDepth, WindowMaximum
-from stridenet.phases import FeatureMap
+from stridenet.graph.nodes import axes, channel, extents
+from stridenet.layers import PhantomMask, WindowMaximum
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of, sequence
 from stridenet.taps import TapMap
@@ -84,30 +83,12 @@ class Windowed(Rule):
         )
         return replace(layer, maps=maps, masked=any(tap_map.reads_phantoms for tap_map in maps))
 
-    def plan_alone(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        maps, padding = [], []
-        for window, size, length in zip(
-            self._effective(call), extents(call.maps[0]), extents(call.node), strict=True
-        ):
-            alone = TapMap(window.kernel, window.stride, window.dilation, (0, 0), size, 1)
-            read = window.stride * (length - 1 + alone.twin_kernel)  # all that the twin reads
-            padding.append((window.padding[0], read - size - window.padding[0]))
-            maps.append(replace(alone, size=read))
-        source = FeatureMap(
-            (layer.input.channels, *(m.size for m in maps)), tuple(m.stride for m in maps)
-        )
-        return replace(layer, inputs=(source,), maps=tuple(maps), padding=tuple(padding))
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         parts: dict[str, nn.Module] = {}
-        outside = self.outside(call)
-        if layer.padding is not None:
-            size = shape(call.maps[0])[1:]
-            parts["rearrange"] = SpaceToDepth(size, layer.padding, layer.input.factor, outside)
         if layer.masked:
-            parts["mask"] = PhantomMask(layer.input, device_of(call), outside)
+            parts["mask"] = PhantomMask(layer.input, device_of(call), self.outside(call))
         return sequence(**parts, **self.parts(call, layer))
 
     def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
-        """What follows mask and rearrangement, by name."""
+        """What follows the mask, by name."""
         return {"maximum": WindowMaximum(layer.maps, self.outside(call))}
