@@ -56,9 +56,12 @@ def options(config: Conversion) -> dict[str, Any]:
     return {name: getattr(config, name) for name in names}
 
 
-def convert(model: nn.Module, config: Conversion) -> UnitStrideNetwork:
-    """The model's twin as the settings say. Raises StrideEliminationError where there is none."""
-    return eliminate_stride(model, input_size(config), **options(config))
+def convert(model: nn.Module, config: Conversion, check: bool = True) -> UnitStrideNetwork:
+    """The model's twin as the settings say. Raises StrideEliminationError where there is none.
+
+    check: False where the twin is verified anyway.
+    """
+    return eliminate_stride(model, input_size(config), **options(config), check=check)
 
 
 def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:

@@ -157,7 +157,7 @@ class Comparison(Runner):
         dtype: torch.dtype | None = None,
         again: bool = False,
     ) -> None:
-        """again: layers with weights and functions of single numbers are compared on random maps too."""
+        """again: layers with weights, and functions of numbers, are compared on random maps, too."""
         super().__init__(network, graph, dtype)
         self.again = again
         self.conversion = conversion
