@@ -110,7 +110,7 @@ def _converted(model: nn.Module, sizes: tuple[Size, ...], options: Options) -> C
             if node is not None and layer.maps:
                 where = next(iter(node.users)).meta.get("where", "")
                 raise StrideEliminationError(
-                    f"the forward reads the {name} of {layer.module} ({layer.operation}){where}, which has "
-                    "another form in the twin; convert_layers(model, only=[…]) converts other layers"
+                    f"the forward reads the {name} of {layer.module} ({layer.operation}){where}, and "
+                    "the twin has it in another form; convert_layers(model, only=[…]) converts others"
                 )
     return conversion

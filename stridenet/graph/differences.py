@@ -12,15 +12,15 @@ from stridenet.graph.tracer import Tracer
 def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, Any, Any]]:
     """The literals in which two graphs differ, each with its node in the first.
 
-    Where they differ in more than literals, the node and None twice; no node if one graph goes on
-    where the other ends.
+    Where they differ in more than literals, a node of either and None twice, and nothing after it; no
+    node if one graph goes on where the other ends.
     """
     nodes, others = list(one.graph.nodes), list(other.graph.nodes)
     place = {node: index for both in (nodes, others) for index, node in enumerate(both)}
     for a, b in zip(nodes, others, strict=False):
         mine, its = _leaves(one, a, place), _leaves(other, b, place)
         if len(mine) != len(its) or mine[:1] != its[:1]:
-            yield a, None, None
+            yield (a if "where" in a.meta else b), None, None
             return
         for x, y in zip(mine[1:], its[1:], strict=True):
             if type(x) is not type(y) or not _equal(x, y):
