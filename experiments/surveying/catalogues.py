@@ -118,8 +118,8 @@ class Monai(Catalogue):
         "Generator": Entry("Generator", {"latent_shape": (12,), "start_shape": (32, 8, 8),
                                          "channels": (16, 8, 1), "strides": (2, 2, 1)}, ((12,),)),
         "VarAutoEncoder": Entry("VarAutoEncoder", {
-            **_ENCODER, "spatial_dims": 2, "in_shape": (1, 64, 64), "out_channels": 1,
-            "latent_size": 4}, ((1, 64, 64),)),
+            "channels": (8, 16, 32), "strides": (2, 2, 2), "spatial_dims": 2,
+            "in_shape": (1, 64, 64), "out_channels": 1, "latent_size": 4}, ((1, 64, 64),)),
         "AutoencoderKL": Entry("AutoencoderKL", {**_PLANAR, **_ATTENTION, "out_channels": 1,
                                                  "num_res_blocks": 1}, ((1, 64, 64),)),
         "VQVAE": Entry("VQVAE", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1,
