@@ -9,19 +9,20 @@ before it goes on: behind a scale that starts at zero, an operation could be any
 import copy
 import inspect
 import random
-import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import is_dataclass, replace
 from itertools import chain
-from typing import Any, TypeVar
+from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
+from stridenet.copies import copied, same_random_states
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.nodes import tensors
 from stridenet.noise import add_noise
@@ -36,30 +37,19 @@ from stridenet.twin import UnitStrideNetwork
 # that does not take a single image, as statistics of a batch need more.
 BATCHES = ((1, 2), (2, 3))
 
-ANetwork = TypeVar("ANetwork", bound=nn.Module)
-
 
 # Copies and quiet -----------------------------------------------------------------------------------
 
 
-def own_copy(network: ANetwork) -> ANetwork:
-    """A copy to run and to change."""
-    return copy.deepcopy(network)
-
-
-def layers_of(traced: fx.GraphModule, memo: dict[int, Any] | None = None) -> nn.Module:
-    """A copy of all that a graph calls, without the graph, with the same parameters.
-
-    memo: by their id, what stands in the copy for other tensors.
-    """
-    memo = {id(p): p for p in traced.parameters()} | (memo or {})
-    made = nn.Module()
+def layers_of(traced: fx.GraphModule) -> nn.Module:
+    """A copy of all that a graph calls, without the graph; the parameters' numbers are shared."""
+    holder = nn.Module()
     for name, value in vars(traced).items():
         if name in ("_modules", "_parameters", "_buffers"):
-            setattr(made, name, copy.deepcopy(value, memo))
+            setattr(holder, name, value)
         elif name[:1] != "_" and name != "training":  # what is neither, but read by the graph
-            object.__setattr__(made, name, value)
-    return made
+            object.__setattr__(holder, name, value)
+    return copied(holder, share_tensors=True)
 
 
 class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a context)
@@ -81,21 +71,13 @@ class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a contex
 @contextmanager
 def undisturbed() -> Iterator[None]:
     """Runs networks without a trace: random states are put back, nothing is recorded or cast."""
-    numpy = sys.modules.get("numpy")
-    states = random.getstate(), numpy.random.get_state() if numpy else None
-    devices = range(torch.cuda.device_count()) if torch.cuda.is_initialized() else ()
-    try:
-        with (
-            torch.random.fork_rng(devices),
-            torch.no_grad(),
-            torch.autocast("cpu", enabled=False),
-            torch.autocast("cuda", enabled=False),
-        ):
-            yield
-    finally:
-        random.setstate(states[0])
-        if numpy:
-            numpy.random.set_state(states[1])
+    with (
+        same_random_states(),
+        torch.no_grad(),
+        torch.autocast("cpu", enabled=False),
+        torch.autocast("cuda", enabled=False),
+    ):
+        yield
 
 
 def seed() -> None:
@@ -104,8 +86,7 @@ def seed() -> None:
     if torch.cuda.is_initialized():
         torch.cuda.manual_seed_all(0)
     random.seed(0)
-    if "numpy" in sys.modules:
-        sys.modules["numpy"].random.seed(0)
+    np.random.seed(0)  # noqa: NPY002
 
 
 def cloned(tensor: Tensor) -> Tensor:
@@ -174,11 +155,11 @@ class Comparison(Runner):
         strided: nn.Module,
         inputs: Sequence[Tensor],
         dtype: torch.dtype | None = None,
-        wide: bool = False,
+        again: bool = False,
     ) -> None:
-        """wide: functions of single numbers are compared on numbers far from zero, too."""
+        """again: layers with weights and functions of single numbers are compared on random maps too."""
         super().__init__(network, graph, dtype)
-        self.wide = wide
+        self.again = again
         self.conversion = conversion
         self.strided = Runner(strided, conversion.traced.graph, dtype)
         self.nodes = {node.name: node for node in conversion.traced.graph.nodes}
@@ -207,8 +188,9 @@ class Comparison(Runner):
     def _run_both(self, n: fx.Node) -> Any:
         call, rule, _ = self.steps[n.name]
         reports = []
-        if self.wide and isinstance(rule, Elementwise) and len(call.maps) == 1:
-            reports.append(self._on_wide_maps(n))
+        weighted = call.module is not None and next(call.module.parameters(), None) is not None
+        if self.again and len(call.maps) == 1 and (weighted or isinstance(rule, Elementwise)):
+            reports.append(self._on_random_maps(n, weighted))
         result, report = self._compared(n)
         reports.append(report)
         if not all(report.passed for report in reports):
@@ -217,15 +199,16 @@ class Comparison(Runner):
             self.reports.append(report)
         return self._lively(call.node, result)
 
-    def _on_wide_maps(self, n: fx.Node) -> LayerReport:
-        """On random numbers of a standard deviation of eight: there, a ReLU6 is no ReLU."""
+    def _on_random_maps(self, n: fx.Node, weighted: bool) -> LayerReport:
+        """Zeros before a filter hide its weights; far from zero, a ReLU6 is no ReLU."""
         source = self.steps[n.name][0].maps[0]
         twin = self.twins[source.name]
         before, image = self.env[twin], self.images.get(source)
-        if not isinstance(before, Tensor) or not before.is_floating_point():
+        random_already = image is not None and weighted  # and padded, perhaps
+        if random_already or not isinstance(before, Tensor) or not before.is_floating_point():
             return self._compared(n)[1]
-        numbers = torch.randn(before.shape, generator=self.generator, device="cpu") * 8
-        self.env[twin] = numbers.to(before)
+        numbers = torch.randn(before.shape, generator=self.generator, device="cpu")
+        self.env[twin] = (numbers if weighted else 8 * numbers).to(before)
         if image is not None:
             self.images[source] = self._real(source, self.env[twin])
         try:
@@ -247,7 +230,7 @@ class Comparison(Runner):
             result = super().run_node(n)
             obtained = tensors(self._real(call.node, result))
         except Exception as error:  # a layer that does not fit any more may raise anything
-            raise self._stopped(layer, f"raises {_told(error)}") from error
+            raise self._stopped(layer, f"raises {told(error)}") from error
         if len(expected) != len(obtained):
             raise self._stopped(layer, f"gives {len(obtained)} tensors, not {len(expected)}")
         name, operation = layer.name, layer.operation
@@ -264,7 +247,7 @@ class Comparison(Runner):
     def _received(self, node: fx.Node) -> Any:
         """What the strided operation is given for a node: a copy, as it may work in place."""
         if node.op == "get_attr":
-            return _copied(self.strided.get_attr(node.target, (), {}))
+            return _cloned(self.strided.get_attr(node.target, (), {}))
         if node in self.images and self.conversion.map_of(node).phases > 1:
             return self.images[node].clone()
         return self._real(node, self.env[self.twins[node.name]])
@@ -272,7 +255,7 @@ class Comparison(Runner):
     def _real(self, node: fx.Node, value: Any) -> Any:
         """The positions of a twin's map that the strided network has too."""
         if not tensors(value) or self.conversion.map_of(node).phases == 1:
-            return _copied(value)
+            return _cloned(value)
         feature_map = self.conversion.map_of(node)
         if isinstance(value, Tensor):
             return feature_map.to_maps(value).clone()
@@ -301,12 +284,12 @@ class Comparison(Runner):
         return torch.where(still, lively.to(value), value)
 
 
-def _told(error: Exception) -> str:
+def told(error: Exception) -> str:
     """What an error says, in one line."""
     return " ".join((str(error) or type(error).__name__).split())[:200]
 
 
-def _copied(value: Any) -> Any:
+def _cloned(value: Any) -> Any:
     return tree_map(lambda v: cloned(v) if isinstance(v, Tensor) else v, value)
 
 
@@ -371,14 +354,14 @@ def with_numbers_of(model: nn.Module, traced: fx.GraphModule) -> nn.Module:
 
     Tensors that the forward makes are no part of the model: they stay as they are.
     """
+    layers = layers_of(traced)
     state: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
     state |= {name: buffer.clone() for name, buffer in _buffers(model)}
-    memo: dict[int, Any] = {}
-    for name, tensor in chain(traced.named_parameters(remove_duplicate=False), _buffers(traced)):
+    for name, tensor in chain(layers.named_parameters(remove_duplicate=False), _buffers(layers)):
         source = state.get(name, state.get(name.removeprefix("0.")))
         if source is not None:
-            memo[id(tensor)] = source
-    return layers_of(traced, memo)
+            tensor.data = source.data
+    return layers
 
 
 def _buffers(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -408,7 +391,7 @@ def compare_traced(
             seed()
             obtained = Runner(layers, graph).run(*map(cloned, inputs))
         except Exception as error:  # other operations than the model's may raise anything
-            return failed("(traced)", f"{kind} raises {_told(error)}")
+            return failed("(traced)", f"{kind} raises {told(error)}")
         reports.append(compared_outputs("(traced)", kind, expected, obtained))
     return worst(reports)
 
@@ -459,13 +442,21 @@ def _how_far(report: LayerReport) -> str:
 def random_inputs(conversion: Conversion, count: int, start: int = 1) -> list[Tensor]:
     """Normally distributed images for each input, in the type that was traced, on the processor."""
     generator = torch.Generator().manual_seed(start)
-    placeholders = [n for n in conversion.traced.graph.nodes if n.op == "placeholder"]
+    sizes = [(count, *given.size) for given in conversion.plan.inputs]
     return [
-        torch.randn((count, *given.size), generator=generator, device="cpu").to(
-            node.meta["value"].dtype
-        )
-        for node, given in zip(placeholders, conversion.plan.inputs, strict=True)
+        torch.randn(size, generator=generator, dtype=torch.float32, device="cpu").to(dtype)
+        for size, dtype in zip(sizes, input_types(conversion), strict=True)
     ]
+
+
+def input_types(conversion: Conversion) -> list[torch.dtype]:
+    """What each input was traced with; of a network without parameters, the type of its buffers."""
+    placeholders = [n for n in conversion.traced.graph.nodes if n.op == "placeholder"]
+    traced = [node.meta["value"].dtype for node in placeholders]
+    if next(conversion.traced.parameters(), None) is None:
+        floats = (b.dtype for b in conversion.traced.buffers() if b.is_floating_point())
+        traced = [next(floats, traced[0])] * len(traced) if traced else []
+    return traced
 
 
 def _device(network: nn.Module) -> torch.device:
@@ -481,7 +472,7 @@ def traced_report(
     Neither of them is changed. An error that the model raises on these batches goes on.
     """
     for kind in ("full", "gentle", None):
-        noisy = own_copy(model)
+        noisy = copied(model)
         if kind is not None:
             add_noise(noisy, kind)
         layers, graph = with_numbers_of(noisy, conversion.traced), conversion.traced.graph
@@ -504,7 +495,7 @@ def _check_traced(model: nn.Module, conversion: Conversion) -> tuple[LayerReport
             errors.append(error)
     raise StrideEliminationError(
         f"the twin could not be checked, as {type(model).__name__} raises on random images "
-        f"({_told(errors[-1])}): check=False converts without it"
+        f"({told(errors[-1])}): check=False converts without it"
     ) from errors[-1]
 
 

@@ -7,11 +7,12 @@ from typing import Any
 from torch import nn
 
 from stridenet.comparison import check_conversion
+from stridenet.copies import unwrapped
 from stridenet.errors import StrideEliminationError
-from stridenet.options import MOST_PARAMETERS, checked_options
-from stridenet.plan import EliminationPlan
+from stridenet.options import MOST_PARAMETERS, Options, checked_options
+from stridenet.plan import EliminationPlan, changes
 from stridenet.planner import Conversion
-from stridenet.sizes import checked_sizes
+from stridenet.sizes import Size, checked_sizes
 from stridenet.twin import UnitStrideNetwork, UnitStrideNetworkOfSeveral, build, without_weights
 
 
@@ -54,12 +55,13 @@ def eliminate_stride(
     >>> eliminate_stride(model, (3, 12, 12)).network.get_submodule("0")
     Conv2d(12, 128, kernel_size=(3, 3), stride=(1, 1))
     """
+    model = unwrapped(model)
     if any(tensor.is_meta for tensor in chain(model.parameters(), model.buffers())):
         raise StrideEliminationError(
             "the model is on the meta device: load its weights first (plan_elimination needs none)"
         )
     options = checked_options(scope, only, pooling, output_factor, batch_norm)
-    conversion = Conversion(model, checked_sizes(input_size), options)
+    conversion = _converted(model, checked_sizes(input_size), options)
     plan = conversion.plan
     if max_parameters is not None and plan.parameters[1] > max_parameters:
         raise StrideEliminationError(
@@ -71,7 +73,7 @@ def eliminate_stride(
     twin = kind(build(conversion), plan, without_weights(conversion.traced))
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in twin.network.named_modules():
-        if name in modes and type(module) is nn.Module:
+        if name in modes and (type(module) is nn.Module or ".parametrizations." in name):
             module.training = modes[name]
     twin.training = twin.rearrange.training = twin.network.training = model.training
     if check:
@@ -94,4 +96,21 @@ def plan_elimination(
     Raises StrideEliminationError where the model has no twin here.
     """
     options = checked_options(scope, only, pooling, output_factor, batch_norm)
-    return Conversion(model, checked_sizes(input_size), options).plan
+    return _converted(unwrapped(model), checked_sizes(input_size), options).plan
+
+
+def _converted(model: nn.Module, sizes: tuple[Size, ...], options: Options) -> Conversion:
+    """The conversion; refused if the forward reads a weight that has another form in the twin."""
+    conversion = Conversion(model, sizes, options)
+    nodes = conversion.traced.graph.nodes
+    read = {str(node.target): node for node in nodes if node.op == "get_attr"}
+    for layer in conversion.plan.layers:
+        for name in ("weight", "bias") if changes(layer) else ():
+            node = read.get(f"{layer.module}.{name}")
+            if node is not None and layer.maps:
+                where = next(iter(node.users)).meta.get("where", "")
+                raise StrideEliminationError(
+                    f"the forward reads the {name} of {layer.module} ({layer.operation}){where}, and "
+                    "the twin has it in another form; convert_layers(model, only=[…]) converts others"
+                )
+    return conversion

@@ -10,11 +10,12 @@ noise is put on the strided numbers first. The twin's numbers are those of one t
 ones, and how it differs from one that is made now: not at all, if it is right.
 """
 
+import copy
 import itertools
 from collections.abc import Iterator
 from dataclasses import replace
 from itertools import chain
-from math import prod
+from math import inf, prod
 from typing import Any, TypeVar
 
 import torch
@@ -31,19 +32,22 @@ from stridenet.comparison import (
     cloned,
     compared_outputs,
     finite,
+    input_types,
     layers_of,
     leaves,
-    own_copy,
+    seed,
+    told,
     traced_report,
     undisturbed,
     without_dropout,
 )
+from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.noise import add_noise
 from stridenet.plan import EliminationPlan, InputPlan, LayerPlan
 from stridenet.planner import Conversion
-from stridenet.reports import LayerReport, VerificationReport, compared, failed
-from stridenet.sharing import make_plain
+from stridenet.reports import LayerReport, VerificationReport, compared, failed, worst
+from stridenet.sharing import Masked, Tied, make_plain
 from stridenet.sizes import checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork, build
 
@@ -79,7 +83,9 @@ def verify(
         with undisturbed(), without_dropout():
             report = _Verification(model, twin, images).report()
     elif is_converted(twin):
-        report = verify_layers(model, twin, images)
+        plain = copied(twin)
+        make_plain(plain, (Tied, Masked))
+        report = verify_layers(model, plain, images)
     else:
         raise StrideEliminationError(
             f"{type(twin).__name__} is not a twin: expected what eliminate_stride or convert_layers "
@@ -91,26 +97,31 @@ def verify(
 
 
 class _Verification:
-    """The copies that are compared, all on the CPU."""
+    """The copies that are compared, all on the CPU, and what is found.
+
+    in_float64: whether they compute in that; else in the model's own type, since its forward fixes it.
+    """
 
     def __init__(self, model: nn.Module, twin: UnitStrideNetwork, images: Any) -> None:
-        self.kind = type(model).__name__
-        own = own_copy(model).cpu()
+        own = copied(unwrapped(model)).cpu()
         conversion = _as_converted(own, twin)
         self.options, self.sizes = conversion.options, checked_sizes(twin.plan.input_size)
-        self.dtypes = [n.meta["value"].dtype for n in _placeholders(conversion)]
-        self.inputs = self._inputs(images)
-        self.twin = _evaluated(twin)
+        self.dtypes = input_types(conversion)
+        self.images = self._images(images)
+        self.model, self.in_float64, self.traced = self._compare_traced(own, conversion)
+        if not self.traced.passed:  # nor would the rest say what the model computes
+            return
+        self.twin = _plain(copy.deepcopy(twin).cpu())
+        conversion.traced.eval()
         made = _plain(build(conversion))
         self.differing = _differing_settings(made, self.twin.network, conversion.plan)
         self.rewired = _rewired(made.graph, self.twin.network.graph, conversion)
+        self._cast(made, self.twin)
         _subtract(self.twin.network, made)
         del made
-        self.model = own_copy(own).double()
-        self.traced, self.runs_in_float64 = self._compare_traced(own, conversion)
         self.conversion = self._add_noise()
 
-    def _inputs(self, images: Any) -> list[Tensor]:
+    def _images(self, images: Any) -> list[Tensor]:
         if images is None:
             generator = torch.Generator().manual_seed(1)
             given = [
@@ -120,63 +131,84 @@ class _Verification:
             given = [images] if isinstance(images, Tensor) else list(images)
         return [x.detach().to("cpu", torch.float64, copy=True) for x in given]
 
-    def _compare_traced(self, own: nn.Module, conversion: Conversion) -> tuple[LayerReport, bool]:
-        """In float64, or in the model's own type where its forward does not run in another."""
-        try:
-            double = Conversion(self.model, self.sizes, self.options)
-            return traced_report(self.model, double, [self.inputs]), True
-        except Exception:  # the user's forward may raise anything
-            return traced_report(own, conversion, [self._in_own_type()]), False
+    @property
+    def inputs(self) -> list[Tensor]:
+        """The images in the type that the networks compute in."""
+        if self.in_float64:
+            return self.images
+        return [x.to(dtype) for x, dtype in zip(self.images, self.dtypes, strict=True)]
 
-    def _in_own_type(self) -> list[Tensor]:
-        return [x.to(dtype) for x, dtype in zip(self.inputs, self.dtypes, strict=True)]
+    @property
+    def dtype(self) -> torch.dtype | None:
+        """What each operation is cast to; None: it is compared in the type that it has."""
+        precise = not self.in_float64 and set(self.dtypes) <= {torch.float32, torch.float64}
+        return None if precise else torch.float64
+
+    def _cast(self, *networks: nn.Module) -> None:
+        for network in networks if self.in_float64 else ():
+            network.double()
+
+    def _compare_traced(
+        self, own: nn.Module, conversion: Conversion
+    ) -> tuple[nn.Module, bool, LayerReport]:
+        """The model in the type to compare in, and the traced network beside it."""
+        self.in_float64 = True
+        try:
+            double = copied(own).double()
+            in_double = Conversion(double, self.sizes, self.options)
+            if _code(in_double.traced) == _code(conversion.traced):
+                return double, True, traced_report(double, in_double, [self.images])
+        except Exception:  # a forward that fixes its type may raise anything in another
+            pass
+        self.in_float64 = False
+        return own, False, traced_report(own, conversion, [self.inputs])
 
     def _add_noise(self) -> Conversion:
         """The same noise to both networks, and as much as leaves the model's outputs finite."""
         for kind in ("full", "gentle", None):
-            noisy = own_copy(self.model)
+            noisy = copied(self.model)
             if kind is not None:
                 add_noise(noisy, kind)
             conversion = Conversion(noisy, self.sizes, self.options)
             conversion.traced.eval()
             if kind is None or finite(self._run_strided(conversion.traced)):
                 break
-        _add(self.twin.network, _plain(build(conversion)))
+        made = _plain(build(conversion))
+        self._cast(made)
+        _add(self.twin.network, made)
         return conversion
 
     def _run_strided(self, traced: fx.GraphModule) -> Any:
-        return Runner(layers_of(traced), traced.graph, torch.float64).run(*map(cloned, self.inputs))
+        seed()
+        return Runner(layers_of(traced), traced.graph).run(*map(cloned, self.inputs))
 
     def report(self) -> VerificationReport:
         """Everything, in the order in which it is computed."""
-        layers = tuple(self._layers())
-        return VerificationReport(layers, self._output_difference())
+        if not self.traced.passed:
+            return VerificationReport((self.traced,), self.traced.largest_error)
+        return VerificationReport(tuple(self._layers()), self._output_difference())
 
     def _layers(self) -> Iterator[LayerReport]:
         yield self.traced
+        images = self.inputs if self.dtype is None else self.images
         try:
-            rearranged = self.twin.rearrange(*map(cloned, self.inputs))
+            rearranged = self.twin.rearrange(*map(cloned, images))
         except Exception as error:  # a rearrangement that was replaced may raise anything
-            yield failed("rearrange", f"raises {' '.join(str(error).split())}")
+            yield failed("rearrange", f"raises {told(error)}")
             return
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
-        reports = [*map(_compare_input, self.inputs, rearranged, self.conversion.plan.inputs)]
-        yield next((r for r in reports if not r.passed), reports[0])
-        if self.rewired:
+        reports = [*map(_compare_input, images, rearranged, self.conversion.plan.inputs)]
+        yield worst(reports)
+        if self.rewired or inf in [report.largest_error for report in reports]:
             yield from self.rewired
             return
-        yield from self._operations(rearranged)
+        yield from self._operations(images, rearranged)
 
-    def _operations(self, rearranged: list[Tensor]) -> Iterator[LayerReport]:
-        network, strided = self.twin.network, layers_of(self.conversion.traced)
+    def _operations(self, images: list[Tensor], rearranged: list[Tensor]) -> Iterator[LayerReport]:
+        strided, twin = layers_of(self.conversion.traced), layers_of(self.twin.network)
+        graph = self.twin.network.graph
         comparison = Comparison(
-            layers_of(network),
-            network.graph,
-            self.conversion,
-            strided,
-            self.inputs,
-            torch.float64,
-            wide=True,
+            twin, graph, self.conversion, strided, images, self.dtype, again=True
         )
         try:
             outputs = comparison.run(*map(cloned, rearranged))
@@ -187,32 +219,33 @@ class _Verification:
             wrong = self.differing.get(report.layer)
             yield wrong if wrong is not None and report.passed else report
         returned = compared_outputs("(outputs)", "restored", comparison.outputs, outputs)
-        yield self._forward_report(rearranged) if returned.passed else returned
+        yield self._forward_report() if returned.passed else returned
 
-    def _forward_report(self, rearranged: list[Tensor]) -> LayerReport:
+    def _forward_report(self) -> LayerReport:
         """The twin as it is called beside its graph, which is what was compared."""
-        graph = self.twin.network.graph
-        inputs = self.inputs if self.runs_in_float64 else self._in_own_type()
-        if not self.runs_in_float64:
-            rearranged = [x.to(y.dtype) for x, y in zip(rearranged, inputs, strict=True)]
-        twin = (
-            own_copy(self.twin) if self.runs_in_float64 else own_copy(self.twin).to(self.dtypes[0])
-        )
-        expected = Runner(layers_of(twin.network), graph).run(*map(cloned, rearranged))
-        return compared_outputs("(outputs)", "restored", expected, twin(*map(cloned, inputs)))
+        network = self.twin.network
+        seed()
+        rearranged = self.twin.rearrange(*map(cloned, self.inputs))
+        rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
+        try:
+            expected = Runner(layers_of(network), network.graph).run(*rearranged)
+            seed()
+            obtained = copy.deepcopy(self.twin)(*map(cloned, self.inputs))
+        except Exception as error:  # a forward that was replaced may raise anything
+            return failed("(outputs)", f"raises {told(error)}")
+        return compared_outputs("(outputs)", "restored", expected, obtained)
 
     def _output_difference(self) -> float:
-        twin, traced, inputs = self.twin, self.conversion.traced, self.inputs
-        if not self.runs_in_float64:
-            twin, traced = twin.to(self.dtypes[0]), traced.to(self.dtypes[0])
-            inputs = self._in_own_type()
         try:
-            expected, obtained = traced(*map(cloned, inputs)), twin(*map(cloned, inputs))
+            expected = self._run_strided(self.conversion.traced)
+            seed()
+            obtained = self.twin(*map(cloned, self.inputs))
         except Exception:  # a twin that does not run has no outputs to compare
-            return float("inf")
+            return inf
         pairs = zip(leaves(expected), leaves(obtained), strict=False)
+        zero = torch.zeros((), dtype=torch.float64)
         reports = [
-            compared("", "", a, b, torch.zeros(()).double())
+            compared("", "", a, b, zero)
             for a, b in pairs
             if isinstance(a, Tensor) and isinstance(b, Tensor)
         ]
@@ -293,15 +326,11 @@ def _described(layer: LayerPlan, beside: LayerPlan | None = None) -> str:
 # Twins' numbers -------------------------------------------------------------------------------------
 
 
-def _evaluated(twin: UnitStrideNetwork) -> UnitStrideNetwork:
-    """A copy in evaluation mode and float64, parametrized weights as they were before the cast."""
-    return _plain(own_copy(twin).cpu())
-
-
 def _plain(network: ANetwork) -> ANetwork:
+    """In evaluation mode, and parametrized weights as they are then, before any cast."""
     network.eval()
     make_plain(network)
-    return network.double()
+    return network
 
 
 def _numbers(network: nn.Module) -> dict[str, Tensor]:
@@ -395,17 +424,13 @@ def _reads(node: fx.Node) -> str:
     return ", ".join([*map(str, args), *(f"{key}={value}" for key, value in kwargs.items())])
 
 
-def _placeholders(conversion: Conversion) -> list[fx.Node]:
-    return [node for node in conversion.traced.graph.nodes if node.op == "placeholder"]
-
-
 # Inputs and scores ----------------------------------------------------------------------------------
 
 
 def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
     """The phases of the padded image, cut out by slices, against what the twin's input holds."""
     padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
-    expected = torch.zeros_like(rearranged)
+    expected = images.new_zeros(len(images), *plan.map.unit_stride_size)
     for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
         steps = zip(phase, plan.map.factor, strict=True)
         where: tuple[Any, ...] = (..., *(slice(start, None, step) for start, step in steps))
@@ -436,6 +461,6 @@ def compare_scores(
 
 def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
     """In evaluation mode on the CPU, parametrized weights as they were computed before the cast."""
-    copied = own_copy(network).eval()
-    make_plain(copied)
-    return copied.to("cpu", dtype)
+    made = copied(network).eval()
+    make_plain(made)
+    return made.to("cpu", dtype)

@@ -286,7 +286,9 @@ def test_a_model_that_does_not_compute_what_was_traced_fails_at_once() -> None:
             return x if isinstance(x, torch.fx.Proxy) else 2 * x
 
     model = Doubled()
-    assert verify(model, eliminate_stride(model, (1, 9, 8))).first_failure == "(traced)"
+    assert (
+        verify(model, eliminate_stride(model, (1, 9, 8), check=False)).first_failure == "(traced)"
+    )
 
 
 Damage = Callable[[UnitStrideNetwork], None]

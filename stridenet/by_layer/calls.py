@@ -307,8 +307,9 @@ class _Reader:
             value = value.fget
         if isinstance(value, type) and issubclass(value, torch.autograd.Function):
             return self.reads(value.forward)
+        value = getattr(value, "func", value)  # of functools.partial
         if any(value is function for function in CALLS[True]):
-            return True
+            return value.__name__ in self.names
         return callable(value) and not isinstance(value, type) and self.reads(value)
 
 

@@ -360,7 +360,7 @@ def describes_unit_strides(layer: Any, depthwise: str) -> None:
     layer.kernel_size = tuple(size[2:])
     layer.stride, layer.dilation, layer.padding = ones, ones, zeros
     layer.output_padding, layer.transposed, layer.padding_mode = zeros, False, "zeros"
-    layer._reversed_padding_repeated_twice = [0, 0] * len(was.stride)
+    layer._reversed_padding_repeated_twice = (0, 0) * len(was.stride)
     layer.depthwise = depthwise
     layer.strided = was
 
@@ -392,7 +392,7 @@ def describes_the_original(layer: Any) -> None:
             setattr(layer, name, getattr(was, name))
         padding = () if isinstance(was.padding, str) else was.padding
         flat = [extent for p in reversed(padding) for extent in (p, p)]
-        layer._reversed_padding_repeated_twice = flat or [0, 0] * len(was.stride)
+        layer._reversed_padding_repeated_twice = tuple(flat) or (0, 0) * len(was.stride)
         if "depthwise" in vars(layer):
             del layer.depthwise
     del layer.strided

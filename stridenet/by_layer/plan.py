@@ -121,7 +121,7 @@ def plan_layers(
         found = [_planned(n, layer.strided) for n, layer in converted_layers(same).items()]
     else:
         with undisturbed():
-            same = exchanged(copied(model, share_tensors=True).eval(), only, pooling, inplace=True)
+            same = exchanged(copied(model).eval(), only, pooling, inplace=True)
             found = _run(same, example_inputs)
     counted = tuple(sum(p.numel() for p in network.parameters()) for network in (model, same))
     return LayersPlan(tuple(found), counted, example_inputs is not None)  # type: ignore[arg-type]
@@ -167,13 +167,13 @@ def _noting(found: dict[str, ConvertedLayer], name: str) -> Callable[..., None]:
 
 
 def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., None]:
-    """Calls of functions: one row for each function, filter and module whose forward calls it."""
+    """Calls of functions: a row for each kind of call in the forward of one module."""
 
     def note(function: Any, args: Any, kwargs: Any, given: dict[str, Any], result: Tensor) -> None:
         was = _strided_call(function, given)
         name = f"{path}: {function.__name__}" if path else function.__name__
         each = _planned(name, was)
-        key = f"{name} {each.strided_filter}"
+        key = f"{name} {was}"
         found[key] = _called(found.get(key, each), was, given["input"], result)
 
     return note

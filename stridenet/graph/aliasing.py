@@ -1,8 +1,9 @@
 """Which operations share memory: a map that is changed in place must not be read later."""
 
 import operator
-from inspect import signature
-from typing import Any, cast
+from functools import lru_cache
+from inspect import Signature, signature
+from typing import Any
 
 import torch
 from torch import fx, nn
@@ -49,8 +50,19 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     name = getattr(node.target, "__name__", str(node.target))
     if name in _IN_PLACE or (name.endswith("_") and name[-2:] != "__"):
         return True
+    known = _signature(node.target)
     try:
-        given = signature(cast(Any, node.target)).bind(*node.args, **node.kwargs)
-    except (TypeError, ValueError):
+        given = known.bind(*node.args, **node.kwargs) if known is not None else None
+    except TypeError:
         return False
-    return given.arguments.get("inplace") is True
+    return given is not None and given.arguments.get("inplace") is True
+
+
+@lru_cache(maxsize=1024)
+def _signature(function: Any) -> Signature | None:
+    """That of a function if it has an option to work in place: reading it takes a millisecond."""
+    try:
+        known = signature(function)
+    except (TypeError, ValueError):
+        return None
+    return known if "inplace" in known.parameters else None

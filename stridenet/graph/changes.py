@@ -75,12 +75,10 @@ def _refuse_changed_buffers(tracer: Tracer, stage: nn.Module, read: set[fx.Node]
     for (path, name), before in tracer.taken.items():
         module = stage.get_submodule(path)
         now = module._buffers.get(name, module._parameters.get(name, before))
-        used = before._node is not None and before._node in read
-        if (
-            now is not before
-            and used
-            and _base(getattr(now, "node", before._node)) is not before._node
-        ):
+        used = before._node
+        if now is before or used is None or used not in read:
+            continue
+        if type(now) is not TensorProxy or _base(now.node) is not used:
             raise _refusal(stage, [(path, name, None)])
 
 

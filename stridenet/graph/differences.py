@@ -12,15 +12,15 @@ from stridenet.graph.tracer import Tracer
 def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, Any, Any]]:
     """The literals in which two graphs differ, each with its node in the first.
 
-    Where they differ in more than literals, the node and None twice; no node if one graph goes on
-    where the other ends.
+    Where they differ in more than literals, a node of either and None twice, and nothing after it; no
+    node if one graph goes on where the other ends.
     """
     nodes, others = list(one.graph.nodes), list(other.graph.nodes)
     place = {node: index for both in (nodes, others) for index, node in enumerate(both)}
     for a, b in zip(nodes, others, strict=False):
         mine, its = _leaves(one, a, place), _leaves(other, b, place)
         if len(mine) != len(its) or mine[:1] != its[:1]:
-            yield a, None, None
+            yield (a if "where" in a.meta else b), None, None
             return
         for x, y in zip(mine[1:], its[1:], strict=True):
             if type(x) is not type(y) or not _equal(x, y):
@@ -31,12 +31,9 @@ def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, An
 
 def _leaves(tracer: Tracer, node: fx.Node, place: dict[fx.Node, int]) -> list[Any]:
     """What a node does, and everything that it is given: other nodes by their places."""
-    target = (
-        str(node.target) if node.op in ("get_attr", "call_method", "call_module") else node.target
-    )
-    found: list[Any] = [(node.op, target)]
-    if node.op == "get_attr" and target.startswith("_tensor_constant"):
-        found.append(getattr(tracer.root, target))  # a tensor that the forward made
+    found: list[Any] = [(node.op, node.target)]
+    if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
+        found.append(getattr(tracer.root, str(node.target)))  # a tensor that the forward made
 
     def add(leaf: Any) -> Any:
         found.append((place[leaf],) if isinstance(leaf, fx.Node) else leaf)

@@ -6,7 +6,7 @@ would, so that the forward takes the branches that it always takes. What needs n
 
 import operator
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -124,7 +124,7 @@ class TensorProxy(fx.Proxy):
             return self.tracer.known_attribute(self.path)
         return self._node.meta.get("known")
 
-    @property
+    @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for, too
         if not isinstance(self.value, Tensor):
             return type(self.value)
@@ -157,9 +157,9 @@ class TensorProxy(fx.Proxy):
     def _fact(self, name: str) -> Any:
         if name in _OF_DEVICE:
             self.tracer.asked.add("device")
-            return getattr(
-                torch.empty(0, dtype=self.value.dtype, device=self.tracer.facts.device), name
-            )
+            with torch._C.DisableTorchFunction():  # we are not the forward
+                like = torch.empty(0, dtype=self.value.dtype, device=self.tracer.facts.device)
+            return getattr(like, name)
         if name == "dtype":
             self.tracer.asked.add("dtype")
         return getattr(self.value, name)
@@ -189,34 +189,35 @@ class TensorProxy(fx.Proxy):
 
     # Numbers, which only what depends on no input has
 
-    def numbers(self, what: str) -> Any:
-        """Its numbers; refused if they are not known, with `what` as the reason."""
+    def numbers(self, what: str, read: Callable[[Tensor], Any]) -> Any:
+        """What is read from its numbers; refused if they are not known, with `what` as the reason."""
         known = self.known
         if known is None:
             whose = f"the parameter {self.path}" if self.path else "a tensor"
             self.tracer.refuse(f"reads the numbers of {whose} ({what})")
-        return known
+        with torch._C.DisableTorchFunction():  # it is no operation of the forward
+            return read(known)
 
     def __bool__(self) -> bool:
-        return bool(self.numbers("if, while, and, or"))
+        return self.numbers("if, while, and, or", bool)
 
     def __int__(self) -> int:
-        return int(self.numbers("int"))
+        return self.numbers("int", int)
 
     def __float__(self) -> float:
-        return float(self.numbers("float"))
+        return self.numbers("float", float)
 
     def __complex__(self) -> complex:
-        return complex(self.numbers("complex"))
+        return self.numbers("complex", complex)
 
     def __index__(self) -> int:
-        return int(self.numbers("as a number"))
+        return self.numbers("as a number", int)
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
-        return self.numbers("NumPy").__array__(*args, **kwargs)
+        return self.numbers("NumPy", lambda known: known.__array__(*args, **kwargs))
 
     def __contains__(self, value: Any) -> bool:
-        return value in self.numbers("in")
+        return self.numbers("in", lambda known: value in known)
 
     def __setitem__(self, index: Any, value: Any) -> None:
         self.tracer.set_item(self, index, value)
@@ -244,7 +245,7 @@ class Method:
         """What the method of the tensor gives, as a proxy or, if it is no tensor, as it is."""
         owner, name = self.__self__, self.__name__
         if name in _NUMBERS:
-            return getattr(owner.numbers(f".{name}()"), name)(*args, **kwargs)
+            return owner.numbers(f".{name}()", lambda t: getattr(t, name)(*args, **kwargs))
         if name in _OF_DEVICE and not (args or kwargs):
             return owner._fact(name)()
         if name == "size":

@@ -7,7 +7,8 @@ may trace, run and train meanwhile.
 
 import operator
 import types
-from collections.abc import Iterable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
 from inspect import Parameter, signature
@@ -19,9 +20,16 @@ import torch
 from torch import Tensor, fx, nn
 from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from stridenet.errors import StrideEliminationError
+from stridenet.graph.meta import (
+    FACTORIES,
+    Strides,
+    first_line,
+    multiples,
+    without_batch,
+    without_devices,
+)
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, operation_type, place, size_of, tensors
 from stridenet.graph.places import users_line
 from stridenet.graph.proxies import TensorProxy, counted, current
@@ -32,17 +40,9 @@ WHOLE = {
     "torchvision.models.shufflenetv2.channel_shuffle",
     "torchvision.ops.stochastic_depth.StochasticDepth",
 }
-# What makes tensors from numbers.
-_FACTORIES = {
-    torch.arange, torch.as_tensor, torch.bartlett_window, torch.blackman_window, torch.empty,
-    torch.eye, torch.full, torch.hamming_window, torch.hann_window, torch.kaiser_window,
-    torch.linspace, torch.logspace, torch.normal, torch.ones, torch.rand, torch.randint, torch.randn,
-    torch.randperm, torch.range, torch.scalar_tensor, torch.tensor, torch.tril_indices,
-    torch.triu_indices, torch.zeros,
-}  # fmt: skip
 _RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
 _MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
-_MOST_NODES = 50_000
+_MOST_OF_A_LINE = 5_000  # operations: a loop over BATCH images has more
 
 
 @dataclass(frozen=True)
@@ -75,6 +75,9 @@ class Tracer(fx.Tracer):
         self.output: Any = None
         self._meta: dict[str, Tensor] = {}
         self._attributes: dict[str, fx.Node] = {}
+        self._lines: Counter[str] = Counter()
+        self._made: dict[tuple[int, int], Tensor] = {}
+        self._alive: list[Any] = []  # an id is nobody else's as long as its thing lives
 
     # From the model to its graph
 
@@ -103,7 +106,7 @@ class Tracer(fx.Tracer):
     def _take(self, stage: nn.Module) -> None:
         """Have the stage's modules call us, and its tensors be proxies."""
         self.modules = {id(m): name for name, m in stage.named_modules()}
-        self._alive = list(stage.modules())  # an id is nobody else's as long as they live
+        self._alive += stage.modules()
         self.leaves = {name for name, m in stage.named_modules() if self.is_leaf_module(m, name)}
         self.parameters = {n for n, _ in self.root.named_parameters(remove_duplicate=False)}
         self.originals: dict[str, Any] = {}
@@ -187,6 +190,8 @@ class Tracer(fx.Tracer):
                 leaf = self.root.get_submodule(path)
                 if leaf.training != module.training:
                     leaf.train(module.training)  # the forward has changed its mode
+                if isinstance(leaf, TRANSPOSED):
+                    args, kwargs = without_batch(leaf, args, kwargs)
                 return self.create_proxy("call_module", path, args, kwargs)
             if hasattr(module, "_orig_mod"):  # torch.compile's
                 return module._orig_mod(*args, **kwargs)
@@ -204,8 +209,9 @@ class Tracer(fx.Tracer):
         """A tensor of the model on the meta device."""
         if path not in self._meta:
             real = operator.attrgetter(path)(self.root)
-            meta = torch.empty_like(real, device="meta")
-            self._meta[path] = meta.requires_grad_(real.requires_grad and real.is_leaf)
+            with torch._C.DisableTorchFunction():
+                meta = torch.empty_like(real, device="meta")
+                self._meta[path] = meta.requires_grad_(real.requires_grad and real.is_leaf)
         return self._meta[path]
 
     def attribute_node(self, path: str) -> fx.Node:
@@ -219,15 +225,16 @@ class Tracer(fx.Tracer):
     def known_attribute(self, path: str) -> Any:
         """The numbers of a buffer; None for a parameter, which training changes."""
         real = self.originals.get(path)
-        if path in self.parameters or real is None or real.is_meta:
+        if path in self.parameters or real is None:
             return None
-        return real if real.numel() <= _MOST_KNOWN else None
+        with torch._C.DisableTorchFunction():  # we are not the forward
+            return real if not real.is_meta and real.numel() <= _MOST_KNOWN else None
 
     # Operations
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function of torch that the forward calls, recorded if it is about proxies or a factory."""
-        if function not in _FACTORIES and not self._concerned((args, kwargs)):
+        if function not in FACTORIES and not self._concerned((args, kwargs)):
             return function(*args, **kwargs)
         if not is_tensor_method_or_property(function):
             return self.create_proxy("call_function", function, args, kwargs)
@@ -268,17 +275,30 @@ class Tracer(fx.Tracer):
             return self.attribute_node(self.own[id(a)])
         if isinstance(a, nn.Parameter):
             self.refuse("uses a parameter that none of the model's modules holds")
+        if isinstance(a, Tensor) and a not in self.tensor_attrs:
+            a = self._as_it_is_now(a)
         return super().create_arg(a)
+
+    def _as_it_is_now(self, made: Tensor) -> Tensor:
+        """A copy of a tensor that the forward has made, and may change later."""
+        key = (id(made), made._version)
+        if key not in self._made:
+            with torch._C.DisableTorchFunction():
+                self._made[key] = made.detach().clone()
+            self._alive.append(made)
+        return self._made[key]
 
     def create_proxy(
         self, kind: str, target: Any, args: Any, kwargs: Any, *more: Any, **named: Any
     ) -> Any:
         node = self.create_node(kind, target, self.create_arg(args), self.create_arg(kwargs))
-        if len(self.graph.nodes) > _MOST_NODES:
-            self.refuse(
-                f"has more than {_MOST_NODES:,} operations, as if it had a loop over the images"
-            )
         value = self._run(node)
+        where = node.meta["where"]
+        self._lines[where] += kind != "call_module"
+        if where and self._lines[where] > _MOST_OF_A_LINE:
+            self.refuse(
+                f"has a line that runs more than {_MOST_OF_A_LINE:,} times, as for each image"
+            )
         if tensors(value):
             return TensorProxy(self, value, node)
         self.graph.erase_node(node)
@@ -311,7 +331,7 @@ class Tracer(fx.Tracer):
             if "value" not in source.meta:
                 self._run(source)  # a tensor that the forward made, which is kept as a constant
         args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["value"])
-        with _Strides() as strides, torch._C.DisableTorchFunction():
+        with Strides() as strides, torch._C.DisableTorchFunction():
             try:
                 value = self._result(node, args, kwargs)
             except Exception as error:
@@ -324,7 +344,7 @@ class Tracer(fx.Tracer):
         if node.op in ("call_function", "call_method") and tensors(value):
             node.meta["known"] = self._known(node, value)
         for part in tensors(value):
-            if 0 in part.shape and not made:
+            if 0 in part.shape and not (made or str(node.target).startswith("new_")):
                 raise StrideEliminationError(
                     f"{place(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
                     f"{users_line()}"
@@ -340,7 +360,7 @@ class Tracer(fx.Tracer):
             return self.meta(str(node.target))
         if node.op == "call_module":
             return self._result_of_module(str(node.target), args, kwargs)
-        args, kwargs = _without_devices(node, args, kwargs)
+        args, kwargs = without_devices(node, args, kwargs)
         if node.op == "call_function":
             return cast(Any, node.target)(*args, **kwargs)
         if node.target in ("cpu", "cuda"):
@@ -396,61 +416,6 @@ class _Recording(TorchFunctionMode):
         return self.tracer.record(func, args, kwargs or {})
 
 
-class _Strides(TorchDispatchMode):
-    """Notes every convolution and pooling with a stride above one, whoever calls it."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.found: list[str] = []
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func.overloadpacket.__name__
-        stride: Iterable[int] = ()
-        if name.startswith("convolution"):
-            stride = args[3]
-        elif "_pool" in name and "adaptive" not in name and "backward" not in name:
-            stride = (args[2] if len(args) > 2 else ()) or args[1]
-        if any(step > 1 for step in stride):
-            self.found.append(f"{name} of stride {format_size(tuple(stride))}")
-        return func(*args, **(kwargs or {}))
-
-
-def multiples(arguments: Any, batch: int) -> bool:
-    """Whether a number of images is among some arguments."""
-    found = []
-
-    def look(leaf: Any) -> Any:
-        if is_multiple(leaf, batch):
-            found.append(leaf)
-        return leaf
-
-    fx.node.map_aggregate(arguments, look)
-    return bool(found)
-
-
-def is_multiple(leaf: Any, batch: int) -> bool:
-    """Whether a number comes from that of the images."""
-    return type(leaf) in (int, float) and leaf != 0 and leaf % batch == 0
-
-
-def _without_devices(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments, but that everything stays on the meta device."""
-
-    def meta(leaf: Any) -> Any:
-        return torch.device("meta") if isinstance(leaf, torch.device) else leaf
-
-    args, kwargs = fx.node.map_aggregate((args, kwargs), meta)
-    if node.target == "to":
-        args = tuple(
-            "meta" if isinstance(a, (str, int)) and not isinstance(a, bool) else a for a in args
-        )
-    named = dict(kwargs)
-    if "device" in named or node.target in _FACTORIES:
-        named["device"] = "meta"
-    named.pop("pin_memory", None)
-    return args, named
-
-
 def _keep_whole(module: nn.Module, tracer: Tracer) -> None:
     """Have a module's own methods see functions that are kept whole (by us, or by torch.fx.wrap).
 
@@ -485,11 +450,6 @@ def _whole(tracer: Tracer, function: Any, *args: Any, **kwargs: Any) -> Any:
     if tracer._concerned((args, kwargs)):
         return tracer.create_proxy("call_function", function, args, kwargs)
     return function(*args, **kwargs)
-
-
-def first_line(error: BaseException) -> str:
-    """What an error says, or its type."""
-    return (str(error) or type(error).__name__).splitlines()[0]
 
 
 def _qualified(thing: Any) -> str:

@@ -20,10 +20,11 @@ from stridenet.copies import copied, same_random_states, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.changes import refuse_changes
 from stridenet.graph.differences import differences
+from stridenet.graph.meta import first_line, is_multiple
 from stridenet.graph.nodes import BATCH
 from stridenet.graph.places import users_line
 from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer, first_line, is_multiple
+from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer
 from stridenet.sizes import Size
 
 CURE = "convert_layers(model) converts its layers one by one, without tracing"
@@ -189,8 +190,8 @@ class _Trace:
             )
         if self._is_about_numbers(error):
             return StrideEliminationError(
-                f"{failed}; the model's numbers are {str(self.facts.dtype)[6:]}: convert it in a type "
-                "that this operation has, as in model.float()"
+                f"{failed}; the model's numbers are {_kinds(self.model)}: give it "
+                "others (model.float() for half precision, weights in floating point for integers)"
             )
         return StrideEliminationError(f"{failed}; give the input_size that the network takes")
 
@@ -202,16 +203,13 @@ class _Trace:
         return True
 
     def _is_about_numbers(self, error: Exception) -> bool:
-        words = (
-            "dtype",
-            "not implemented for",
-            "same type",
-            "complex",
-            "Char",
-            "Byte",
-            "type torch",
-        )
+        words = ("dtype", "not implemented for", "same type", "be the same", "scalar type")
         return any(word in str(error) for word in words)
+
+
+def _kinds(model: nn.Module) -> str:
+    """The types of a model's numbers, by name."""
+    return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def _facts(model: nn.Module) -> Facts:

@@ -82,7 +82,7 @@ class Flatten(Rule):
 
     def applies(self, call: Call) -> bool:
         before, after = shape(call.maps[0]), shape(call.node)
-        return len(call.maps) == 1 and before[0] == BATCH and after == (BATCH, prod(before[1:]))
+        return len(call.maps) == 1 and before[:1] == (BATCH,) and after == (BATCH, prod(before[1:]))
 
     def channel(self, call: Call) -> int:
         return 1
