@@ -31,7 +31,7 @@ class Calls(nn.Module):
         super().__init__()
         self.w = nn.Parameter(torch.randn(4, 3, 3, 3))
 
-    def forward(self, x: Tensor, scale: float = 1.0) -> dict[str, Tensor | None]:
+    def forward(self, x: Tensor, scale: float) -> dict[str, Tensor | None]:
         return {"maps": nn.functional.conv2d(x * scale, self.w, stride=2), "none": None}
 
 
@@ -55,7 +55,7 @@ class Aborts(nn.Module):
         self.c = nn.Conv2d(3, 3, 3, 2)
 
     def forward(self, x: Tensor) -> Tensor:
-        print("a package that prints to standard output")
+        print('{"ended": "a package prints what might be an answer of ours"}', flush=True)
         if self.c.stride != (2, 2):
             os.abort()
         return self.c(x)

@@ -367,6 +367,8 @@ def test_names_choose_models_and_unknown_ones_are_told(
     surveyed: object, config: Survey, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
+    rows, _ = survey(replace(config, every=3))
+    assert [row["model"] for row in rows] == ["Plain", "Aborts", "Grows", "pointwise"]
     rows, _ = survey(replace(config, models=["Plain"]))
     assert [row["model"] for row in rows] == ["Plain"]
     with pytest.raises(InputError, match="models: Plane is in none of tests"):

@@ -127,8 +127,7 @@ def _check_survey(config: Survey) -> None:
     config.models = _names("models", config.models)
     if config.all and config.models is not None:
         raise InputError(f"models={config.models} and all=true: give one of the two")
-    at_least("jobs", config.jobs, 1)
-    for key in ("seconds", "gigabytes"):
+    for key in ("every", "jobs", "seconds", "gigabytes"):
         at_least(key, getattr(config, key), 1)
     _check_seed(config.seed)
     _check_threads(config.threads)

@@ -279,6 +279,7 @@ class Survey:
     )
     models: Any = setting(None, "names of models in those sources; null: one of each family")
     all: bool = setting(False, "every model of each family")
+    every: int = setting(1, "only the first of so many families")
     pooling: bool = setting(True, "also convert with pooling")
     network: bool = setting(True, "also plan the unit-stride network (Theorem 2)")
     seconds: float = setting(120.0, "for each model, in a process of its own")

@@ -71,8 +71,9 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
 
 
 def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
-    """The first model of each family, all of them, or those that are named."""
-    for family, names in families.items():
+    """The first model of each family (of every so many-th), all of them, or those that are named."""
+    for family in [*families][:: config.every]:
+        names = families[family]
         wanted = names if config.all or config.models is not None else names[:1]
         for name in wanted:
             if config.models is None or name in config.models:
@@ -384,4 +385,5 @@ def _about(config: Survey, rows: list[Row]) -> str:
     measured = pd.json_normalize(rows)
     commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
     limits = f"{config.seconds:g} s and {config.gigabytes:g} GiB a model"
-    return f"Measured {machine_of(measured)}, limits {limits}, commit {commits}."
+    which = f"Only one family of every {config.every} of a package. " if config.every > 1 else ""
+    return f"{which}Measured {machine_of(measured)}, limits {limits}, commit {commits}."

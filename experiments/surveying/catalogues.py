@@ -77,7 +77,8 @@ class Monai(Catalogue):
                         "upsample_kernel_size": [[2, 1], [3, 2]]}, ((1, 72, 48),)
         ),
         "VNet": Entry("VNet", {"in_channels": 1, "out_channels": 1}, ((1, 32, 32, 32),)),
-        "AHNet": Entry("AHNet", {"in_channels": 1, "out_channels": 1}, ((1, 64, 64, 64),)),
+        "AHNet": Entry("AHNet", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1},
+                       ((1, 128, 128),)),
         "SegResNet": Entry("SegResNet", _SOLID, ((1, 32, 32, 32),)),
         "SegResNetDS": Entry("SegResNetDS", {**_SOLID, "init_filters": 8}, ((1, 32, 32, 32),)),
         "SegResNetDS2": Entry("SegResNetDS2", {**_SOLID, "init_filters": 8}, ((1, 32, 32, 32),)),
@@ -102,7 +103,7 @@ class Monai(Catalogue):
         "ViT": Entry("ViT", {"in_channels": 1, "img_size": (32, 32, 32), "patch_size": (8, 8, 8),
                              "hidden_size": 48, "mlp_dim": 96}, ((1, 32, 32, 32),)),
         "ViTAutoEnc": Entry("ViTAutoEnc", {"in_channels": 1, "img_size": (32, 32, 32),
-                                           "patch_size": (8, 8, 8), "hidden_size": 48, "mlp_dim": 96},
+                                           "patch_size": (4, 4, 4), "hidden_size": 48, "mlp_dim": 96},
                             ((1, 32, 32, 32),)),
         "VoxelMorphUNet": Entry("VoxelMorphUNet", {
             "spatial_dims": 2, "in_channels": 2, "unet_out_channels": 16,
@@ -118,8 +119,8 @@ class Monai(Catalogue):
         "Generator": Entry("Generator", {"latent_shape": (12,), "start_shape": (32, 8, 8),
                                          "channels": (16, 8, 1), "strides": (2, 2, 1)}, ((12,),)),
         "VarAutoEncoder": Entry("VarAutoEncoder", {
-            **_ENCODER, "spatial_dims": 2, "in_shape": (1, 64, 64), "out_channels": 1,
-            "latent_size": 4}, ((1, 64, 64),)),
+            "channels": (8, 16, 32), "strides": (2, 2, 2), "spatial_dims": 2,
+            "in_shape": (1, 64, 64), "out_channels": 1, "latent_size": 4}, ((1, 64, 64),)),
         "AutoencoderKL": Entry("AutoencoderKL", {**_PLANAR, **_ATTENTION, "out_channels": 1,
                                                  "num_res_blocks": 1}, ((1, 64, 64),)),
         "VQVAE": Entry("VQVAE", {"spatial_dims": 2, "in_channels": 1, "out_channels": 1,
@@ -165,8 +166,8 @@ class Diffusers(Catalogue):
             "up_block_types": ("AttnUpBlock2D", "UpBlock2D")}, ((3, 32, 32),), {"timestep": 3}),
         "UNet2DModel_resnet": Entry("UNet2DModel", {
             **_BLOCKS, "sample_size": 32, "attention_head_dim": 8,
-            "down_block_types": ("ResnetDownsampleBlock2D", "SkipDownBlock2D"),
-            "up_block_types": ("SkipUpBlock2D", "ResnetUpsampleBlock2D")}, ((3, 32, 32),),
+            "down_block_types": ("ResnetDownsampleBlock2D", "DownBlock2D"),
+            "up_block_types": ("UpBlock2D", "ResnetUpsampleBlock2D")}, ((3, 32, 32),),
             {"timestep": 3}),
         "UNet2DConditionModel": Entry("UNet2DConditionModel", {
             **_CROSS, "sample_size": 32, "up_block_types": ("UpBlock2D", "CrossAttnUpBlock2D")},
@@ -174,7 +175,8 @@ class Diffusers(Catalogue):
         "UNet3DConditionModel": Entry("UNet3DConditionModel", {
             **_CROSS, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
             "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}, ((4, 4, 32, 32),), _CONDITION),
-        "UNet1DModel": Entry("UNet1DModel", {"sample_size": 128, "block_out_channels": (16, 16, 32)},
+        "UNet1DModel": Entry("UNet1DModel", {"sample_size": 128, "extra_in_channels": 32,
+                                             "block_out_channels": (16, 16, 32)},
                              ((2, 128),), {"timestep": 3}),
         "ControlNetModel": Entry("ControlNetModel", {
             **_CROSS, "conditioning_embedding_out_channels": (8, 16)}, ((4, 32, 32),),
@@ -191,7 +193,7 @@ class Diffusers(Catalogue):
             ((3, 32, 32),), {"num_frames": 2}),
         "AutoencoderOobleck": Entry("AutoencoderOobleck", {
             "encoder_hidden_size": 16, "downsampling_ratios": [2, 4, 4], "channel_multiples": [1, 2, 4],
-            "decoder_channels": 16, "decoder_input_channels": 16}, ((2, 256),)),
+            "decoder_channels": 16, "decoder_input_channels": 8}, ((2, 256),)),
         "AutoencoderDC": Entry("AutoencoderDC", {
             "latent_channels": 8, "attention_head_dim": 8,
             "encoder_block_types": ("ResBlock",) * 3, "decoder_block_types": ("ResBlock",) * 3,

@@ -184,7 +184,7 @@ def _as_one(model: nn.Module, example: Example) -> Any:
     """The inputs as convert_layers takes them: all positional, or all by name."""
     if not example.kwargs or not example.args:
         return example.args or example.kwargs
-    names = inspect.signature(model.forward).bind(*example.args).arguments
+    names = inspect.signature(model.forward).bind_partial(*example.args).arguments
     return dict(names) | example.kwargs
 
 

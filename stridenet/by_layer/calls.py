@@ -6,6 +6,7 @@ unit strides; its filter is expanded at each call, so that gradients reach the s
 could not see `weight.data.mul_(2)`, and would be silently wrong.)
 """
 
+import functools
 import inspect
 from collections.abc import Callable
 from math import prod
@@ -276,41 +277,56 @@ class _Reader:
 
     def __init__(self, names: set[str], of: type) -> None:
         self.names, self.of = names, of
-        self.seen: set[int] = set()
+        self.seen: set[Any] = set()
 
-    def reads(self, function: Any) -> bool:
-        """Whether one of the names is in it."""
-        function = inspect.unwrap(getattr(function, "func", function))
+    def reads(self, function: Any, of: type | None = None) -> bool:
+        """Whether one of the names is in it. of: the class whose methods `self` has there."""
+        function = inspect.unwrap(function)
+        owner = getattr(function, "__self__", None)
+        of = type(owner) if isinstance(owner, torch.nn.Module) else of or self.of
         function = getattr(function, "__func__", function)
         code = getattr(function, "__code__", None)
-        if code is None or id(code) in self.seen or _is_torchs(function):
+        if code is None or (id(code), of) in self.seen or _is_torchs(function):
             return False
-        self.seen.add(id(code))
+        self.seen.add((id(code), of))
         called, texts = _named(code)
         if called & self.names or ("getattr" in called and any("conv" in t for t in texts)):
             return True
         cells = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
-        return any(map(self.reads_value, (*self._values(function, called), *cells)))
+        values = (*self._values(function, called, of), *cells)
+        return any(self.reads_value(value, of) for value in values)
 
-    def _values(self, function: Any, called: set[str]) -> list[Any]:
+    def _values(self, function: Any, called: set[str], of: type) -> list[Any]:
         """What the names stand for: globals, members of modules, and the class's own methods."""
         known = function.__globals__
         found = [known[name] for name in called if name in known]
         packages = [value for value in found if inspect.ismodule(value)]
         members = [vars(p).get(n) for p in packages if not _is_torchs(p) for n in called]
-        methods = [inspect.getattr_static(self.of, name, None) for name in called]
+        methods = [inspect.getattr_static(of, name, None) for name in called]
         return [*found, *members, *methods]
 
-    def reads_value(self, value: Any) -> bool:
-        """Whether a value is such a function, or one whose code names it."""
+    def reads_value(self, value: Any, of: type | None = None) -> bool:
+        """Whether a value is such a function, or one whose code names it, or has one in it."""
         if isinstance(value, property):
             value = value.fget
         if isinstance(value, type) and issubclass(value, torch.autograd.Function):
-            return self.reads(value.forward)
-        value = getattr(value, "func", value)  # of functools.partial
+            return self.reads(value.forward, of)
         if any(value is function for function in CALLS[True]):
-            return value.__name__ in self.names
-        return callable(value) and not isinstance(value, type) and self.reads(value)
+            return True
+        if (inside := self._inside(value)) is not None:
+            return any(self.reads_value(one, of) for one in inside)
+        return callable(value) and not isinstance(value, type) and self.reads(value, of)
+
+    def _inside(self, value: Any) -> list[Any] | None:
+        """What a collection or a partial function has in it, once; None of anything else."""
+        if not isinstance(value, (dict, list, tuple, set, functools.partial)):
+            return None
+        if id(value) in self.seen:
+            return []
+        self.seen.add(id(value))
+        if isinstance(value, functools.partial):
+            return [value.func, *value.args, *value.keywords.values()]
+        return [*(value.values() if isinstance(value, dict) else value)]
 
 
 def _named(code: Any) -> tuple[set[str], set[str]]:
