@@ -19,6 +19,7 @@ from torch.nn.utils.parametrize import ParametrizationList
 from stridenet.copies import copied, same_random_states, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.changes import refuse_changes
+from stridenet.graph.constants import fold_constants
 from stridenet.graph.differences import differences
 from stridenet.graph.meta import first_line, is_multiple
 from stridenet.graph.nodes import BATCH
@@ -36,7 +37,8 @@ def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True)
     """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
 
     sizes: of each input, without batch. The model is left untouched: what is returned holds copies of
-    its modules, which share the numbers of their parameters with it. Raises StrideEliminationError if
+    its modules, whose parameters and buffers share their numbers with it. In training mode it is not to
+    be run, as it would change the model's statistics. Raises StrideEliminationError if
     the model cannot be traced.
     buffers_by_name: arithmetic with buffers is traced, so that these keep their names; else it is done
         once, with their values, on which a forward may then depend.
@@ -61,7 +63,7 @@ class _Trace:
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], buffers_by_name: bool) -> None:
         self.model, self.sizes, self.buffers_by_name = model, sizes, buffers_by_name
         self.facts = _facts(model)
-        self.root = self._root(lambda copy: copy)
+        self.root = self._root()
         first = _Pass(self._tracer(self.root, self.facts), self._stage(self.root))
         try:
             first.tracer.run(first.stage)
@@ -76,6 +78,7 @@ class _Trace:
         if first.tracer.asked & {"dtype", "device"}:
             self._open_facts(first.tracer)
         _open_batch(first.tracer.graph)
+        fold_constants(first.tracer.graph, self.root)
         self.traced = fx.GraphModule(self.root, first.tracer.graph)
 
     def _tracer(self, root: nn.Module, facts: Facts) -> Tracer:
@@ -85,11 +88,14 @@ class _Trace:
 
     # Copies
 
-    def _root(self, change: Callable[[nn.Module], nn.Module]) -> nn.Module:
-        model = change(copied(self.model, share_tensors=True))
+    def _root(self, change: Callable[[nn.Module], nn.Module] | None = None) -> nn.Module:
+        model = copied(self.model, share_tensors=True)
+        model = model if change is None else change(model)
         for module in model.modules():
             if isinstance(module, ParametrizationList):
                 module.eval()  # spectral_norm would iterate each time that its weight is read
+        if change is None:
+            _share_buffers(model, self.model)
         whole = Tracer(model, (), self.facts).is_leaf_module(model, "")
         return nn.Sequential(model) if whole else model
 
@@ -101,7 +107,7 @@ class _Trace:
                 module.train(modes[name].training)
         return stage
 
-    def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module]) -> Tracer:
+    def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module] | None = None) -> Tracer:
         """Another pass, with other facts."""
         root = self._root(change)
         tracer = self._tracer(root, facts)
@@ -110,7 +116,7 @@ class _Trace:
 
     def _again(self, spoiled: nn.Module) -> Tracer:
         """A second pass through a copy that has already been through one."""
-        tracer = self._tracer(self._root(lambda copy: copy), self.facts)
+        tracer = self._tracer(self._root(), self.facts)
         tracer.run(spoiled)
         return tracer
 
@@ -120,7 +126,7 @@ class _Trace:
         """Refuse what changes with the number of images in another way than in proportion."""
         for batch in (_OTHER_BATCH, 1):
             try:
-                other = self._pass(replace(self.facts, batch=batch), lambda copy: copy)
+                other = self._pass(replace(self.facts, batch=batch))
             except Exception as error:
                 if batch == 1:
                     continue  # as BatchNorm in training mode, which the model cannot do either
@@ -204,7 +210,7 @@ class _Trace:
 
     def _works_in_groups(self) -> bool:
         try:
-            self._pass(replace(self.facts, batch=_ROUND_BATCH), lambda copy: copy)
+            self._pass(replace(self.facts, batch=_ROUND_BATCH))
         except Exception:
             return False
         return True
@@ -212,6 +218,15 @@ class _Trace:
     def _is_about_numbers(self, error: Exception) -> bool:
         words = ("dtype", "not implemented for", "same type", "be the same", "scalar type")
         return any(word in str(error) for word in words)
+
+
+def _share_buffers(copy: nn.Module, model: nn.Module) -> None:
+    """Have the copy's buffers be the numbers of the model's: it is read, and never run."""
+    shared: dict[int, Tensor] = {}
+    for (_, mine), (_, its) in zip(copy.named_modules(), model.named_modules(), strict=True):
+        for name, buffer in its._buffers.items():
+            if buffer is not None:
+                mine._buffers[name] = shared.setdefault(id(buffer), buffer.detach())
 
 
 def _kinds(model: nn.Module) -> str:
