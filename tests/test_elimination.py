@@ -959,10 +959,10 @@ def test_a_layer_with_the_name_of_a_view_is_none() -> None:
 
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         x = model.view(x)
-        return model.to(x + torch.relu_(model.expand(x)))
+        return model.last(x + torch.relu_(model.expand(x)))
 
     layers = {name: nn.Conv2d(2, 2, 3, padding=1) for name in ("view", "expand")}
-    model = randomise(Forward(forward, **layers, to=nn.Conv2d(2, 2, 3, 2)))
+    model = randomise(Forward(forward, **layers, last=nn.Conv2d(2, 2, 3, 2)))
     twin, x = eliminate_stride(model, (2, 9, 8)), images((2, 9, 8))
     assert close(twin(x), model(x))
 
