@@ -36,6 +36,8 @@ from stridenet.twin import UnitStrideNetwork
 # Of images, twice, as a number of images that was baked in fits only one; the others for a forward
 # that does not take a single image, as statistics of a batch need more.
 BATCHES = ((1, 2), (2, 3))
+# What they give has a size, and whatever numbers the memory held.
+WITHOUT_NUMBERS = frozenset({torch.empty, torch.empty_like, torch.empty_strided, "new_empty"})
 
 
 # Copies and quiet -----------------------------------------------------------------------------------
@@ -234,6 +236,8 @@ class Comparison(Runner):
         if len(expected) != len(obtained):
             raise self._stopped(layer, f"gives {len(obtained)} tensors, not {len(expected)}")
         name, operation = layer.name, layer.operation
+        if call.operation in WITHOUT_NUMBERS:
+            expected, obtained = ([torch.zeros_like(t) for t in ts] for ts in (expected, obtained))
         return result, worst(
             equal_to_the_bit(name, operation, a, b)
             or compared(name, operation, a, b, rounding_bound(call, rule, given, a))
@@ -423,8 +427,9 @@ def check_conversion(model: nn.Module, conversion: Conversion, twin: UnitStrideN
                 f"it runs ({_how_far(report)}): let it compute the same for every kind of tensor and "
                 "at every call, or convert it without tracing, by convert_layers(model)"
             )
-        layers = layers_of(twin.network).eval(), layers_of(conversion.traced).eval()
         for count in counts:
+            # Copies for each, as a forward may write into its buffers.
+            layers = layers_of(twin.network).eval(), layers_of(conversion.traced).eval()
             reports = _compare(conversion, twin, layers, count)
             wrong = next((r for r in reports if not r.passed), None)
             if wrong is not None:
@@ -493,7 +498,11 @@ def _check_traced(model: nn.Module, conversion: Conversion) -> tuple[LayerReport
     for counts in BATCHES:
         batches = [[x.to(device) for x in random_inputs(conversion, count)] for count in counts]
         try:
-            return traced_report(model, conversion, batches), counts
+            report = traced_report(model, conversion, batches)
+            if not report.passed:  # by requires_grad, perhaps, which was traced as with gradients
+                with torch.enable_grad():
+                    report = traced_report(model, conversion, batches)
+            return report, counts
         except Exception as error:  # the user's forward may raise anything
             errors.append(error)
     raise StrideEliminationError(

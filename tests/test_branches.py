@@ -172,8 +172,8 @@ def test_the_twin_does_what_the_model_does_with_tensors(middle: Callable) -> Non
     model = Asks(middle).eval()
     model.held = [nn.Parameter(torch.rand(4))]
     model.registered = model.held[0]
-    twin = eliminate_stride(model, SIZE, scope="layer")
-    assert twin.plan.strided_layers == 1
+    twin = eliminate_stride(model, SIZE)
+    assert twin.plan.strided_layers >= 1
     for many in (1, 2, 5):
         outputs_agree(model, twin, torch.rand(many, *SIZE), 1e-5)
     x = torch.rand(2, *SIZE)
@@ -215,11 +215,10 @@ class Returns(Asks):
         return self.middle(self.last(self.first(x)))
 
 
-@pytest.mark.parametrize("scope", ["layer", "network"])
 @pytest.mark.parametrize("output", OUTPUTS.values(), ids=OUTPUTS)
-def test_outputs_keep_their_type(output: Callable, scope: str) -> None:
+def test_outputs_keep_their_type(output: Callable) -> None:
     model = Returns(output)
-    twin = eliminate_stride(model, SIZE, scope=scope)
+    twin = eliminate_stride(model, SIZE)
     with torch.no_grad():
         wanted, obtained = model(torch.ones(2, *SIZE)), twin(torch.ones(2, *SIZE))
     assert same_types(wanted, obtained)
@@ -321,9 +320,9 @@ def test_a_weight_that_is_read_is_the_strided_one_or_refused() -> None:
     ):
         for convert in (plan_elimination, eliminate_stride):
             with pytest.raises(
-                StrideEliminationError, match=r"(reads the weight of first|no rule)"
+                StrideEliminationError, match=r"(forward reads first\.weight|no rule)"
             ):
-                convert(Asks(middle), SIZE, scope="layer")
+                convert(Asks(middle), SIZE)
     unchanged = Asks(lambda m, x, y: y + m.last.weight.sum((1, 2, 3))[:, None, None])
-    twin = eliminate_stride(unchanged, SIZE, scope="layer")
+    twin = eliminate_stride(unchanged, SIZE)
     outputs_agree(unchanged, twin, torch.rand(2, *SIZE), 1e-5)

@@ -251,7 +251,7 @@ def test_spectral_norm_does_not_iterate_and_stays_in_its_mode() -> None:
         for parameter in model.parameters():
             parameter.normal_()  # so that each iteration changes the weights by much
     vectors = [b.clone() for b in model.buffers()]
-    twin = eliminate_stride(model, SIZE, scope="layer")
+    twin = eliminate_stride(model, SIZE)
     assert all(torch.equal(a, b) for a, b in zip(vectors, model.buffers(), strict=True))
     x = torch.rand(2, *SIZE)
     assert torch.allclose(twin.eval()(x), model.eval()(x), atol=1e-5)
@@ -361,7 +361,7 @@ def test_a_forward_that_depends_on_what_it_changes_is_refused_by_name(
     model = nn.Sequential(nn.ReLU(), kind())
     before = snapshot(model)
     with pytest.raises(StrideEliminationError, match=message):
-        eliminate_stride(model, SIZE, scope="layer")
+        eliminate_stride(model, SIZE)
     assert snapshot(model) == before
 
 

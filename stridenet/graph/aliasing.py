@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.nodes import place, tensors
+from stridenet.graph.nodes import of_model, place, tensors
 
 VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
@@ -49,7 +49,7 @@ def let_late_readers_follow(traced: fx.GraphModule) -> None:
                 continue
             if other is sources[0]:
                 _redirect(other, node, late)
-            elif tensors(other.meta["value"]):
+            elif tensors(other.meta["value"]) and not of_model(node):  # that is kept as it is
                 raise StrideEliminationError(
                     f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
                     f"{place(traced, late[0])} reads later by way of {place(traced, other)}; write it "
