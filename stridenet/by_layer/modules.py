@@ -239,7 +239,6 @@ class UnitStrideTransposed(UnitStrideLayer):
         more = was.output_padding
         if output_size is not None:
             sizes: Any = (was.stride, was.padding, was.kernel_size, len(was.stride), was.dilation)
-            # torch asks for its own output padding where no size is given, else for none of it.
             more = tuple(self._output_padding(input, output_size, *sizes))
         windows = was.transposed_windows
         return convolve_transposed(input, self.weight, self.bias, windows, more, was.groups)
