@@ -53,7 +53,6 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
     the same version of the package, is not measured again, unless `force`.
     """
-    about = circumstances(config, torch.device("cpu"), config.jobs)
     rows: list[Row] = []
     missing: dict[str, str] = {}
     for source in config.sources or SOURCES:
@@ -61,6 +60,7 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
             if worker.missing:
                 missing[source] = worker.missing
                 continue
+            about = circumstances(config, torch.device("cpu"), config.jobs)  # as its code is now
             chosen = [*choose(config, source, worker.families())]
             found = {} if config.force else _kept(config, chosen, worker.version)
             waiting = [one for one in chosen if one not in found]

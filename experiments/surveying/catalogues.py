@@ -175,8 +175,8 @@ class Diffusers(Catalogue):
         "UNet3DConditionModel": Entry("UNet3DConditionModel", {
             **_CROSS, "down_block_types": ("CrossAttnDownBlock3D", "DownBlock3D"),
             "up_block_types": ("UpBlock3D", "CrossAttnUpBlock3D")}, ((4, 4, 32, 32),), _CONDITION),
-        "UNet1DModel": Entry("UNet1DModel", {"sample_size": 128, "extra_in_channels": 32,
-                                             "block_out_channels": (16, 16, 32)},
+        "UNet1DModel": Entry("UNet1DModel", {"sample_size": 128, "extra_in_channels": 64,
+                                             "block_out_channels": (32, 32, 64)},
                              ((2, 128),), {"timestep": 3}),
         "ControlNetModel": Entry("ControlNetModel", {
             **_CROSS, "conditioning_embedding_out_channels": (8, 16)}, ((4, 32, 32),),

@@ -61,6 +61,8 @@ class Torchvision:
             options["weights_backbone"] = None
         if name in ("googlenet", "inception_v3"):
             options["init_weights"] = True
+        if ".detection" in module and not name.startswith("ssd"):  # those have a size of their own
+            options |= {"min_size": 96, "max_size": 128}
         return imported("torchvision.models").get_model(name, **options)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
