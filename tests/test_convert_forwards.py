@@ -389,3 +389,59 @@ def test_copies_and_pickles_of_a_converted_model():
         assert list(converted_layers(other)) == ["0", "2"]
         assert type(other[0]) is type(same[0])
         assert other[0].weight is not same[0].weight
+
+
+class Factory:
+    """An object that no reader of code looks into."""
+
+    def __init__(self, **made):
+        self.made = made
+
+    def __getitem__(self, name):
+        return self.made[name]
+
+
+FACTORY = Factory(
+    pool=lambda x: nn.AvgPool2d(2)(x),
+    convolve=lambda x: F.conv2d(x, x.new_ones(2, x.shape[1], 3, 3), stride=2),
+    indices=lambda x: F.max_pool2d(x, 2, return_indices=True)[0],
+)
+
+
+class Hidden(nn.Module):
+    def __init__(self, name):
+        super().__init__()
+        self.c, self.name = nn.Conv2d(3, 4, 3, 2), name
+
+    def forward(self, x):
+        return FACTORY[self.name](self.c(x))
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+@pytest.mark.parametrize("name", ["pool", "convolve"])
+def test_a_call_that_no_code_tells_of_is_seen_when_it_runs(name, inplace):
+    x = torch.randn(2, 3, 21, 25)
+    expected = (model := Hidden(name))(x)
+    same = convert_layers(model, pooling=True, example_inputs=x, inplace=inplace)
+    with Strides() as strides:
+        torch.testing.assert_close(same(x), expected)
+    assert not strides.found
+    assert (same is model) == inplace
+
+
+def test_a_stride_that_must_stay_is_named_with_its_line():
+    x = torch.randn(2, 3, 21, 25)
+    with pytest.raises(
+        StrideEliminationError,
+        match=r"max_pool2d_with_indices \(test_convert_forwards\.py, line \d+\), which",
+    ):
+        convert_layers(Hidden("indices"), pooling=True, example_inputs=x)
+    convert_layers(Hidden("indices"), example_inputs=x)
+
+
+def test_in_place_nothing_changes_if_the_check_fails():
+    model = Net(lambda m, x: F.conv2d(x, m.c.weight, m.c.bias, m.c.stride, m.c.padding))
+    with pytest.raises(StrideEliminationError):
+        convert_layers(model, example_inputs=torch.randn(1, 3, 9, 9), inplace=True)
+    assert type(model.c) is nn.Conv2d
+    assert model.c.weight.shape == (4, 3, 3, 3)

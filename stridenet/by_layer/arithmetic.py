@@ -14,7 +14,6 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from torch.fx.experimental.symbolic_shapes import statically_known_true
 
 from stridenet.layers import CONVOLVE
 from stridenet.phases import Places, gather_taps, places_of
@@ -124,6 +123,8 @@ def exported_to_onnx() -> bool:
 def _is_seen_to_divide(size: Any, stride: int) -> bool:
     if not isinstance(size, torch.SymInt):
         return True
+    from torch.fx.experimental.symbolic_shapes import statically_known_true  # slow to import
+
     return statically_known_true(size % (size // stride) == 0)
 
 

@@ -204,6 +204,23 @@ def unit_stride_call(
     return rule(axes, depthwise, given)
 
 
+def has_stride(function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool) -> bool:
+    """Whether a call is one that is to have unit strides, or would be if that were possible."""
+    known = CALLS[pooling].get(function)
+    if known is None:
+        name = getattr(function, "__name__", "")
+        if not (pooling and name.startswith("max_pool") and name.endswith("_with_indices")):
+            return False
+        known = (_maximum, int(name[len("max_pool")]), _MAXIMUM)
+    rule, axes, names = known
+    given = dict(zip(names, args, strict=False)) | kwargs
+    if rule in (_adaptive_maximum, _adaptive_average):
+        return _adaptive(axes, given) is not None
+    if "kernel_size" in given:
+        return _windows(axes, given) is not None
+    return max(numbers(given.get("stride", 1), 1)) > 1
+
+
 class UnitStrideCalls(TorchFunctionMode):
     """While it is on in a thread, strided calls of torch's functions there have unit strides."""
 

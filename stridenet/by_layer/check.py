@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
-from stridenet.by_layer.calls import POOLING_CALLS, numbers
+from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
 from stridenet.by_layer.modules import UnitStrideForward, converted_layers
 from stridenet.comparison import cloned, leaves, seed, undisturbed
 from stridenet.copies import copied
 from stridenet.errors import StrideEliminationError
+from stridenet.graph.places import users_line
 from stridenet.reports import LayerReport, compared
 from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
 
@@ -38,19 +39,18 @@ def as_inputs(example_inputs: Any) -> Inputs:
     return (example_inputs,), {}
 
 
-def check_layers(originals: Mapping[str, nn.Module], same: nn.Module) -> None:
+def check_layers(model: nn.Module, same: nn.Module) -> None:
     """Each converted layer by itself on a small random map; raises StrideEliminationError."""
     with undisturbed():
-        layers = converted_layers(same)
-        for name, before in originals.items():
-            for report in _alone(name, before, layers[name]):
-                _require(report)
+        for report in small_reports(model, same):
+            _require(report)
 
 
 def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
-    """The same of each converted layer of a network, as reports."""
+    """A report for each converted layer by itself, but for those that the model has converted, too."""
     originals = dict(model.named_modules())
-    layers = converted_layers(same).items()
+    already = converted_layers(model)
+    layers = [(n, layer) for n, layer in converted_layers(same).items() if n not in already]
     return [report for name, layer in layers for report in _alone(name, originals[name], layer)]
 
 
@@ -63,13 +63,18 @@ def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
     return [] if x is None else [_report(name, before, (x,), {}, after(cloned(x)))]
 
 
-def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> None:
-    """The converted network beside the model, in evaluation mode; raises StrideEliminationError."""
+def check_network(
+    model: nn.Module, same: nn.Module, example_inputs: Any, pooling: bool
+) -> list[str]:
+    """The converted network beside the model, in evaluation mode; raises StrideEliminationError.
+
+    Returns which strided calls were left, with their places in the user's code.
+    """
     with undisturbed():
         # Whole copies: a forward may write into its parameters (self.weight.data.clamp_()).
         before, after = (copied(network).eval() for network in (model, same))
-        with _NothingOf(model if model is not same else None):
-            reports, difference, largest = compare(before, after, as_inputs(example_inputs))
+        with _Watch(model, pooling) as watch:
+            reports, difference, largest = compare(before, after, as_inputs(example_inputs), watch)
         for report in reports:
             _require(report)
         if not difference <= APART * max(largest, 1e-30):
@@ -79,15 +84,19 @@ def check_network(model: nn.Module, same: nn.Module, example_inputs: Any) -> Non
                 "conversion changes (a layer's weight, stride or type); leave that layer out, with "
                 "only=[…]"
             )
+    return watch.left
 
 
-class _NothingOf(TorchFunctionMode):
-    """Sees that nothing that runs computes with the parameters of a model of which it has copies."""
+class _Watch(TorchFunctionMode):
+    """Sees that nothing that runs computes with the parameters of a model of which it has copies, and
+    which strided calls come while `converted` runs."""
 
-    def __init__(self, model: nn.Module | None) -> None:
+    def __init__(self, model: nn.Module, pooling: bool) -> None:
         super().__init__()
-        named = model.named_parameters() if model is not None else ()
-        self.names = {id(parameter): name for name, parameter in named}
+        self.names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.pooling = pooling
+        self.converted = False  # whether it is the converted network that runs
+        self.left: list[str] = []
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Torch's way to pass a call through a mode."""
@@ -97,13 +106,15 @@ class _NothingOf(TorchFunctionMode):
                 raise StrideEliminationError(
                     f"a copy of the model still computes with {self.names[id(value)]} of the model "
                     "itself: some function of its keeps it where a copy cannot reach (a global, a "
-                    "class); take it from self, or give inplace=True"
+                    "class); take it from self"
                 )
+        if self.converted and has_stride(func, args, kwargs, self.pooling):
+            self.left.append(f"{func.__name__}{users_line()}")
         return func(*args, **kwargs)
 
 
 def compare(
-    model: nn.Module, same: nn.Module, inputs: Inputs
+    model: nn.Module, same: nn.Module, inputs: Inputs, watch: _Watch | None = None
 ) -> tuple[list[LayerReport], float, float]:
     """Run two networks, which are copies of ours. Returns a report for each converted call in order,
     the largest difference of an output, and the largest output."""
@@ -119,12 +130,16 @@ def compare(
             module.unit_stride_calls = {
                 **module.unit_stride_calls, "observe": _observer(name, reports)
             }  # fmt: skip
+    if watch is not None:
+        watch.converted = True
     seed()
     try:
         obtained = run(same, inputs)
-    except StrideEliminationError:
+    except (StrideEliminationError, MemoryError):
         raise
     except Exception as error:  # the user's forward may raise anything
+        if "memory" in str(error):  # that ran out, and on another device is no MemoryError
+            raise
         raise StrideEliminationError(
             f"the converted network raises where the model does not ({_told(error)}): its forward "
             "reads what a conversion changes (a layer's weight, stride or type); leave that layer out, "
@@ -152,12 +167,13 @@ def _report(
     """One call of a converted layer beside the strided one."""
     forward = type(before).forward  # its hooks are the user's, and have been asked once
     operation = type(before).__name__
-    expected = forward(before, *map(cloned, args), **kwargs)
-    bound = (
-        _pooling_bound(lambda x: forward(before, x), operation, args[0], expected)
-        if not hasattr(before, "weight")
-        else module_bound(before, args[0], expected)
-    )
+    with torch._C.DisableTorchFunction():  # no strided call of the network's
+        expected = forward(before, *map(cloned, args), **kwargs)
+        bound = (
+            _pooling_bound(lambda x: forward(before, x), operation, args[0], expected)
+            if not hasattr(before, "weight")
+            else module_bound(before, args[0], expected)
+        )
     return compared(name, operation, expected, result, bound)
 
 
@@ -165,6 +181,12 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
     def compare_call(
         function: Any, args: tuple, kwargs: dict[str, Any], given: dict[str, Any], result: Tensor
     ) -> None:
+        with torch._C.DisableTorchFunction():  # no strided call of the network's
+            reports.append(report(function, args, kwargs, given, result))
+
+    def report(
+        function: Any, args: tuple, kwargs: dict[str, Any], given: dict[str, Any], result: Tensor
+    ) -> LayerReport:
         expected = function(*args, **kwargs)
         x = given["input"]
         if function in POOLING_CALLS:
@@ -177,7 +199,7 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
             terms = weight.numel() // min(weight.shape[:2]) + 1
             roundoff = unit_roundoff([x, weight, expected])
             bound = 2 * gamma(terms, roundoff) * function(**{**given, **magnitudes})
-        reports.append(compared(name, function.__name__, expected, result, bound))
+        return compared(name, function.__name__, expected, result, bound)
 
     return compare_call
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.check import check_layers, check_network
-from stridenet.by_layer.exchange import exchanged, planned_steps
+from stridenet.by_layer.exchange import exchanged, look_after_calls
 from stridenet.by_layer.modules import (
     Exchanged,
     Expand,
@@ -49,7 +49,7 @@ def convert_layers(
     pooling: maximum, average and adaptive pooling, too.
     example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, on which the
         check runs model and converted model; without it, each layer is checked on a small random map.
-    inplace: convert the model itself, not a copy. Nothing of it is changed if a layer is refused.
+    inplace: convert the model itself, not a copy. Nothing of it is changed if it is refused.
     depthwise: how a convolution of one channel a group is computed: "phases" convolves each phase by
         itself and adds up, for which there are fast kernels; "grouped" has s² channels a group. Both
         have the same weights.
@@ -65,25 +65,32 @@ def convert_layers(
     >>> convert_layers(model)[0]
     UnitStrideConv2d(12, 8, kernel_size=(4, 4), stride=(1, 1))
     """
-    originals = _before(unwrapped(model), only, pooling) if check else {}
-    before = unwrapped(model)
-    if check and inplace and example_inputs is not None:
-        before = copied(before)  # the strided numbers are gone afterwards
-    same = exchanged(model, only, pooling, inplace, depthwise)
-    if check and example_inputs is not None:
-        check_network(before, unwrapped(same), example_inputs)
-    elif check:
-        check_layers(originals, unwrapped(same))
-    return same
+    if not check:
+        return exchanged(model, only, pooling, inplace, depthwise)
+    before: Any = unwrapped(model)
+    same, hidden = exchanged(before, only, pooling, depthwise=depthwise), False
+    if example_inputs is None:
+        check_layers(before, same)
+    else:
+        left = check_network(before, same, example_inputs, pooling)
+        hidden = bool(left) and only is None
+        if hidden:  # no code tells of these calls: the whole forward is looked after
+            look_after_calls(same, pooling, depthwise)
+            _require_none(check_network(before, same, example_inputs, pooling))
+    if not inplace:
+        return same
+    exchanged(model, only, pooling, True, depthwise)  # only now that a copy has passed
+    if hidden:
+        look_after_calls(before, pooling, depthwise)
+    return model
 
 
-def _before(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> dict[str, nn.Module]:
-    """The strided layers before their conversion, sharing their numbers."""
-    layers = {}
-    for step in planned_steps(model, only, pooling):
-        if issubclass(step.mixin, UnitStrideLayer):
-            layers[step.name] = copied(step.module, share_tensors=True)
-    return layers
+def _require_none(left: list[str]) -> None:
+    if left:
+        raise StrideEliminationError(
+            f"strides are left in {', '.join(dict.fromkeys(left))}, which convert_layers cannot reach; "
+            "check=False takes the rest"
+        )
 
 
 # Weights of the strided network, and the way back ----------------------------------------------------

@@ -215,8 +215,7 @@ def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
     """done: the tensors that were expanded for a layer before, by id."""
     module = step.module
     if step.mixin is UnitStrideForward:
-        module.unit_stride_calls = {"pooling": pooling, "depthwise": depthwise}
-        exchange(module, UnitStrideForward)
+        look_after_calls(module, pooling, depthwise)
         return
     if step.mixin is UnitStridePooling:
         module.strided = StridedPooling.of(module)
@@ -228,6 +227,13 @@ def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
             _expand(module, "bias", module.strided.expand_bias, done)
     exchange(module, step.mixin)
     describes_unit_strides(module, depthwise)
+
+
+def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
+    """Let strided calls in a module's forward, and in the forwards within it, have unit strides."""
+    if not isinstance(module, UnitStrideForward):
+        exchange(module, UnitStrideForward)
+    module.unit_stride_calls = {"pooling": pooling, "depthwise": depthwise}
 
 
 def _bake(layer: nn.Module) -> None:
