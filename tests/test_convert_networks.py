@@ -147,6 +147,17 @@ def test_the_model_is_left_as_it_was_also_by_a_refusal() -> None:
 # Which layers
 
 
+@pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
+@pytest.mark.parametrize(("inputs", "outputs"), [(1, 1), (1, 2), (2, 1)])
+def test_no_two_numbers_of_a_parameter_are_in_one_place(
+    kind: type, inputs: int, outputs: int
+) -> None:
+    """An expanded view of a single number could not be trained."""
+    for kernel in (1, 2, 3):
+        for parameter in convert_layers(kind(inputs, outputs, kernel, 2)).parameters():
+            parameter.data.add_(1)
+
+
 @pytest.mark.parametrize(
     "only", [["conv1"], ["pool"], ["shortcut", "conv3"], list(Small.strided), []]
 )
