@@ -88,8 +88,8 @@ def verify(
         report = verify_layers(model, plain, images)
     else:
         raise StrideEliminationError(
-            f"{type(twin).__name__} is not a twin: expected what eliminate_stride or convert_layers "
-            "returns"
+            f"{type(twin).__name__} is not a twin: expected what eliminate_stride returns, or a model "
+            "in which convert_layers has changed a layer"
         )
     if raise_on_failure and not report.passed:
         raise StrideEliminationError(f"the twin is not equal to the model:\n{report}")

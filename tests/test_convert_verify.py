@@ -67,6 +67,7 @@ FAULTS = {
     "gamma": lambda m: m.gamma[0].add_(1e-3),
     "shift": lambda m: m.shift[0, 0].add_(1e-3),
     "act ": lambda m: setattr(m.act, "max_val", 5.0),
+    "bn ": lambda m: setattr(m.bn, "momentum", 0.2),  # which shows in training only
 }
 
 
@@ -83,6 +84,28 @@ def test_a_planted_fault_is_found_and_named(name):
     assert report.first_failure == name.strip()
     with pytest.raises(StrideEliminationError, match=f"NOT equal, from {name.strip()} on"):
         verify(model, same, X, raise_on_failure=True)
+
+
+class Doubling(Residual):
+    def forward(self, x):
+        return 2 * super().forward(x)
+
+
+def test_another_forward_is_found():
+    model = Residual()
+    same = convert_layers(model)
+    same.__class__ = Doubling
+    assert verify(model, same, X).first_failure == "(model)"
+
+
+def test_layers_that_were_left_out_are_compared():
+    model = Residual()
+    same = convert_layers(model, only=["d"])
+    report = verify(model, same, X)
+    assert report.passed, report
+    with torch.no_grad():
+        same.c.weight[0, 0, 0, 0] += 1e-3
+    assert verify(model, same, X).first_failure == "c.weight"
 
 
 def test_a_hook_that_changes_the_output_is_found():

@@ -11,7 +11,6 @@ import warnings
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -25,13 +24,19 @@ from torch import Tensor, fx, nn
 
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Export
-from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, export_onnx, host
+from stridenet import (
+    StrideEliminationError,
+    UnitStrideNetwork,
+    convert_layers,
+    eliminate_stride,
+    export_onnx,
+    host,
+)
 from stridenet.errors import InputError
 from stridenet.layers import PhantomMask
 from stridenet.onnx import export
-from stridenet.onnx.check import Comparison, check_graph
+from stridenet.onnx.check import POOLING_OPERATORS, Comparison, StridedNode, check_graph
 from stridenet.onnx.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
-from stridenet.options import Options
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet
 from tests.conftest import settings_of
@@ -203,9 +208,8 @@ def assert_computes_the_same(file: Path, model: nn.Module, size: tuple[int, ...]
     [
         {"batch_norm": "shared"},
         {"batch_norm": "per_phase", "output_factor": 2},
-        {"scope": "layer", "pooling": True},
     ],
-    ids=["shared", "per_phase", "layer"],
+    ids=["shared", "per_phase"],
 )
 def test_branches_and_ragged_maps_are_exported(settings: dict[str, Any], file: Path) -> None:
     model = drawn(residual).eval()
@@ -213,23 +217,21 @@ def test_branches_and_ragged_maps_are_exported(settings: dict[str, Any], file: P
     twin = eliminate_stride(model, size, **settings)
     assert twin.plan.strided_layers == 4
     masks = sum(isinstance(module, PhantomMask) for module in twin.modules())
-    assert (masks > 1) == ("scope" not in settings)
+    assert masks > 1
     report = export_onnx(twin, file)
     assert report.strided == ()
     assert_computes_the_same(file, model, size)
 
 
-def test_a_stride_that_the_twin_was_to_keep_is_told(file: Path) -> None:
+def test_a_stride_that_was_to_stay_is_told(file: Path) -> None:
     model = drawn(residual).eval()
     for settings, kept in (
         ({}, ["largest"]),
         ({"only": ["conv1", "shortcut", "largest"]}, ["stem.0"]),
     ):
-        twin = eliminate_stride(model, SIZE, scope="layer", **settings)
-        report = export_onnx(twin, file)
-        # The images' form stays, so that nothing is left to a host.
-        assert report.operators == export_onnx(twin, file, rearrange="host").operators
-        assert [node.name.removeprefix("network.") for node in report.strided] == kept
+        same = convert_layers(model, **settings)
+        report = export_onnx(same, file, example_inputs=images_of(SIZE, 2))
+        assert [node.name for node in report.strided] == kept
 
 
 def test_several_inputs_have_their_names_and_each_its_phase_form(file: Path) -> None:
@@ -587,33 +589,31 @@ def strided_graph(**attributes: Any) -> Any:
     return helper.make_model(graph, functions=[function], opset_imports=imports, ir_version=9)
 
 
-def plan_like(**settings: Any) -> Any:
-    return SimpleNamespace(options=Options(**settings))
+def none_may_stay(node: StridedNode) -> bool:
+    return False
 
 
 def test_strides_in_branches_and_functions_are_found(tmp_path: Path) -> None:
     path = tmp_path / "net.onnx"
     onnx.save(strided_graph(strides=[1, 2]), path)
-    operators, strided = check_graph(path, None)
+    operators, strided = check_graph(path, lambda node: True)
     assert operators == {"If": 1, "MaxPool": 1, "Identity": 1, "Layer": 1, "Conv": 1}
     assert [str(node) for node in strided] == [
         "pool (MaxPool, strides 1x2)",
         "convolution (Conv, strides 1x2)",
     ]
     with pytest.raises(StrideEliminationError, match=r"in pool .*; convolution "):
-        check_graph(path, plan_like())
+        check_graph(path, none_may_stay)
     with pytest.raises(StrideEliminationError, match="in convolution "):
-        check_graph(path, plan_like(scope="layer"))  # it keeps the strides of pooling
-    with pytest.raises(StrideEliminationError, match=r"in pool .*; convolution "):
-        check_graph(path, plan_like(scope="layer", pooling=True))
-    only_other = plan_like(scope="layer", pooling=True, only=("other",))
-    assert check_graph(path, only_other)[1] == strided
+        check_graph(path, lambda node: node.operator in POOLING_OPERATORS)
+    with pytest.raises(StrideEliminationError, match="in pool "):
+        check_graph(path, lambda node: node.name == "convolution")
 
 
 @pytest.mark.parametrize("attributes", [{}, {"strides": [1, 1]}])
 def test_unit_strides_are_none(attributes: dict[str, Any], tmp_path: Path) -> None:
     onnx.save(strided_graph(**attributes), tmp_path / "net.onnx")
-    assert check_graph(tmp_path / "net.onnx", plan_like())[1] == ()
+    assert check_graph(tmp_path / "net.onnx", none_may_stay)[1] == ()
 
 
 # The command

@@ -6,6 +6,7 @@ below in NAMED, shrunk, as it was printed.
 
 import itertools
 from collections import Counter
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -13,10 +14,12 @@ import torch
 from graphs import Network, TwoInputs, images, networks, randomise
 from hypothesis import HealthCheck, event, given, reject, settings
 from hypothesis import strategies as st
+from torch import nn
 from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from stridenet import StrideEliminationError, eliminate_stride
+from stridenet import StrideEliminationError, convert_layers, eliminate_stride, verify
+from stridenet.by_layer.modules import is_converted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 # 200, or more where the profile says so: make fuzz
@@ -251,23 +254,37 @@ class Recorder(TorchDispatchMode):
         return result
 
 
+def check(network: Network, input_size: tuple, **options: Any) -> None:
+    """The twin of the whole network computes the same, with unit strides and without dilation."""
+    twin = eliminate_stride(network, input_size, **options)
+    assert_equal(network, twin, input_size)
+    assert twin.plan.parameters[1] == sum(p.numel() for p in twin.parameters())
+    for layer in twin.plan.layers:
+        new = twin.network.get_submodule(layer.name).modules() if layer.maps else ()
+        assert all(set(module.dilation) == {1} for module in new if hasattr(module, "dilation"))
+
+
+def check_by_layer(network: Network, input_size: tuple) -> None:
+    """So does the network whose layers are converted one by one; and verify says so."""
+    same = convert_layers(network, pooling=True)
+    assert_equal(network, same, input_size)
+    if is_converted(same):  # and not without a stride
+        report = verify(network, same, tuple(images(input_size)))
+        assert report.passed, report
+
+
 @torch.no_grad()
-def check(network: Network, input_size: tuple, seed: int = 0, **options: Any) -> None:
+def assert_equal(network: Network, twin: nn.Module, input_size: tuple) -> None:
     """The twin computes the same, with unit strides only.
 
     1e-10 is far above rounding and far below the effect of a wrong weight, also in results that
     cancel to almost nothing; the rigorous bound is that of verify().
     """
-    inputs = images(input_size, seed)
+    inputs = images(input_size)
     expected = network(*[x.clone() for x in inputs])
-    twin = eliminate_stride(network, input_size, **options)
     with Recorder() as recorder:
         obtained = twin(*inputs)
     assert recorder.strided == []
-    assert twin.plan.parameters[1] == sum(p.numel() for p in twin.parameters())
-    for layer in twin.plan.layers:
-        new = twin.network.get_submodule(layer.name).modules() if layer.maps else ()
-        assert all(set(module.dilation) == {1} for module in new if hasattr(module, "dilation"))
     obtained, structure = pytree.tree_flatten(obtained)
     expected, expected_structure = pytree.tree_flatten(expected)
     assert structure == expected_structure
@@ -294,16 +311,11 @@ def test_the_recorder_sees_what_is_strided(code: str) -> None:
     assert len(recorder.strided) == 1
 
 
-scopes = pytest.mark.parametrize(
-    "options", [{}, {"scope": "layer", "pooling": True}], ids=["network", "layer"]
-)
-
-
-@scopes
+@pytest.mark.parametrize("checks", [check, check_by_layer])
 @pytest.mark.parametrize("name", NAMED)
-def test_the_twin_of_this_network_equals_it(name: str, options: dict) -> None:
+def test_the_twin_of_this_network_equals_it(name: str, checks: Callable) -> None:
     input_size, network = NAMED[name]
-    check(randomise(network), input_size, **options)
+    checks(randomise(network), input_size)
 
 
 @many
@@ -322,9 +334,9 @@ def test_the_twin_of_a_random_network_equals_it(
 
 
 @many
-@given(networks(), st.sampled_from(["shared", "per_phase"]))
-def test_layer_by_layer_no_random_network_is_refused(example: tuple, batch_norm: str) -> None:
-    check(*example, scope="layer", pooling=True, batch_norm=batch_norm)
+@given(networks())
+def test_layer_by_layer_no_random_network_is_refused(example: tuple) -> None:
+    check_by_layer(*example)
 
 
 def converted(example: tuple, **options: Any) -> tuple:

@@ -68,7 +68,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple, dict]] = {
     "chain": (plain, (2, 17, 14), {}),
     "per phase": (plain, (2, 17, 14), {"batch_norm": "per_phase"}),
     "in one dimension": (one_dimension, (2, 31), {}),
-    "by layer": (Scaled, (2, 17, 14), {"scope": "layer"}),
 }
 Damage = Callable[[UnitStrideNetwork], None]
 
@@ -182,10 +181,8 @@ OF_A_GRAPH = [
     (gamma, "mul"), (table, "add_1"), (order_of_outputs, "(outputs)"), (residual_edge, "add"),
     (other_way, "branch"), (another_forward, "(outputs)"),
 ]  # fmt: skip
-CASES = [(name, *fault) for fault in FAULTS for name in MODELS if name != "by layer"]
+CASES = [(name, *fault) for fault in FAULTS for name in MODELS]
 CASES += [("residual", *fault) for fault in [*OF_A_GRAPH, (function_of_the_graph, "add_1")]]
-CASES += [("by layer", *fault) for fault in FAULTS if fault[1] != "rearrange"]
-CASES += [("by layer", *fault) for fault in OF_A_GRAPH]
 
 
 @pytest.mark.parametrize(("name", "damage", "layer"), CASES)

@@ -4,6 +4,7 @@ The oracle of what belongs together is the twin of a network whose weights are a
 equal numbers in it are copies of one weight, and its zeros are structural.
 """
 
+import contextlib
 import copy
 import math
 import pickle
@@ -26,6 +27,7 @@ from experiments.settings.schema import Recipe
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
+    convert_layers,
     degrees_of_freedom,
     distance_from_tied,
     eliminate_stride,
@@ -100,7 +102,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple, dict]] = {
     "ragged": (chain, (1, 20, 23), {}),
     "residual": (Residual, (1, 11, 14), {}),
     "residual per phase": (Residual, (1, 12, 12), {"batch_norm": "per_phase"}),
-    "residual by layer": (Residual, (1, 11, 14), {"scope": "layer"}),
     "1-D": (of_one_axis, (2, 41), {}),
     "3-D": (of_three_axes, (1, 7, 9, 11), {}),
     "transposed": (up_again, (2, 9, 12), {}),
@@ -304,22 +305,26 @@ def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_o
             share(free, "masked")
 
 
+def twins(network: nn.Module, size: tuple) -> Iterator[nn.Module]:
+    """Both kinds: layer by layer, and as a whole unless the strides do not agree."""
+    yield convert_layers(network, pooling=True, check=False)
+    with contextlib.suppress(StrideEliminationError):
+        yield eliminate_stride(network, size, check=False)
+
+
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @settings(max_examples=30)
 @given(graphs.networks())
 def test_the_twin_of_a_random_network_is_the_same_however_it_is_shared(example: tuple) -> None:
     network, size = example
-    try:
-        twin = eliminate_stride(network, size)
-    except StrideEliminationError:
-        twin = eliminate_stride(network, size, scope="layer")
     images = graphs.images(size)
-    expected = tree_leaves(twin(*(x.clone() for x in images)))
-    for sharing in ("tied", "masked"):
-        obtained = tree_leaves(share(twin, sharing)(*(x.clone() for x in images)))
-        assert all(torch.equal(a, b) for a, b in zip(obtained, expected, strict=True))
-    parameters = (p.numel() for p in fold_back(twin).parameters())
-    assert sum(p.numel() for p in share(twin, "tied").parameters()) == sum(parameters)
+    for twin in twins(network, size):
+        expected = tree_leaves(twin(*(x.clone() for x in images)))
+        for sharing in ("tied", "masked"):
+            obtained = tree_leaves(share(twin, sharing)(*(x.clone() for x in images)))
+            assert all(torch.equal(a, b) for a, b in zip(obtained, expected, strict=True))
+        parameters = (p.numel() for p in fold_back(twin).parameters())
+        assert sum(p.numel() for p in share(twin, "tied").parameters()) == sum(parameters)
 
 
 def test_a_layer_that_is_called_twice_is_tied_as_one() -> None:
@@ -409,7 +414,7 @@ def test_a_shared_twin_can_be_copied_saved_and_exported(tmp_path: Path) -> None:
 # Training ---------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", ["lenet", "residual", "residual by layer", "transposed", "3-D"])
+@pytest.mark.parametrize("name", ["lenet", "residual", "transposed", "3-D"])
 def test_a_tied_twin_trains_step_for_step_like_the_strided_network(name: str) -> None:
     model, twin = twin_of(name)
     tied = share(twin, "tied")
@@ -602,14 +607,11 @@ def test_folding_an_unchanged_twin_gives_the_original_bit_for_bit(
 def test_folding_the_twin_of_a_random_network_gives_the_original(example: tuple) -> None:
     network, size = example
     graphs.randomise(network)
-    try:
-        twin = eliminate_stride(network, size)
-    except StrideEliminationError:
-        twin = eliminate_stride(network, size, scope="layer")
-    state, expected = fold_back(twin).state_dict(), network.state_dict()
-    assert all(torch.equal(t, expected[n]) for n, t in state.items())
-    assert {n for n, _ in network.named_parameters()} == {n for n in state if n in expected and
-            isinstance(getattr_path(network, n), nn.Parameter)}  # fmt: skip
+    for twin in twins(network, size):
+        state, expected = fold_back(twin).state_dict(), network.state_dict()
+        assert all(torch.equal(t, expected[n]) for n, t in state.items())
+        assert {n for n, _ in network.named_parameters()} == {n for n in state if n in expected and
+                isinstance(getattr_path(network, n), nn.Parameter)}  # fmt: skip
 
 
 def getattr_path(network: nn.Module, path: str) -> Any:

@@ -1,7 +1,8 @@
 """What comes out is ordinary: the twin of a network with branches is a module like any other.
 
 It can be saved, copied, cast, compiled, exported and trained; and the model it was made from is left
-alone. Both scopes, on a small residual network with every kind of merge.
+alone. On a small residual network with every kind of merge. What convert_layers makes of that network
+is in test_convert_networks.py.
 """
 
 import copy
@@ -9,7 +10,6 @@ import io
 import itertools
 import math
 import pickle
-import re
 import shutil
 from collections.abc import Callable
 from typing import Any
@@ -20,16 +20,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
-from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
+from stridenet import (
+    StrideEliminationError,
+    UnitStrideNetwork,
+    eliminate_stride,
+    plan_elimination,
+    plan_layers,
+)
 from stridenet.graph.nodes import operation_type
 
-SCOPES = {
-    "network": {},
-    "network per phase": {"batch_norm": "per_phase"},
-    "layer": {"scope": "layer"},
-    "layer and pooling": {"scope": "layer", "pooling": True},
-}
-every_scope = pytest.mark.parametrize("options", SCOPES.values(), ids=SCOPES)
+WAYS = {"shared": {}, "per phase": {"batch_norm": "per_phase"}}
+every_way = pytest.mark.parametrize("options", WAYS.values(), ids=WAYS)
 
 
 class Gate(nn.Module):
@@ -116,7 +117,7 @@ def converted(options: dict, seed: int = 0) -> tuple[nn.Module, UnitStrideNetwor
     return model, eliminate_stride(model, Small.input_size, **options), images(Small.input_size)
 
 
-@every_scope
+@every_way
 def test_the_twin_equals_the_model(options: dict) -> None:
     model, twin, x = converted(options)
     assert close(twin(x), model(x))
@@ -126,7 +127,7 @@ def test_the_twin_equals_the_model(options: dict) -> None:
 # Saved, copied, cast
 
 
-@every_scope
+@every_way
 def test_a_state_dict_makes_another_twin_the_same(options: dict) -> None:
     (_, one, x), (_, other, _) = converted(options), converted(options, seed=1)
     assert not close(one(x), other(x), 1e-3)
@@ -137,16 +138,15 @@ def test_a_state_dict_makes_another_twin_the_same(options: dict) -> None:
     assert torch.equal(one(x), other(x))
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_a_state_dict_has_only_what_the_model_has(scope: str) -> None:
+def test_a_state_dict_has_only_what_the_model_has() -> None:
     """Masks, divisors and orders of pixels follow from the sizes; they are not saved."""
-    _, twin, _ = converted({"scope": scope, "pooling": scope == "layer"})
+    _, twin, _ = converted({})
     kinds = {key.rsplit(".", 1)[1] for key in twin.state_dict()}
     assert kinds == {key.rsplit(".", 1)[1] for key in Small().state_dict()}
     assert len(twin.state_dict()) == len(Small().state_dict())
 
 
-@every_scope
+@every_way
 @pytest.mark.parametrize(
     "copied",
     [
@@ -165,7 +165,7 @@ def test_a_copy_is_equal_and_independent(copied: Callable, options: dict) -> Non
     assert torch.equal(twin(x), expected)
 
 
-@every_scope
+@every_way
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 1e-5), (torch.bfloat16, 0.1)])
 def test_a_twin_can_be_cast(options: dict, dtype: torch.dtype, error: float) -> None:
     model, twin, x = converted(options)
@@ -185,7 +185,7 @@ def owner(model: nn.Module, name: str) -> str:
     return name
 
 
-@every_scope
+@every_way
 def test_flags_carry_over_module_by_module(options: dict) -> None:
     model = randomise(Small())
     for name in ("bn1", "gate.down", "drop", "conv3"):
@@ -212,7 +212,7 @@ def test_flags_carry_over_module_by_module(options: dict) -> None:
 
 
 @pytest.mark.filterwarnings("ignore")  # of torch's own parts about each other
-@every_scope
+@every_way
 def test_a_compiled_twin_computes_the_same(options: dict) -> None:
     _, twin, x = converted(options)
     torch._dynamo.reset()
@@ -244,7 +244,7 @@ def test_a_twin_can_be_compiled_to_machine_code() -> None:
 
 
 @pytest.mark.filterwarnings("ignore")
-@every_scope
+@every_way
 def test_an_exported_twin_takes_any_number_of_images(options: dict) -> None:
     _, twin, x = converted(options)
     batch = torch.export.Dim("batch", min=1, max=64)
@@ -254,7 +254,7 @@ def test_an_exported_twin_takes_any_number_of_images(options: dict) -> None:
         assert close(exported(given), twin(given))
 
 
-@every_scope
+@every_way
 def test_a_twin_can_be_traced_like_any_network(options: dict) -> None:
     _, twin, x = converted(options)
     traced = torch.fx.symbolic_trace(twin)
@@ -281,10 +281,9 @@ class TwoInputs(nn.Module):
         return {"maps": (x, z), "scores": z.mean((2, 3))}
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_several_inputs_and_outputs(scope: str) -> None:
+def test_several_inputs_and_outputs() -> None:
     model = randomise(TwoInputs())
-    twin = eliminate_stride(model, TwoInputs.input_size, scope=scope)
+    twin = eliminate_stride(model, TwoInputs.input_size)
     given = [images(size, 3, seed) for seed, size in enumerate(TwoInputs.input_size)]
     expected, obtained = model(*given), twin(*given)
     assert list(obtained) == ["maps", "scores"]
@@ -296,9 +295,8 @@ def test_several_inputs_and_outputs(scope: str) -> None:
     ):
         assert close(one, other)
     assert [i.name for i in twin.plan.inputs] == ["x", "y"]
-    if scope == "network":
-        with pytest.raises(StrideEliminationError, match=r"3x5x7, but .* for 3x5x6"):
-            twin(given[0], images((3, 5, 7), 3))
+    with pytest.raises(StrideEliminationError, match=r"3x5x7, but .* for 3x5x6"):
+        twin(given[0], images((3, 5, 7), 3))
 
 
 @pytest.mark.parametrize("size", [(2, 9, 11), ((2, 9, 11),) * 3])
@@ -309,13 +307,12 @@ def test_a_size_is_wanted_for_each_input(size: tuple) -> None:
         eliminate_stride(TwoInputs(), size)
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_a_module_that_is_called_at_several_places_becomes_one_for_each(scope: str) -> None:
+def test_a_module_that_is_called_at_several_places_becomes_one_for_each() -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         return model.conv(F.relu(model.conv(F.relu(model.conv(x)))))
 
     model = randomise(Forward(forward, conv=nn.Conv2d(2, 2, 3, 2, 1)))
-    twin, x = eliminate_stride(model, (2, 23, 17), scope=scope), images((2, 23, 17))
+    twin, x = eliminate_stride(model, (2, 23, 17)), images((2, 23, 17))
     assert close(twin(x), model(x))
     names = [layer.name for layer in twin.plan.layers if layer.operation == "Conv2d"]
     assert names == ["conv", "conv_1", "conv_2"]
@@ -326,11 +323,10 @@ def test_a_module_that_is_called_at_several_places_becomes_one_for_each(scope: s
     assert unit_stride == sum(p.numel() for p in twin.parameters())
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_a_parametrized_weight_is_taken_as_it_is_now(scope: str) -> None:
+def test_a_parametrized_weight_is_taken_as_it_is_now() -> None:
     conv = parametrizations.weight_norm(nn.Conv2d(2, 3, 3, 2, 1))
     model = nn.Sequential(conv, nn.ReLU(), nn.Conv2d(3, 2, 2, 2)).double()
-    twin, x = eliminate_stride(model, (2, 11, 11), scope=scope), images((2, 11, 11))
+    twin, x = eliminate_stride(model, (2, 11, 11)), images((2, 11, 11))
     before = model(x)
     assert close(twin(x), before)
     assert not any("parametrizations" in name for name, _ in twin.named_parameters())
@@ -356,10 +352,9 @@ class Optional(nn.Module):
         return x.flatten(1) if flat else x
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_optional_arguments_have_their_defaults(scope: str) -> None:
+def test_optional_arguments_have_their_defaults() -> None:
     model = randomise(Optional())
-    twin, x = eliminate_stride(model, (2, 9, 7), scope=scope), images((2, 9, 7))
+    twin, x = eliminate_stride(model, (2, 9, 7)), images((2, 9, 7))
     assert close(twin(x), model(x))
 
 
@@ -383,11 +378,10 @@ SHAPES: dict[str, Callable[[nn.Module, Tensor], Any]] = {
 }
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
 @pytest.mark.parametrize("name", SHAPES)
-def test_arithmetic_with_sizes(name: str, scope: str) -> None:
+def test_arithmetic_with_sizes(name: str) -> None:
     model = randomise(Forward(SHAPES[name], conv=nn.Conv2d(2, 3, 3, 2, 1)))
-    twin = eliminate_stride(model, (2, 9, 8), scope=scope)
+    twin = eliminate_stride(model, (2, 9, 8))
     for number in (1, 3):
         x = images((2, 9, 8), number)
         assert close(twin(x), model(x))
@@ -406,20 +400,19 @@ def fingerprint(network: nn.Module) -> list:
     return found
 
 
-@pytest.mark.parametrize("scope", ["network", "layer"])
-def test_tensors_that_forward_makes_are_not_left_in_the_model(scope: str) -> None:
+def test_tensors_that_forward_makes_are_not_left_in_the_model() -> None:
     def forward(model: nn.Module, x: Tensor) -> Tensor:
         mean = torch.tensor([0.4, 0.5], dtype=torch.float64).view(1, 2, 1, 1)
         return model.conv((x - mean) / torch.full((2, 1, 1), 0.25, dtype=torch.float64))
 
     model = randomise(Forward(forward, conv=nn.Conv2d(2, 3, 3, 2, 1)))
     before = fingerprint(model)
-    twin, x = eliminate_stride(model, (2, 9, 7), scope=scope), images((2, 9, 7))
+    twin, x = eliminate_stride(model, (2, 9, 7)), images((2, 9, 7))
     assert fingerprint(model) == before
     assert close(twin(x), model(x))
 
 
-@every_scope
+@every_way
 @pytest.mark.parametrize("training", [False, True])
 def test_the_model_is_left_as_it_was(options: dict, training: bool) -> None:
     model = randomise(Small()).train(training)
@@ -456,33 +449,7 @@ def converted_layers(twin: UnitStrideNetwork) -> list[str]:
     return [layer.name for layer in twin.plan.layers if layer.strided]
 
 
-@pytest.mark.parametrize(
-    "only", [["conv1"], ["pool"], ["shortcut", "conv3"], list(Small.strided), []]
-)
-def test_only_these_layers_are_converted(only: list[str]) -> None:
-    model, twin, x = converted({"scope": "layer", "only": only})
-    assert close(twin(x), model(x))
-    assert sorted(converted_layers(twin)) == sorted(only)
-    for name in Small.strided:
-        kept = type(twin.network.get_submodule(name)) is type(model.get_submodule(name))
-        assert kept == (name not in only)
-
-
-@pytest.mark.parametrize("name", ["conv", "conv2", "fc", "Conv1", ""])
-def test_only_wants_names_of_strided_layers(name: str) -> None:
-    candidates = re.escape(str(list(Small.strided)))
-    with pytest.raises(StrideEliminationError, match=rf"only: '{name}' is no layer.*{candidates}"):
-        eliminate_stride(Small(), Small.input_size, scope="layer", only=["conv1", name])
-
-
-def test_pooling_says_whether_pooling_loses_its_stride() -> None:
-    layers = [
-        converted_layers(
-            eliminate_stride(Small(), Small.input_size, scope="layer", pooling=pooling)
-        )
-        for pooling in (False, True)
-    ]
-    assert layers == [["conv1", "conv3"], list(Small.strided)]
+def test_pooling_loses_its_stride_too() -> None:
     assert converted_layers(eliminate_stride(Small(), Small.input_size)) == list(Small.strided)
 
 
@@ -491,10 +458,14 @@ def test_the_error_of_a_twin_too_large_has_its_size() -> None:
     twin = eliminate_stride(Small(), Small.input_size, max_parameters=plan.parameters[1])
     total = sum(p.numel() for p in twin.parameters())
     assert plan.parameters == (sum(p.numel() for p in Small().parameters()), total)
-    message = rf"{total:,} parameters, {plan.parameters[0]:,} before.*max_parameters={total - 1:,}"
+    message = (
+        rf"{total:,} parameters, {plan.parameters[0]:,} before.*max_parameters={total - 1:,}; "
+        r"convert_layers\(model\) needs far fewer"
+    )
     with pytest.raises(StrideEliminationError, match=message):
         eliminate_stride(Small(), Small.input_size, max_parameters=total - 1)
     assert eliminate_stride(Small(), Small.input_size, max_parameters=None).plan == plan
+    assert plan_layers(Small()).parameters[1] < total / 4
 
 
 @pytest.mark.parametrize(("given", "factor"), [(1, (8, 8)), (2, (16, 16)), ((3, 1), (24, 8))])
@@ -507,16 +478,11 @@ def test_factors_of_each_axis(given: Any, factor: tuple) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"scope": "layers"}, r"scope='layers': it is one of \('network', 'layer'\)"),
-        ({"batch_norm": "none"}, "batch_norm='none': it is one of"),
-        ({"pooling": "yes"}, "pooling='yes': it is one of"),
-        ({"only": ["conv1"]}, "only=.* a list of layers' names, with scope='layer'"),
-        ({"only": "conv1", "scope": "layer"}, "only='conv1': a list"),
+        ({"batch_norm": "none"}, r"batch_norm='none': it is one of \('shared', 'per_phase'\)"),
         ({"output_factor": 0}, "output_factor=0: a positive number"),
         ({"output_factor": (2, 1.5)}, r"output_factor=\(2, 1.5\): a positive number"),
         ({"output_factor": ()}, r"output_factor=\(\): a positive number"),
         ({"output_factor": (2,)}, r"output_factor=\(2,\) has no number for axis 1"),
-        ({"output_factor": 2, "scope": "layer"}, "output_factor needs scope='network'"),
     ],
 )
 def test_options_that_mean_nothing_are_refused(options: dict, message: str) -> None:
@@ -529,7 +495,7 @@ def test_options_that_mean_nothing_are_refused(options: dict, message: str) -> N
 
 
 @pytest.mark.parametrize("size", [(3, 21, 17), (3, 22, 18), (2, 21, 18)])
-@every_scope
+@every_way
 def test_images_of_another_size_are_refused(options: dict, size: tuple) -> None:
     _, twin, _ = converted(options)
     with pytest.raises(StrideEliminationError, match=rf"{size[0]}x{size[1]}x{size[2]}, .*3x21x18"):
@@ -539,7 +505,7 @@ def test_images_of_another_size_are_refused(options: dict, size: tuple) -> None:
 def test_the_model_is_left_as_it_was_also_by_a_refusal() -> None:
     model = nn.Sequential(randomise(Small()), nn.Conv1d(5, 2, 3))
     before = fingerprint(model)
-    for options in SCOPES.values():
+    for options in WAYS.values():
         with pytest.raises(StrideEliminationError, match=r"1 \(Conv1d\)"):
             eliminate_stride(model, Small.input_size, **options)
     assert fingerprint(model) == before
@@ -548,12 +514,11 @@ def test_the_model_is_left_as_it_was_also_by_a_refusal() -> None:
 # Training
 
 
-@pytest.mark.parametrize("name", ["network", "layer", "layer and pooling"])
-def test_a_pass_in_training_is_the_model_s(name: str) -> None:
+def test_a_pass_in_training_is_the_model_s() -> None:
     """Results, gradients of the images and of what both have, and statistics, for two batches."""
     model = randomise(Small()).train()
     model.drop.eval()
-    twin = eliminate_stride(model, Small.input_size, **SCOPES[name])
+    twin = eliminate_stride(model, Small.input_size)
     for seed in (1, 2):
         gradients = []
         for network in (model, twin):

@@ -190,9 +190,6 @@ GRAPHS = [
     pytest.param({}, id="network"),
     pytest.param({"output_factor": 2}, id="output_factor"),
     pytest.param({"batch_norm": "per_phase"}, id="per_phase"),
-    pytest.param({"scope": "layer"}, id="layer"),
-    pytest.param({"scope": "layer", "pooling": True}, id="layer with pooling"),
-    pytest.param({"scope": "layer", "only": ["branch.conv1"]}, id="only one"),
 ]
 
 

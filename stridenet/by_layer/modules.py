@@ -142,7 +142,7 @@ class StridedConvolution:
 
     def expand_bias(self, bias: Tensor) -> Tensor:
         """The unit-stride layer's bias."""
-        return expand_bias(bias, self.tap_maps) if self.transposed else bias
+        return expand_bias(bias, self.tap_maps).contiguous() if self.transposed else bias
 
 
 _CONVOLUTION_ATTRIBUTES = (
