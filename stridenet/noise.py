@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch import Tensor, nn
 
-Kind = Literal["full", "gentle"]
+Kind = Literal["full", "gentle", "parameters"]
 
 
 @torch.no_grad()
@@ -19,13 +19,13 @@ def add_noise(network: nn.Module, kind: Kind = "full", seed: int = 0) -> None:
     Tensors that have several names are changed once. Parametrized weights change by way of their
     originals. gentle: every number is only multiplied, by 0.5 to 1; else parameters of both signs, and
     those that are zero, get normal numbers added, half as large as they are
-    (vectors: at least 0.5).
+    (vectors: at least 0.5). parameters: as full, but buffers stay, on whose values a forward may depend.
     """
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in network.named_parameters():
         if parameter.is_floating_point() and parameter.numel():
             _change(parameter, kind, generator)
-    for name, buffer in network.named_buffers():
+    for name, buffer in () if kind == "parameters" else network.named_buffers():
         inside = "parametrizations." in name  # where it says what its weight is like
         if not buffer.is_floating_point() or not buffer.numel() or inside:
             continue

@@ -825,7 +825,11 @@ def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(com
         for one in fields(settings):
             if not is_dataclass(one.type):
                 assert re.search(rf"^  {re.escape(place + one.name)}\b", text, re.MULTILINE)
-                said = " | ".join(one.metadata["choices"]) + ": " if one.metadata["choices"] else ""
+                said = (
+                    " | ".join(map(str, one.metadata["choices"])) + ": "
+                    if one.metadata["choices"]
+                    else ""
+                )
                 assert one.metadata["meaning"]
                 assert f"{said}{one.metadata['meaning']}" in words
 
@@ -868,11 +872,12 @@ def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
         for place, group in places:
             for one in fields(group):
                 if choices := one.metadata.get("choices"):
-                    bad = changed(settings, f"{place}{one.name}", "nonsense")
+                    wrong = "nonsense" if isinstance(choices[0], str) else 7
+                    bad = changed(settings, f"{place}{one.name}", wrong)
                     with pytest.raises(InputError) as caught:
                         resolve(OmegaConf.create(bad), schema)
-                    expected = f"{place}{one.name}=nonsense is unknown; take one of "
-                    assert str(caught.value) == expected + ", ".join(choices)
+                    expected = f"{place}{one.name}={wrong} is unknown; take one of "
+                    assert str(caught.value) == expected + ", ".join(map(str, choices))
 
 
 def test_a_layer_without_channels_is_an_error(plain: dict[str, Any]) -> None:

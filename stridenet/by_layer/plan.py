@@ -111,7 +111,7 @@ def plan_layers(
     Raises StrideEliminationError for what cannot be converted.
 
     >>> print(plan_layers(nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3))))
-    layer operation               filter
+    layer operation              filter
         0    Conv2d 8x3x7x7 -> 8x12x4x4
     strided layers: 1; parameters 1,184 -> 1,544 (360 structural zeros)
     """

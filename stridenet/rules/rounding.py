@@ -15,6 +15,7 @@ from torch import Tensor, fx, nn
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, operation_type, tensors
 from stridenet.rules.base import Call, Rule
 from stridenet.rules.pooling import Pooling
+from stridenet.rules.resampling import LinearUpsampling
 
 NORMALISATIONS = {
     "GroupNorm", "InstanceNorm1d", "InstanceNorm2d", "InstanceNorm3d", "LayerNorm", "RMSNorm",
@@ -52,6 +53,9 @@ def rounding_bound(call: Call, rule: Rule, given: list[Tensor], result: Tensor) 
     x = given[0]
     if call.module is not None and _has_bound(call.module):
         return module_bound(call.module, x, result)
+    if isinstance(rule, LinearUpsampling):  # its weights come from positions, as large as the map
+        longest = max(x.shape[2:])
+        return 8 * (longest + 1) * roundoff * x.abs().amax() * torch.ones_like(result)
     if _is_linear(call, rule):
         alone = fx.Interpreter(call.traced)
         alone.env = dict(zip(call.operands, [x.abs()], strict=True))
