@@ -19,7 +19,7 @@ def add_noise(network: nn.Module, kind: Kind = "full", seed: int = 0) -> None:
     Tensors that have several names are changed once. Parametrized weights change by way of their
     originals. gentle: every number is only multiplied, by 0.5 to 1; else parameters of both signs, and
     those that are zero, get normal numbers added, half as large as they are
-    (vectors: at least 0.5). parameters: as full, but buffers stay, on whose values a forward may depend.
+    (vectors: at least 0.5). parameters: as full, but buffers stay: a forward may branch on them.
     """
     generator = torch.Generator().manual_seed(seed)
     for _, parameter in network.named_parameters():
