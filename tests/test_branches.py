@@ -326,3 +326,28 @@ def test_a_weight_that_is_read_is_the_strided_one_or_refused() -> None:
     unchanged = Asks(lambda m, x, y: y + m.last.weight.sum((1, 2, 3))[:, None, None])
     twin = eliminate_stride(unchanged, SIZE)
     outputs_agree(unchanged, twin, torch.rand(2, *SIZE), 1e-5)
+
+
+SCALARS = {
+    "where a buffer": lambda y, mask: torch.where(mask, y, 0.0),
+    "where a map": lambda y, mask: torch.where(y > 0, y, 0.0),
+    "where a number first": lambda y, mask: torch.where(y > 0, 0.0, y),
+    "masked_fill": lambda y, mask: y.masked_fill(mask, 0.0),
+}
+
+
+@pytest.mark.parametrize("name", SCALARS)
+def test_a_number_beside_a_tensor_does_not_crash_the_process(name: str) -> None:
+    """Torch's own code looks into the memory of what says that it is a tensor."""
+
+    class Chooses(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.c = nn.Conv2d(3, 4, 3, 2, 1)
+            self.register_buffer("mask", torch.tensor([True, False, True, False]).view(1, 4, 1, 1))
+
+        def forward(self, x: Tensor) -> Tensor:
+            return SCALARS[name](self.c(x), self.mask)
+
+    model, x = Chooses().eval(), torch.randn(2, *SIZE)
+    torch.testing.assert_close(eliminate_stride(model, SIZE)(x), model(x))

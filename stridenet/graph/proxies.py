@@ -4,9 +4,13 @@ A proxy answers what can be asked of a tensor (its type, shape, dtype, device) a
 would, so that the forward takes the branches that it always takes. What needs numbers is refused.
 """
 
+import dis
 import operator
+import sys
 import threading
 from collections.abc import Callable, Iterator
+from functools import cache
+from types import CodeType
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -33,6 +37,25 @@ _NUMBERS = {
     "equal",
     "is_nonzero",
 }
+
+
+@cache
+def _asks_for_a_class(code: CodeType, offset: int) -> bool:
+    """Whether the instruction there is isinstance(…), x.__class__ or a case of match.
+
+    Torch's functions, in C++, ask for the class of what they are given as well, and would read the
+    memory of what says that it is a tensor: torch.where(c, x, 0.0) would crash the process.
+    """
+    positions = list(code.co_positions())
+    asking = positions[offset // 2]
+    for instruction in dis.get_instructions(code):
+        if instruction.offset == offset and "CALL" not in instruction.opname:
+            return True
+        place = positions[instruction.offset // 2]
+        if place[0] == asking[0] and place[2] == asking[2] and place != asking:
+            if instruction.opname.startswith("LOAD_"):  # the first thing in the call: its function
+                return instruction.argval in ("isinstance", "hasattr", "getattr")
+    return False
 
 
 # The number of images ----------------------------------------------------------------------------
@@ -126,6 +149,9 @@ class TensorProxy(fx.Proxy):
 
     @property  # type: ignore[misc]
     def __class__(self) -> Any:  # what isinstance asks for, too
+        frame = sys._getframe(1)
+        if not _asks_for_a_class(frame.f_code, frame.f_lasti):
+            return TensorProxy
         if not isinstance(self.value, Tensor):
             return type(self.value)
         return nn.Parameter if self.path in self.tracer.parameters else Tensor
