@@ -52,9 +52,9 @@ def _asks_for_a_class(code: CodeType, offset: int) -> bool:
         if instruction.offset == offset and "CALL" not in instruction.opname:
             return True
         place = positions[instruction.offset // 2]
-        if place[0] == asking[0] and place[2] == asking[2] and place != asking:
-            if instruction.opname.startswith("LOAD_"):  # the first thing in the call: its function
-                return instruction.argval in ("isinstance", "hasattr", "getattr")
+        begins = place[0] == asking[0] and place[2] == asking[2] and place != asking
+        if begins and instruction.opname.startswith("LOAD_"):  # of the function that is called
+            return instruction.argval in ("isinstance", "hasattr", "getattr")
     return False
 
 
