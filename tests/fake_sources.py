@@ -111,5 +111,10 @@ class Fake:
         yield Example((images(3, 9, 9),))
 
 
+class Unlisted(Fake):
+    def families(self) -> dict[str, list[str]]:
+        raise AttributeError("no such list")
+
+
 class Absent(Fake):
     package = distribution = "no_such_package"

@@ -276,7 +276,7 @@ def test_a_conversion_that_raises_is_a_crash_with_its_place(
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory: pytest.TempPathFactory) -> Survey:
-    names = [f"{HERE}:Fake", f"{HERE}:Absent"]
+    names = [f"{HERE}:{name}" for name in ("Fake", "Unlisted", "Absent")]
     return Survey(
         sources=names, seconds=10, gigabytes=16, outputs=str(tmp_path_factory.mktemp("out"))
     )
@@ -317,7 +317,8 @@ def test_a_source_that_is_not_installed_is_skipped_and_said(
     surveyed: tuple[dict[str, Row], dict[str, str]], config: Survey
 ) -> None:
     rows, missing = surveyed
-    assert [*missing] == [f"{HERE}:Absent"]
+    assert [*missing] == [f"{HERE}:Unlisted", f"{HERE}:Absent"]
+    assert missing[f"{HERE}:Unlisted"] == "AttributeError: no such list"
     printed = write_survey(config, [*rows.values()], missing)
     assert any("no_such_package is not installed: pip install '.[survey]'" in p for p in printed)
     assert {path.name for path in (Path(config.outputs) / "report").iterdir()} == {
@@ -333,7 +334,7 @@ class NoWorker:
 
     def __init__(self, source: str, threads: int) -> None:
         self.source = source
-        if source.endswith("Absent"):
+        if not source.endswith("Fake"):
             self.missing = "absent"
 
     def __enter__(self) -> "NoWorker":

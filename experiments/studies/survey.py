@@ -57,11 +57,12 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
     missing: dict[str, str] = {}
     for source in config.sources or SOURCES:
         with Worker(source, config.threads) as worker:
+            families = {} if worker.missing else worker.families()
             if worker.missing:
                 missing[source] = worker.missing
                 continue
             about = circumstances(config, torch.device("cpu"), config.jobs)  # as its code is now
-            chosen = [*choose(config, source, worker.families())]
+            chosen = [*choose(config, source, families)]
             found = {} if config.force else _kept(config, chosen, worker.version)
             waiting = [one for one in chosen if one not in found]
             found |= _measure_all(config, about, waiting, worker)

@@ -115,7 +115,8 @@ class SegmentationModels:
     def families(self) -> dict[str, list[str]]:
         """DECODER-ENCODER by decoder, and by encoder."""
         smp = imported(self.package)
-        decoders = [kind.__name__ for kind in smp.MODEL_ARCHITECTURES]
+        kinds = {name: kind for name, kind in vars(smp).items() if isinstance(kind, type)}
+        decoders = [name for name, kind in kinds.items() if issubclass(kind, nn.Module)]
         found = {decoder: [f"{decoder}-default", f"{decoder}-resnet18"] for decoder in decoders}
         for encoder in smp.encoders.get_encoder_names():
             family = encoder.rpartition("-")[0] or encoder.rstrip("0123456789")
@@ -156,7 +157,9 @@ class Ultralytics:
             imported("ultralytics").YOLO if "rtdetr" not in name else imported("ultralytics").RTDETR
         )
         folder = Path(imported("ultralytics").__file__).parent / "cfg" / "models"
-        network: nn.Module = yolo(str(folder / name), verbose=False).model
+        network: nn.Module = yolo(
+            str(folder / name),
+        ).model
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:

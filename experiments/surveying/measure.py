@@ -259,7 +259,7 @@ def _compared(reference: Reference, twin: nn.Module, number: int) -> dict[str, A
     exchanged = [
         name
         for name, module in twin.named_modules()
-        if name and type(module) is not type(originals[name])
+        if name and name in originals and type(module) is not type(originals[name])
     ]
     with calls_of(twin, exchanged) as made_calls:
         obtained = call(twin, reference.example, number)

@@ -76,10 +76,11 @@ class Worker:
         return self.process.poll() is not None
 
     def families(self) -> dict[str, list[str]]:
-        """Names of the source's models, by family."""
+        """Names of the source's models, by family; none, and why in `missing`, where that fails."""
         self._ask({"list": True})
-        answer = self._answer()
-        return {} if answer is None else dict(answer["families"])
+        answer = self._answer() or {"missing": "its process ended while its models were listed"}
+        self.missing = answer.get("missing")
+        return dict(answer.get("families", {}))
 
     def measure(self, **request: Any) -> dict[str, Any]:
         """All that was said of a model, and how its process ended."""

@@ -37,7 +37,7 @@ def main() -> None:
     for line in sys.stdin:
         request = json.loads(line)
         if "list" in request:
-            say({"families": source.families()})
+            say(_listed(source))
         else:
             _in_a_process(source, request, say)
 
@@ -57,6 +57,14 @@ def _prepared(request: dict[str, Any], say: Say) -> Any:
         return None
     say({"version": version_of(source)})
     return source
+
+
+def _listed(source: Any) -> dict[str, Any]:
+    """Names of the source's models by family; or why there are none."""
+    try:
+        return {"families": source.families()}
+    except Exception as error:  # packages change the names of what they list
+        return {"missing": " ".join(f"{type(error).__name__}: {error}".split())[:400]}
 
 
 def _warm_up() -> None:
