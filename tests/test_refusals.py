@@ -122,7 +122,7 @@ def test_what_cannot_be_traced_is_told_with_its_line(middle: Callable, truth: st
 WORKS_BY_LAYERS = set(UNTRACEABLE) - {"its error", "range", "a module outside"}
 
 
-@pytest.mark.skipif(not hasattr(stridenet, "convert_layers"), reason="not there yet")
+@pytest.mark.filterwarnings("ignore:Converting a tensor with requires_grad=True:UserWarning")
 @pytest.mark.parametrize("kind", sorted(WORKS_BY_LAYERS))
 def test_convert_layers_does_what_cannot_be_traced(kind: str) -> None:
     torch.manual_seed(1)

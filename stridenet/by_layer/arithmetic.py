@@ -335,7 +335,7 @@ def _reduce(
     if isinstance(outputs, int) and outputs < 1:
         raise RuntimeError(f"the pooling window {window.reach} is larger than the map {size}")
     if isinstance(outputs, int) and outputs == 1:
-        return _reduce_one(maps, axis, window, combine)
+        return _reduce_one(maps, axis, window, combine, fill)
     blocks = outputs - 1 + window.blocks
     extents = [(0, 0)] * (maps.ndim - 1 - axis)
     extents = [(before, blocks * window.stride - size - before), *extents]
@@ -350,13 +350,19 @@ def _reduce(
 
 
 def _reduce_one(
-    maps: Tensor, axis: int, window: Window, combine: Callable[[Tensor, Tensor], Tensor]
+    maps: Tensor,
+    axis: int,
+    window: Window,
+    combine: Callable[[Tensor, Tensor], Tensor],
+    fill: float,
 ) -> Tensor:
     """A single window takes no step: what it reads of the map, however far it reaches beyond."""
     size, before = maps.shape[axis], window.padding[0]
     first = -(-before // window.dilation)  # tap that is on the map
     start = first * window.dilation - before
     last = min(window.kernel - 1, (size - 1 + before) // window.dilation)
+    if last < first:  # all of its taps lie beside the map
+        return torch.full_like(maps.narrow(axis, 0, 1), fill)
     read = maps.narrow(axis, start, (last - first) * window.dilation + 1)
     if window.dilation > 1:
         taps = torch.arange(0, read.shape[axis], window.dilation, device=maps.device)
