@@ -130,7 +130,7 @@ def _stem(
 
 
 def _multiply_adds(model: nn.Module) -> tuple[int, int]:
-    """Of one image: of the only layer, and of its unit-stride form."""
+    """Count those of the only layer and of its unit-stride form, for one image."""
     (layer,) = plan_layers(model, example_inputs=torch.randn(1, *SIZE)).layers
     assert layer.multiply_adds is not None
     return layer.multiply_adds

@@ -262,7 +262,7 @@ def _counted(source: str, rows: list[Row]) -> Row:
 
 
 def by_source_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """The same with shares in words."""
+    """Write the table by source for readers, its shares in words."""
 
     def of(part: str, whole: str) -> "pd.Series[str]":
         return table[part].astype(str) + " of " + table[whole].astype(str)

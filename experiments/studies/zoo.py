@@ -130,7 +130,7 @@ def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
 
 @torch.no_grad()
 def _multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
-    """Of convolutions and matrix products; torch counts two operations for each."""
+    """Count those of convolutions and matrix products; torch counts two operations for each."""
     with FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() // 2

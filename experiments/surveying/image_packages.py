@@ -31,7 +31,7 @@ class Timm:
         return imported("timm").create_model(name, pretrained=False)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Of a small size, unless the model has a fixed one."""
+        """Make images of a small size, unless the model has a fixed one."""
         config: dict[str, Any] = getattr(model, "pretrained_cfg", None) or {}
         channels, side, _ = config.get("input_size", (3, 224, 224))
         if not config.get("fixed_input_size"):

@@ -124,7 +124,7 @@ def made(task: Task) -> nn.Module:
 
 
 def seed(number: int) -> None:
-    """Of all that a model may draw from."""
+    """Seed everything that a model may draw from."""
     random.seed(number)
     np.random.seed(number)  # noqa: NPY002  (the state that models draw from)
     torch.manual_seed(number)

@@ -90,7 +90,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def random_state() -> tuple[str, ...]:
-    """Of torch, Python and NumPy."""
+    """Return the random states of torch, Python and NumPy."""
     numpy_state = repr(np.random.get_state())  # noqa: NPY002
     return (_digest(torch.get_rng_state()), repr(random.getstate()), numpy_state)
 
@@ -138,7 +138,7 @@ def _describe(place: str, value: Any, seen: dict[int, str], found: dict[str, Any
 
 
 def _digest(tensor: Tensor) -> str:
-    """Of a tensor's numbers, bit by bit."""
+    """Return a digest of a tensor's numbers, bit by bit."""
     if tensor.is_meta or tensor.layout != torch.strided or tensor.is_quantized:
         return repr(tensor)
     flat = tensor.resolve_conj().resolve_neg().contiguous().reshape(-1)
@@ -180,7 +180,7 @@ def _parts(value: Any) -> dict[Any, Any] | None:
 
 
 def _same(expected: Any, obtained: Any) -> bool:
-    """Of what is no container; objects that say nothing of their equality count as equal."""
+    """Compare what is no container; objects that say nothing of their equality count as equal."""
     return not isinstance(expected, _SIMPLE) or expected == obtained or expected != expected
 
 
@@ -242,7 +242,7 @@ def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
 
 
 def kept(value: Any) -> Any:
-    """The same with copies of its tensors, so that what is written into them later is not seen."""
+    """Copy the tensors in a value, so that what is written into them later is not seen."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) in (list, tuple):

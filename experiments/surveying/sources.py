@@ -86,7 +86,7 @@ def load(location: str) -> Source:
 
 
 def version_of(source: Source) -> str | None:
-    """Of the package, as it is installed."""
+    """Return the version of the package, as it is installed."""
     try:
         return version(source.distribution)
     except PackageNotFoundError:

@@ -247,7 +247,7 @@ def convolve_transposed(
 
 
 def _gathered(wide: Tensor, channel: int, strides: list[int], sizes: list[Any]) -> Tensor:
-    """The same by a gather, which asks nothing of symbolic sizes: see split."""
+    """Put phases side by side by a gather, which asks nothing of symbolic sizes: see split."""
     phases, blocks = [], []
     for axis, (stride, size) in enumerate(zip(strides, sizes, strict=True)):
         position = torch.arange(size, device=wide.device)

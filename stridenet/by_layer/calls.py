@@ -86,7 +86,7 @@ def _any_convolution(_: int, depthwise: str, given: dict[str, Any]) -> Tensor | 
 
 
 def _windows(axes: int, given: dict[str, Any]) -> Windows | None:
-    """Of a pooling; None if it has no stride above one."""
+    """Return the windows of a pooling; None if it has no stride above one."""
     kernel = numbers(given["kernel_size"], axes)
     step = given.get("stride")
     stride = kernel if step is None or step == () or step == [] else numbers(step, axes)

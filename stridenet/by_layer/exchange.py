@@ -73,7 +73,7 @@ class Step:
 
     @property
     def named(self) -> str:
-        """As errors name it."""
+        """Return its name and class, as errors say them."""
         return f"{self.name or 'the model'} ({type(self.module).__name__})"
 
 

@@ -107,7 +107,7 @@ class StridedConvolution:
 
     @property
     def weight_size(self) -> Numbers:
-        """Of its filter: (out, in / groups, *kernel); transposed, (in, out / groups, *kernel)."""
+        """Return its filter's size: (out, in / groups, *kernel); transposed, in and out change places."""
         first, second = self.out_channels, self.in_channels
         if self.transposed:
             first, second = second, first
@@ -123,7 +123,7 @@ class StridedConvolution:
 
     @property
     def transposed_windows(self) -> TransposedWindows:
-        """The same of a transposed convolution."""
+        """Return the windows of a transposed convolution, one for each axis."""
         padding: Any = self.padding
         axes = zip(self.kernel_size, self.stride, self.dilation, padding, strict=True)
         return tuple(TransposedWindow(*axis) for axis in axes)
@@ -422,7 +422,7 @@ def is_converted(model: Any) -> bool:
 
 
 def layer_origins(layer: Any) -> dict[str, Origin]:
-    """Of the filter of a converted convolution, and of a transposed one's bias: where its numbers are
+    """Say where the numbers of a converted convolution's filter, and of a transposed one's bias, are
     from, by the tensor's name."""
     was: StridedConvolution = layer.strided
     size = torch.Size(was.weight_size)
@@ -438,7 +438,7 @@ def _origin(name: str, size: torch.Size, expand: Callable[[Tensor], Tensor]) -> 
 
 
 def network_origins(network: nn.Module) -> dict[str, Origin]:
-    """Of each tensor that convert_layers has changed, by its name; not of those that are computed from
+    """Say it of each tensor that convert_layers has changed, by its name; not of those computed from
     the strided ones (parametrized before)."""
     found = {}
     for path, layer in convolutions(network).items():

@@ -42,7 +42,7 @@ class ConvertedLayer:
 
     @property
     def weights(self) -> tuple[int, int]:
-        """Of both filters."""
+        """Count the weights of both filters."""
         sizes = (self.strided_filter, self.unit_stride_filter)
         return tuple(prod(size) if size else 0 for size in sizes)  # type: ignore[return-value]
 

@@ -234,7 +234,7 @@ def _subject(
 
 
 def _may_stay(subject: _Subject) -> Callable[[StridedNode], bool]:
-    """Of a node with a stride in the file: whether it was not asked to go."""
+    """Return what says of a node with a stride in the file whether it may stay."""
     network = subject.network
     if subject.plan is not None:
         return lambda node: False

@@ -25,7 +25,7 @@ NORMALISATIONS = {
 
 
 def unit_roundoff(values: Sequence[Any]) -> float:
-    """Of the coarsest floating-point type among some tensors; float64's if there is none."""
+    """Return that of the coarsest floating-point type among some tensors, or float64's."""
     found = [t.dtype for t in values if isinstance(t, Tensor) and t.is_floating_point()]
     return max((torch.finfo(dtype).eps for dtype in found), default=2.0**-52) / 2
 
@@ -147,7 +147,7 @@ def _batch_norm_bound(x: Tensor, numbers: Sequence[Any], eps: float, roundoff: f
 
 
 def _functional_batch_norm_bound(call: Call, given: list[Tensor], roundoff: float) -> Tensor:
-    """The same of F.batch_norm, whose statistics are tensors of the model or made of these."""
+    """Bound the rounding of F.batch_norm, whose statistics are the model's or made of these."""
     known = dict(zip(call.maps, given, strict=True))
 
     def value(node: fx.Node) -> Any:
@@ -182,7 +182,7 @@ def _is_linear(call: Call, rule: Rule) -> bool:
 
 
 def _affine_bound(x: Tensor, result: Tensor, roundoff: float) -> Tensor:
-    """Of numbers times one of each channel, and another added: the first is seen in their ranges."""
+    """Bound numbers times one of each channel, plus another; the first is seen in their ranges."""
     dims = [d for d in range(x.ndim) if d != 1]
     before, after = (t.amax(dims, True) - t.amin(dims, True) for t in (x, result))
     scale = torch.where(before > 0, after / before, 0)
