@@ -107,7 +107,7 @@ class StridedConvolution:
 
     @property
     def weight_size(self) -> Numbers:
-        """Return its filter's size: (out, in / groups, *kernel); transposed, in and out change places."""
+        """Return its filter's size: (out, in / groups, *kernel); transposed, in and out swap places."""
         first, second = self.out_channels, self.in_channels
         if self.transposed:
             first, second = second, first

@@ -147,7 +147,7 @@ def _batch_norm_bound(x: Tensor, numbers: Sequence[Any], eps: float, roundoff: f
 
 
 def _functional_batch_norm_bound(call: Call, given: list[Tensor], roundoff: float) -> Tensor:
-    """Bound the rounding of F.batch_norm, whose statistics are the model's or made of these."""
+    """Bound the rounding of F.batch_norm, whose statistics are made of the model's tensors."""
     known = dict(zip(call.maps, given, strict=True))
 
     def value(node: fx.Node) -> Any:
