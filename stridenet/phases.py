@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from math import prod
 from typing import cast
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from einops import rearrange, repeat
@@ -171,29 +172,39 @@ def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:
     return gather_taps(weight, [places_of(tap_map) for tap_map in maps])
 
 
-Places = tuple[tuple[int, ...], tuple[int, ...]]
+Places = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def places_of(tap_map: Taps) -> Places:
-    """For each place of one axis of the twin's filter its tap, or one past the last; (S, F, K̃)."""
-    taps = tap_map.taps
-    return tuple((taps.ravel() % (tap_map.kernel + 1)).tolist()), taps.shape
+    """For each place of one axis of the twin's filter its tap, or −1; (S, F, K̃); the strided kernel."""
+    return tuple(tap_map.taps.ravel().tolist()), tap_map.taps.shape, tap_map.kernel
 
 
 def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
     """expand_filter, from plain numbers: which tap stands where on each axis."""
-    weight = F.pad(weight, [0, 1] * len(axes))  # one zero behind the last tap
-    shapes: dict[str, int] = {}
-    for axis, (places, shape) in enumerate(axes):
-        weight = weight.index_select(2 + axis, torch.tensor(places, device=weight.device))
-        shapes |= {f"{letter}{axis}": extent for letter, extent in zip("sfk", shape, strict=True)}
-    numbers = range(len(axes))
-    return rearrange(
-        weight,
-        f"o i {_each('(s{0} f{0} k{0})', numbers)}"
-        f" -> (o {_each('s{0}', numbers)}) (i {_each('f{0}', numbers)}) {_each('k{0}', numbers)}",
-        **shapes,
-    )
+    places, steps, phases, kernel = _flat_places(tuple(axes))
+    taps = F.pad(weight.flatten(2), [0, 1])  # one zero behind the last tap
+    taps = taps.index_select(2, torch.tensor(places, device=weight.device))
+    taps = rearrange(taps, "o i (s f k) -> (o s) (i f) k", s=steps, f=phases)
+    return torch.unflatten(taps, 2, kernel)
+
+
+@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def _flat_places(axes: tuple[Places, ...]) -> tuple[list[int], int, int, tuple[int, ...]]:
+    """Which tap of the flattened filter stands at each place, output phases first, then the input's.
+
+    One gather of flat places reads a large filter once; a gather along each axis reads it once for
+    each, and then moves it. Returns the places, how many phases of outputs and of inputs there are,
+    and the size of the twin's kernel.
+    """
+    taps = np.zeros((1, 1, 1), dtype=np.int64)
+    for places, shape, kernel in axes:
+        before = taps[:, None, :, None, :, None]
+        here = np.reshape(places, shape)[None, :, None, :, None, :]
+        both = np.where((before < 0) | (here < 0), -1, before * kernel + here)
+        taps = both.reshape([a * b for a, b in zip(taps.shape, shape, strict=True)])
+    flat = np.where(taps < 0, prod(kernel for *_, kernel in axes), taps).ravel().tolist()
+    return flat, taps.shape[0], taps.shape[1], tuple(shape[2] for _, shape, _ in axes)
 
 
 def filter_entries(size: Sequence[int], maps: Sequence[Taps]) -> Tensor:
