@@ -96,7 +96,22 @@ class AFactoryOfPooling(AMethodOfTheModelAbove):
         return halved(x)
 
 
+class CalledInPlaceOfAForward(Weighted):
+    def __call__(self, x: Tensor) -> Tensor:
+        return F.conv2d(x, self.w, stride=2)
+
+
+class HasOne(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.part = CalledInPlaceOfAForward()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.part(x)
+
+
 KINDS: list[type[nn.Module]] = [
+    CalledInPlaceOfAForward, HasOne,
     ADictionaryOfFunctions, AListWithinADictionary, AListInAnAttribute, AnArgumentOfAPartialFunction,
     AMethodOfTheModelAbove, APartialMethodOfTheModelAbove, AFactoryOfPooling,
 ]  # fmt: skip

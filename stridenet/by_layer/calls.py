@@ -277,8 +277,9 @@ def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) 
     does not, nor do the modules inside this one, which are asked themselves. kind: its class, without
     what a conversion before has put over it.
     """
-    forward: Any = getattr(kind, "forward", None)
-    if forward is None or _is_torchs(forward):
+    entries = [getattr(kind, name, None) for name in ("forward", "__call__")]
+    entries = [entry for entry in entries if entry is not None and not _is_torchs(entry)]
+    if not entries:
         return False
     names = {function.__name__ for function in CALLS[pooling]} | {"_conv_forward"}
     names |= {f"Conv{n}d" for n in "123"} | {f"ConvTranspose{n}d" for n in "123"}  # made in forward
@@ -286,7 +287,7 @@ def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) 
         kinds = ("MaxPool", "AvgPool", "LPPool", "AdaptiveMaxPool", "AdaptiveAvgPool")
         names |= {f"{kind}{n}d" for kind in kinds for n in "123"}
     reader = _Reader(names, kind)
-    return reader.reads(forward) or any(map(reader.reads_value, vars(module).values()))
+    return any(map(reader.reads, entries)) or any(map(reader.reads_value, vars(module).values()))
 
 
 class _Reader:

@@ -263,9 +263,8 @@ class UnitStrideForward(Exchanged):
     unit_stride_calls: dict[str, Any]  # what UnitStrideCalls is given
 
 
-def _forward_with_unit_strides(before: Any) -> Callable[..., Any]:
-    """The forward of a class, its strided calls with unit strides; its signature is read by torch."""
-    inner = before.forward
+def _with_unit_strides(inner: Any) -> Callable[..., Any]:
+    """A forward, its strided calls with unit strides; its signature is read by torch."""
 
     @wraps(inner)
     def forward(self: UnitStrideForward, *args: Any, **kwargs: Any) -> Any:
@@ -288,7 +287,9 @@ def _exchanged(before: Any, mixin: Any) -> Any:
     name = f"UnitStride{before.__name__}" if layer else before.__name__
     own: dict[str, Any] = {"__module__": before.__module__, "__qualname__": name}
     if mixin is UnitStrideForward:
-        own["forward"] = _forward_with_unit_strides(before)
+        own["forward"] = _with_unit_strides(before.forward)
+        if before.__call__ is not nn.Module.__call__:  # some write it in place of a forward
+            own["__call__"] = _with_unit_strides(before.__call__)
     return type(name, (mixin, before), own)
 
 
