@@ -16,6 +16,7 @@ ARGS ?=
 RUN_ARGS ?=
 
 PYTHON := .venv/bin/python
+PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
 SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
@@ -92,7 +93,7 @@ check: .venv/ready ## lint, formatting, types, which module may import which
 clean: ## remove .venv and caches; results stay
 	rm -rf .venv .import_linter_cache .mypy_cache .pytest_cache .ruff_cache .hypothesis build *.egg-info
 
-.venv/ready: pyproject.toml constraints.txt
+.venv/ready: pyproject.toml constraints.txt hashes.txt
 	@found=; \
 	for python in python3 python3.13 python3.12 python3.11 python; do \
 	    if $$python -c '$(SUITABLE)' 2>/dev/null; then found=$$python; break; fi; \
@@ -103,11 +104,14 @@ clean: ## remove .venv and caches; results stay
 	fi; \
 	echo "building .venv with $$found; this takes some minutes the first time ..."; \
 	$$found -m venv --clear .venv
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[dev]' --constraint constraints.txt
+	@# pip and setuptools first: what builds the others is pinned too.
+	$(PIP) install --constraint constraints.txt pip setuptools
+	$(PIP) install --no-build-isolation --require-hashes --requirement hashes.txt
+	$(PIP) install --no-build-isolation --editable '.[dev]' --constraint constraints.txt
 	@# The package installed is the library alone; this finds the commands from any folder.
 	@echo '$(CURDIR)' > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/experiments.pth"
 	@touch $@
 
 .venv/survey: .venv/ready
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check --editable '.[survey]' --constraint constraints.txt
+	$(PIP) install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
 	@touch $@

@@ -17,6 +17,7 @@ from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
+from experiments import engines
 from experiments.settings.guide import advice, settings_text
 from experiments.settings.schema import (
     Bench,
@@ -41,6 +42,7 @@ OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() /
 OmegaConf.register_new_resolver("settings", lambda _root_: settings_text(_root_).replace("$", "$$"))
 # Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.
 tqdm.set_lock(threading.RLock())
+engines.register()
 ConfigStore.instance().store("run_schema", Config)
 ConfigStore.instance().store("report_schema", Report)
 ConfigStore.instance().store("evidence_schema", Evidence)

@@ -5,6 +5,7 @@ The runs go on in processes of their own, so all that is told here is read from 
 
 import contextlib
 import json
+import os
 import shutil
 import sys
 import threading
@@ -25,6 +26,7 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments.command import one_line
+from experiments.engines import SWEEPER, DaskLauncher
 from experiments.runs.folder import run_folder
 from experiments.runs.published import publish, published_result
 from experiments.runs.results import read_result
@@ -143,11 +145,11 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         # These go along to the processes that do the jobs.
-        self.watched, self.at_once = watched, jobs_at_once
+        self.watched, self.at_once, self.folder = watched, jobs_at_once, Path.cwd()
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
-        if not config.hydra.sweeper._target_.endswith(BasicSweeper.__name__):
+        if config.hydra.sweeper._target_ != SWEEPER:
             sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
             self._begin(config)
@@ -166,12 +168,14 @@ class Sweep(Callback):
         at_once = _at_once(config.hydra.launcher)
         self.watched, self.at_once = True, at_once and min(at_once, len(missing))
         _announce(jobs, missing, self.at_once)
+        _fetch_data(missing)
         _watch = Watch(jobs, missing, self.at_once)
         _watch.start()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """In the process that does the job."""
+        """In the process that does the job, which may have been started in another folder."""
         global watched, jobs_at_once
+        os.chdir(self.folder)
         watched, jobs_at_once = self.watched, self.at_once
 
 
@@ -238,14 +242,28 @@ def _jobs(config: DictConfig) -> list[Job]:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
         return Job(overrides, run, run_folder(run), published=published_result(run))
 
-    return [job_of(job) for job in jobs]
+    # Where a terminal shows it, and more than seeds differ, which takes more than two seconds.
+    return [
+        job_of(job) for job in tqdm(jobs, "reading settings", delay=1, leave=False, disable=None)
+    ]
 
 
 def _at_once(launcher: DictConfig) -> int | None:
     """How many jobs the launcher does side by side; None where it does not tell."""
     if launcher._target_.endswith(BasicLauncher.__name__):
         return 1
+    if launcher._target_.endswith(DaskLauncher.__name__) and launcher.address is None:
+        return int(launcher.workers)
     return joblib.effective_n_jobs(launcher.n_jobs) if "n_jobs" in launcher else None
+
+
+def _fetch_data(missing: list[Job]) -> None:
+    """Have the data sets before any run begins, so that what is wrong with them is said once."""
+    from experiments.runs.data import provide  # imports torch
+
+    needed = {(job.config.data.name, job.config.outputs): job.config for job in missing}
+    for config in needed.values():
+        provide(config.data, Path(config.outputs) / "data")
 
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:

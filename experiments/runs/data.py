@@ -76,11 +76,8 @@ def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
             has the files; the message has every source that was tried, and the cure.
         OSError: `folder` cannot be written.
     """
-    if data.name not in ORIGINS:
-        raise InputError(f"data.name={data.name} is unknown: take one of {', '.join(ORIGINS)}")
-    origin = ORIGINS[data.name]
+    origin = provide(data, folder)
     torchvision_import.watch()
-    _provide(origin, folder, data.download_timeout)
     images, labels = _read(origin, folder, train=True)
     test_images, test_labels = _read(origin, folder, train=False)
 
@@ -102,11 +99,14 @@ def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
     )
 
 
-def _provide(origin: Origin, folder: Path, timeout: float) -> None:
-    """Have the right files below `folder`; only one process at a time fetches any."""
+def provide(data: Data, folder: Path) -> Origin:
+    """Have the right files below `folder`; only one process at a time fetches any. Raises as `load`."""
+    if data.name not in ORIGINS:
+        raise InputError(f"data.name={data.name} is unknown: take one of {', '.join(ORIGINS)}")
+    origin = ORIGINS[data.name]
     raw = folder.resolve() / origin.name / "raw"  # torchvision's place
     if not _lacking(origin, raw, origin.sha256):
-        return  # before the lock, so that complete files may lie in a read-only folder
+        return origin  # before the lock, so that complete files may lie in a read-only folder
     try:
         raw.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError):
@@ -116,7 +116,8 @@ def _provide(origin: Origin, folder: Path, timeout: float) -> None:
     with FileLock(raw / ".lock"):
         lacking = _lacking(origin, raw, origin.sha256)  # none where another process fetched them
         if lacking:
-            _fetch(origin, raw, lacking, timeout)
+            _fetch(origin, raw, lacking, data.download_timeout)
+    return origin
 
 
 def _fetch(origin: Origin, raw: Path, lacking: list[str], timeout: float) -> None:
