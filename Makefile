@@ -107,11 +107,11 @@ clean: ## remove .venv and caches; results stay
 	@# pip and setuptools first: what builds the others is pinned too.
 	$(PIP) install --constraint constraints.txt pip setuptools
 	$(PIP) install --no-build-isolation --require-hashes --requirement hashes.txt
-	$(PIP) install --no-build-isolation --editable '.[dev]' --constraint constraints.txt
+	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[dev]' --constraint constraints.txt
 	@# The package installed is the library alone; this finds the commands from any folder.
 	@echo '$(CURDIR)' > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/experiments.pth"
 	@touch $@
 
 .venv/survey: .venv/ready
-	$(PIP) install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
+	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
 	@touch $@

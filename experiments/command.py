@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -19,6 +20,7 @@ from tqdm import tqdm
 
 from experiments import engines
 from experiments.settings.guide import advice, settings_text
+from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
     Bench,
     Config,
@@ -66,6 +68,7 @@ def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
     @functools.wraps(task)
     def guarded_task(settings: DictConfig) -> None:
         try:
+            require_effect(HydraConfig.get().overrides.task, settings)
             task(settings)
         except Exception as error:
             if not _is_foreseen(error) or _wants_traceback():
@@ -89,6 +92,7 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
     try:
         for _ in range(RESTARTS):
             try:
+                sys.argv[1:] = in_order(sys.argv[1:])
                 main()
                 break
             except TerminatedWorkerError:  # joblib then ends the others of the sweep, too
@@ -124,8 +128,22 @@ def _wants_traceback() -> bool:
     return os.environ.get("STRIDENET_TRACEBACK") == "1"
 
 
+def _lacks_memory(error: BaseException) -> str | None:
+    """What to do about memory that the machine does not have, or that no number can count."""
+    of_torch = r"can't allocate memory|out of memory|(calculation|multiplication) overflowed"
+    if not isinstance(error, MemoryError) and not re.search(of_torch, str(error)):
+        return None
+    wanted = re.search(r"tried to allocate ([\d.]+ ?\w*)", str(error))
+    many = f" ({wanted[1]} at once)" if wanted else ""
+    return (
+        f"that needs more memory than there is{many}: take smaller sizes, fewer channels or images"
+    )
+
+
 def _is_foreseen(error: BaseException) -> bool:
     """Whether the cause lies outside the program, and the message says what to do."""
+    if _lacks_memory(error):
+        return True
     if isinstance(error, (InputError, OSError)):
         return True
     from stridenet.errors import StrideEliminationError  # imports torch: only if still needed
@@ -135,7 +153,7 @@ def _is_foreseen(error: BaseException) -> bool:
 
 def one_line(error: BaseException) -> str:
     """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
-    if advised := advice(error):
+    if advised := advice(error) or _lacks_memory(error):
         return advised
     message = str(error).partition("Config search path")[0]
     lines = [line.strip() for line in message.splitlines()]

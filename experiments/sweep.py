@@ -32,6 +32,7 @@ from experiments.runs.published import publish, published_result
 from experiments.runs.results import read_result
 from experiments.settings.checks import resolve, with_seed
 from experiments.settings.identity import experiment_identity, variant
+from experiments.settings.line import require_effect, require_runs
 from experiments.settings.schema import Config
 from stridenet.errors import InputError
 
@@ -223,6 +224,8 @@ def _jobs(config: DictConfig) -> list[Job]:
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
     overrides = parser.parse_overrides([*given, *config.hydra.overrides.task])
+    require_effect([*given, *config.hydra.overrides.task])
+    require_runs(overrides)
     ((*jobs,),) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
 
     @cache

@@ -135,6 +135,8 @@ def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
     many = recipe.evaluations
+    if 0 < steps < many:
+        raise InputError(f"recipe.evaluations={many} is more than the {steps} steps; give fewer")
     return sorted({steps * point // many for point in range(1, many + 1)} - {0})
 
 

@@ -14,6 +14,7 @@ from omegaconf.errors import MissingMandatoryValue, OmegaConfBaseException
 from experiments.settings.guide import advice
 from experiments.settings.identity import rate_of
 from experiments.settings.schema import (
+    MOST,
     RATED,
     STARTING_WEIGHTS,
     Bench,
@@ -28,12 +29,14 @@ from experiments.settings.schema import (
     Model,
     Network,
     Recipe,
+    Report,
     Survey,
     Zoo,
 )
 from stridenet.errors import InputError
 
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
+MOST_SIZE = 65_536  # of an image, a kernel, a stride: along one axis
 Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
 
 
@@ -42,6 +45,7 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     _check_choices(config)
+    _check_numbers(config)
     if isinstance(config, Network):
         _check_network(config)
     if isinstance(config, Experiment):
@@ -49,6 +53,8 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     if isinstance(config, Figures):
         convolutions = [name for name, layer in config.model.layers.items() if layer.kind == "conv"]
         require_convolution(config.layer, convolutions)
+    if isinstance(config, (Evidence, Report)):
+        _check_folders(config)
     if isinstance(config, Zoo):
         _check_zoo(config)
     elif isinstance(config, Conversion):
@@ -74,9 +80,24 @@ def _check_choices(config: Any, place: str = "") -> None:
             one_of(key, value, choices)
 
 
+def _check_numbers(config: Any, place: str = "") -> None:
+    """Raise InputError for a number too large for its place, here or below; -0.0 becomes 0.0."""
+    for one in fields(config):
+        key, value = f"{place}{one.name}", getattr(config, one.name)
+        if is_dataclass(value):
+            _check_numbers(value, f"{key}.")
+        elif isinstance(value, (int, float)) and not isinstance(value, bool):
+            most = one.metadata["most"]
+            if not abs(value) <= most:  # not a number fails too
+                raise InputError(f"{key}={value} must be at most {most:,}, and finite")
+            setattr(config, one.name, value + type(value)(0))
+
+
 def _check_experiment(config: Experiment) -> None:
-    if not re.fullmatch(r"\w+", config.recipe.name):  # part of a folder's name
-        raise InputError(f"recipe.name={config.recipe.name} must be made of letters, digits and _")
+    if not re.fullmatch(r"\w{1,64}", config.recipe.name):  # part of a folder's name
+        raise InputError(
+            f"recipe.name={config.recipe.name} must be made of letters, digits and _, 64 at most"
+        )
     _check_recipe(config.recipe)
     if isinstance(config, Config):
         _check_run(config)
@@ -97,6 +118,14 @@ def _check_network(config: Network) -> None:
     at_least("data.validation_size", config.data.validation_size, 0)
     at_least("data.train_size", 1 if config.data.train_size is None else config.data.train_size, 1)
     at_least("data.download_timeout", config.data.download_timeout, 0)
+
+
+def _check_folders(config: Evidence | Report) -> None:
+    """Raise InputError where published results are to be read from a folder that is not there."""
+    key = "published" if isinstance(config, Evidence) else "reference"
+    folder = getattr(config, key)
+    if folder is not None and not Path(folder).is_dir():
+        raise InputError(f"{key}={folder} is no folder; published results are in outputs/reference")
 
 
 def _check_zoo(config: Zoo) -> None:
@@ -197,7 +226,10 @@ def _resolve_model(model: Model) -> Model:
     layers = {}
     for name, content in model.layers.items():
         key = f"model.layers.{name}"
+        if not isinstance(content, dict):
+            raise InputError(f"{key}={content} must be a layer, as in {{kernel: 3, channels: 20}}")
         layer = _typed(Layer, content, key)
+        _check_numbers(layer, f"{key}.")
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
         _check_choices(layer, f"{key}.")
@@ -246,8 +278,8 @@ def _rates(given: Any) -> float | dict[str, float]:
             raise InputError(f"{key} is of no network; a rate is for one of {', '.join(RATED)}")
         if rate is None:
             raise InputError(NO_VALUE.format(key))
-        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate < math.inf:
-            raise InputError(f"{key}={rate} must be a number above 0, and finite")
+        if isinstance(rate, bool) or not isinstance(rate, (int, float)) or not 0 < rate <= MOST:
+            raise InputError(f"{key}={rate} must be a number above 0, and at most {MOST:,}")
     if not rates:
         raise InputError("recipe.learning_rate={} has no rate for any network")
     numbers = {name: float(rate) for name, rate in sorted(rates.items())}
@@ -307,9 +339,13 @@ def _check_threads(threads: int) -> None:
 def _names(key: str, value: Any) -> list[str] | None:
     """One name or several, as a list."""
     names = [value] if isinstance(value, str) else value
-    if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
+    if names is None or (names and isinstance(names, list) and all(map(_is_text, names))):
         return names
     raise InputError(f"{key}={value} must be a name, or a list of names as in [one,other]")
+
+
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str) and value != ""
 
 
 def _is_size(value: Any) -> bool:
@@ -318,15 +354,17 @@ def _is_size(value: Any) -> bool:
 
 
 def _is_positive(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return isinstance(value, int) and not isinstance(value, bool) and 0 < value <= MOST
 
 
 def _per_axis(key: str, value: Any, least: int) -> list[int]:
     """One number for both axes, or [h, w], as a list of two."""
     axes = value if isinstance(value, list) else [value, value]
     whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
-    if len(axes) != 2 or not whole or min(axes) < least:
-        raise InputError(f"{key}={value} must be one whole number or [h, w], at least {least}")
+    if len(axes) != 2 or not whole or min(axes) < least or max(axes) > MOST_SIZE:
+        raise InputError(
+            f"{key}={value} must be one whole number or [h, w], from {least} to {MOST_SIZE:,}"
+        )
     return axes
 
 

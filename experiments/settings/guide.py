@@ -105,13 +105,32 @@ def advice(error: BaseException, place: str = "") -> str | None:
     if isinstance(cause, ValidationError) and cause.full_key == "seed":
         value = re.search(r"[Vv]alue '(.*?)'", str(cause))
         return f"seed: '{value[1] if value else 'null'}' is {SEVERAL_SEEDS}"
+    if "submitit_" in str(error) and isinstance(error, MissingConfigException):
+        return "hydra/launcher=slurm needs the extra slurm: pip install '.[slurm]'"
+    if match := re.fullmatch(r"Error merging override (.*)", str(error).splitlines()[0]):
+        return _wrong_type(match[1], str(cause))
+    if "LexerNoViableAltException" in str(error):
+        line = str(error).partition(": ")[2].splitlines()[0]
+        return f"{line} cannot be read; put what is no plain word in quotes: \"KEY='VALUE'\""
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, option = error.missing_cfg_file.rpartition("/")
         return f"{group}={option} is unknown; {_nearest(option, error.options, f'{group}=')}"
+    if re.search(r"override '\+?'.*No match", str(error)):
+        return "a setting is written KEY=VALUE, and one has no KEY; --help lists them"
     if match := re.search(r"override '(.*)'.*No match in the defaults list", str(error)):
         return f"this command takes no {match[1]}; its groups and settings are listed by --help"
     if match := re.search(r"(?:Ambiguous value for argument|Sweep parameters) '(.*)'", str(error)):
         return f"{match[1]}: several values make a sweep, which needs -m"
+    return None
+
+
+def _wrong_type(override: str, reason: str) -> str | None:
+    """What the value of an override has to be."""
+    wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
+    if match := re.search(r"could not be converted to (\w+)", reason):
+        return f"{override} must be {wanted.get(match[1], match[1])}"
+    if "is not Optional" in reason:
+        return f"{override} must have a value"
     return None
 
 

@@ -4,6 +4,7 @@
 """
 
 import copy
+import math
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,12 +19,13 @@ ACTIVATIONS = (
 DATA_SETS = ("mnist", "fashion_mnist")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
+MOST = 10**9  # for a number whose place sets no limit of its own; float32 holds its square
 RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: the free twin
 
 
-def setting(default: Any, meaning: str, choices: tuple[Any, ...] = ()) -> Any:
-    """A field of a dataclass, with what `--help` says of it and, where it has them, its choices."""
-    metadata = {"meaning": meaning, "choices": choices}
+def setting(default: Any, meaning: str, choices: tuple[Any, ...] = (), most: float = MOST) -> Any:
+    """A field of a dataclass, with what `--help` says of it, its choices, and its largest number."""
+    metadata = {"meaning": meaning, "choices": choices, "most": most}
     return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
 
 
@@ -178,7 +180,7 @@ class Config(Experiment):
     """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
-    seed: int = setting(0, "of the weights and of the order of the images")
+    seed: int = setting(0, "of the weights and of the order of the images", most=math.inf)
     weights: str = setting(
         "scratch",
         f"{' | '.join(STARTING_WEIGHTS)} | a file of weights: what it starts from; to copy is to "
@@ -249,8 +251,10 @@ class Conversion:
     batch_norm: str = setting(
         "shared", "theorem=2: the statistics of a channel's phases", ("shared", "per_phase")
     )
-    max_parameters: int = setting(MOST_PARAMETERS, "theorem=2: a larger twin is refused")
-    seed: int = setting(0, "of weights and inputs that are drawn")
+    max_parameters: int = setting(
+        MOST_PARAMETERS, "theorem=2: a larger twin is refused", most=2**53
+    )
+    seed: int = setting(0, "of weights and inputs that are drawn", most=math.inf)
     outputs: str = setting("outputs", "folder of the results")
 
 
@@ -286,7 +290,7 @@ class Survey:
     gigabytes: float = setting(8.0, "of memory for each model")
     jobs: int = setting(1, "models at once")
     threads: int = setting(1, "of torch, for each model")
-    seed: int = setting(0, "of weights and inputs")
+    seed: int = setting(0, "of weights and inputs", most=math.inf)
     force: bool = setting(False, "measure again what has been measured")
     outputs: str = setting("outputs", "folder of the results")
 
