@@ -139,7 +139,9 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def test_a_wrong_line_is_told_in_one_line(name: str, line: str, somewhere: Path) -> None:
     code, told = typed(name, line)
     judge(name, line, code, told)
-    named = line.partition("=")[2] if line.startswith("outputs=") else "outputs"
+    named = (
+        line.partition("=")[2].replace("true", "True") if line.startswith("outputs=") else "outputs"
+    )
     assert [path.name for path in somewhere.iterdir()] in ([], [named])
 
 
@@ -158,7 +160,6 @@ SMOKE = ["recipe=smoke", "outputs=results"]
         ("train", ["data.image_size=60000"], "more memory than there is"),
         ("train", ["model.layers.conv1.channels=1000000000"], "more memory than there is"),
         ("train", ["model.layers.conv1.padding=60000"], "more memory than there is"),
-        ("train", ["recipe.evaluations=1000000"], "more than the 60 steps"),
         ("train", ["recipe.batch_size=1000000"], "more than the 55000 training images"),
         ("train", ["model.layers={}"], "model.layers={} changes nothing"),
         ("train", ["recipe.learning_rate=???"], "gives no value"),

@@ -134,9 +134,7 @@ def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
     """After which steps the curves have a point: after each epoch, or `evaluations` times in all."""
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
-    many = recipe.evaluations
-    if 0 < steps < many:
-        raise InputError(f"recipe.evaluations={many} is more than the {steps} steps; give fewer")
+    many = max(1, min(recipe.evaluations, steps))  # no more than there are steps
     return sorted({steps * point // many for point in range(1, many + 1)} - {0})
 
 

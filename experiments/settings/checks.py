@@ -45,7 +45,6 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     _check_choices(config)
-    _check_numbers(config)
     if isinstance(config, Network):
         _check_network(config)
     if isinstance(config, Experiment):
@@ -67,6 +66,7 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         for key in ("rounds", "steps", "batch_size"):
             at_least(key, getattr(config, key), 1)
         _check_threads(config.threads)
+    _check_numbers(config)
     return config
 
 
@@ -363,7 +363,7 @@ def _per_axis(key: str, value: Any, least: int) -> list[int]:
     whole = all(isinstance(extent, int) and not isinstance(extent, bool) for extent in axes)
     if len(axes) != 2 or not whole or min(axes) < least or max(axes) > MOST_SIZE:
         raise InputError(
-            f"{key}={value} must be one whole number or [h, w], from {least} to {MOST_SIZE:,}"
+            f"{key}={value} must be one whole number or [h, w], at least {least}, at most {MOST_SIZE:,}"
         )
     return axes
 
