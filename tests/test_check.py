@@ -8,7 +8,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stridenet import StrideEliminationError, comparison, eliminate_stride
+from stridenet import (
+    StrideEliminationError,
+    comparison,
+    convert_layers,
+    converted_layers,
+    eliminate_stride,
+)
 from stridenet.layers import WindowMaximum
 from stridenet.rules import convolution
 
@@ -180,3 +186,31 @@ def test_the_check_makes_no_copy_of_the_twins_filters() -> None:
     layers = comparison.layers_of(twin.network)
     own = {p.data_ptr() for p in twin.network.parameters()}
     assert {p.data_ptr() for p in layers.parameters()} == own
+
+
+class ChoosesItsBestPositions(nn.Module):
+    """Scores so near to each other that in float32 rounding decides between them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.maps = nn.Conv2d(3, 8, 3, stride=2, padding=1)
+        self.scores = nn.Conv2d(8, 1, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        maps = self.maps(x)
+        best = (self.scores(maps).flatten(1) / 1e6 + 1).topk(5).indices
+        return maps.flatten(2).gather(2, best[:, None].expand(-1, 8, -1))
+
+
+def test_choices_that_rounding_makes_are_compared_in_float64(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    torch.manual_seed(0)
+    model, x = ChoosesItsBestPositions().eval(), torch.randn(1, 3, 32, 32)
+    same = convert_layers(model, example_inputs=x)
+    assert converted_layers(same)
+    torch.testing.assert_close(same.double()(x.double()), model.double()(x.double()))
+    model, again = model.float(), "stridenet.by_layer.check._agree_in_float64"
+    monkeypatch.setattr(again, lambda *_: False)
+    with pytest.raises(StrideEliminationError, match="differs from the model"):
+        convert_layers(model, example_inputs=x)
