@@ -1,4 +1,4 @@
-"""What a conversion by layers makes of a network, layer by layer: filters, maps, cost. Imports no torch."""
+"""What a conversion by layers makes of a network: filters, maps, cost. Imports no torch."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass

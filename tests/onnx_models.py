@@ -73,9 +73,7 @@ def convolution(
     return model_of([node], {"x": size or free(len(kernel), inside)}, weights=weights, opset=opset)
 
 
-def pooling(
-    operator: str, size: Sequence[int | str], opset: int = 17, **attributes: Any
-) -> Any:
+def pooling(operator: str, size: Sequence[int | str], opset: int = 17, **attributes: Any) -> Any:
     """A model of one pooling."""
     node = helper.make_node(operator, ["x"], ["y"], "pool", **attributes)
     return model_of([node], {"x": size}, opset=opset)

@@ -5,7 +5,7 @@ import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -13,30 +13,35 @@ from typing import Any
 import onnx
 
 from stridenet import host
-from stridenet.errors import InputError, StrideEliminationError
+from stridenet.errors import InputError
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
 from stridenet.onnx.files.comparing import (
     Feed,
-    FileComparison,
-    _sizes_of,
     compare_files,
     feeds_of,
     require_names,
+    sizes_of,
 )
 from stridenet.onnx.files.conversion import Conversion, Done, converted, planned_steps
 from stridenet.onnx.files.errors import NotEqualError
 from stridenet.onnx.files.grafting import graft, pairs_of
-from stridenet.onnx.files.matching import match_files
+from stridenet.onnx.files.matching import layouts_of, match_files
 from stridenet.onnx.files.options import Kernel, Rearrange, checked_options
 from stridenet.onnx.files.proof import NodeProof, prove
-from stridenet.onnx.files.reading import external_place, is_external, parsed, read, tensors_of
+from stridenet.onnx.files.reading import (
+    check_external_data,
+    external_place,
+    is_external,
+    parsed,
+    read,
+    tensors_of,
+)
 from stridenet.onnx.files.reports import ConversionReport, FilesReport, FileTimes
 from stridenet.onnx.files.running import require_onnxruntime, session
 from stridenet.onnx.files.writing import write, write_host_layout
 from stridenet.onnx.layout import layout_of, layout_path
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import StridedNode, all_nodes, reason, strided_nodes
-from stridenet.sizes import format_size
 
 PathLike = str | os.PathLike[str]
 
@@ -52,14 +57,14 @@ def convert_file(
     check: bool = True,
     sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> ConversionReport:
-    """Write the ONNX file `source` as one of unit strides, which has passed its proof before it appears.
+    """Write the ONNX file `source` as one of unit strides, which passes its proof before it appears.
 
     only: convert these nodes alone, named by themselves or by one of their outputs.
     pooling: MaxPool and AveragePool, too; those that `only` names are converted anyway.
     rearrange: how a map is taken apart into phases: "reshape" (reshape, transpose, reshape: rank 6 for
         two axes), "two-step" (the same one axis after the other, of rank 5 at most), "space_to_depth"
-        (ONNX's own operator; two axes of one stride), or "host" (a convolution that reads an input reads
-        its phase form instead, which the host makes as TARGET.layout.json says; all others: "reshape").
+        (ONNX's own operator; two axes of one stride), or "host" (a convolution of an input reads its
+        phase form instead, which the host makes as TARGET.layout.json says; all others: "reshape").
     kernel: "minimal", or "odd": odd sizes with symmetric padding in the convolution itself, and no Pad
         where the map is made of whole blocks. Where padding depends on a size that is not known
         (auto_pad=SAME), and of MaxPool in any case, the Pad stays.
@@ -97,7 +102,9 @@ def convert_file(
             written = parsed(path)
             _left(conversion, before, written)
             proofs = prove(conversion, written, folder)
-            comparison = compare_files(source, path, parsed(source), sizes, _host_feed(conversion))
+            hosted = [d.converted.layout for d in conversion.done if d.converted.layout]
+            fed = fed_by({layout["name"]: layout for layout in hosted})
+            comparison = compare_files(source, path, parsed(source), sizes, fed)
         data = target.with_name(f"{target.name}.data")
         has_data = (folder / data.name).exists()
     return ConversionReport(
@@ -122,8 +129,10 @@ def plan_file(
 ) -> LayersPlan:
     """What convert_file would make of `source`, node by node: filters, maps and multiply-adds.
 
-    only, pooling, rearrange, kernel: as of convert_file. Maps and multiply-adds, of one image, are known
-    where the file has sizes. Nothing is written, and no weight read. Raises what convert_file raises.
+    only, pooling, rearrange, kernel: as of convert_file.
+
+    Maps and multiply-adds, of one image, are known where the file has sizes. Nothing is written, and no
+    weight read. Raises what convert_file raises.
     """
     file = read(source)
     options = checked_options(only, pooling, rearrange, kernel)
@@ -155,15 +164,19 @@ def verify_files(
     file that cannot be read.
     """
     require_onnxruntime()
-    one, other = Path(original), Path(converted)
-    protos = [parsed(one), parsed(other)]
-    require_names(protos[0], sizes)
-    for path in (one, other):
-        _check_with_onnx(path, InputError)
-    found = match_files(protos, (one.parent, other.parent))
-    comparison = compare_files(one, other, protos[0], sizes)
-    strided = tuple(strided_nodes(all_nodes(protos[1])))
-    return FilesReport(found.proofs, found.unequal, found.unmatched, strided, comparison)
+    file, path = read(original), Path(converted)
+    other = parsed(path)
+    check_external_data(path, other)
+    require_names(file.proto, sizes)
+    for each in (file.path, path):
+        _check_with_onnx(each, InputError)
+    found = match_files(file, other, path)
+    fed = fed_by(layouts_of(path))
+    comparison = compare_files(file.path, path, file.proto, sizes, fed)
+    strided = tuple(strided_nodes(all_nodes(other)))
+    return FilesReport(
+        tuple(found.proofs), tuple(found.unequal), tuple(found.unmatched), strided, comparison
+    )
 
 
 def benchmark_files(
@@ -187,7 +200,7 @@ def benchmark_files(
         raise InputError(f"rounds={rounds}, threads={threads}: both are at least 1")
     proto = parsed(Path(original))
     require_names(proto, sizes)
-    fed = _feed_by_layout(Path(converted))
+    fed = fed_by(layouts_of(Path(converted)))
     last = ""
     for feed in feeds_of(proto, sizes):
         try:
@@ -208,7 +221,7 @@ def benchmark_files(
             start = time.perf_counter()
             each.run(None, given)
             taken.append(1000 * (time.perf_counter() - start))
-    return FileTimes(tuple(times[0]), tuple(times[1]), _sizes_of(feed), threads)
+    return FileTimes(tuple(times[0]), tuple(times[1]), sizes_of(feed), threads)
 
 
 # Where a file may be written
@@ -238,8 +251,12 @@ def _room(target: Path) -> Iterator[None]:
         yield
     except OSError as error:
         if error.errno == errno.ENOSPC:
-            raise InputError(f"{target}: no room on its disk; free some, or write elsewhere") from error
-        raise InputError(f"{target} cannot be written: {error.strerror}; write elsewhere") from error
+            raise InputError(
+                f"{target}: no room on its disk; free some, or write elsewhere"
+            ) from error
+        raise InputError(
+            f"{target} cannot be written: {error.strerror}; write elsewhere"
+        ) from error
 
 
 # What a file must pass
@@ -264,23 +281,12 @@ def _left(conversion: Conversion, before: Counter[str], proto: Any) -> tuple[Str
     return left
 
 
-def _host_feed(conversion: Conversion) -> Any:
-    """From the original's inputs to the converted file's."""
-    inputs = [done.converted.layout for done in conversion.done if done.converted.layout]
-    return _fed_by({"inputs": inputs})
-
-
-def _feed_by_layout(path: Path) -> Any:
-    place = layout_path(path)
-    return _fed_by(host.read_layout(place) if place.is_file() else {"inputs": []})
-
-
-def _fed_by(layout: dict[str, Any]) -> Any:
-    entries = {entry["name"]: entry for entry in layout["inputs"]}
+def fed_by(layouts: Mapping[str, dict[str, Any]]) -> Callable[[Feed], Feed]:
+    """From the original's inputs to those that the host rearranges."""
 
     def fed(feed: Feed) -> Feed:
         return {
-            name: host.rearrange(layout_of([entries[name]]), array) if name in entries else array
+            name: host.rearrange(layout_of([layouts[name]]), array) if name in layouts else array
             for name, array in feed.items()
         }
 

@@ -35,18 +35,27 @@ class Builder:
         which have none, and before IR 4, where each initializer is an input.
     """
 
-    def __init__(self, graph: Any, names: Names, prefix: str, opset: int, initializers: bool) -> None:
+    def __init__(
+        self, graph: Any, names: Names, prefix: str, opset: int, initializers: bool
+    ) -> None:
         self.graph, self.opset = graph, opset
         self._names, self._prefix, self.initializers = names, prefix, initializers
         self.nodes: list[ir.Node] = []
         self._known: dict[tuple[Any, ...], ir.Value] = {}
 
     def operator(
-        self, kind: str, *inputs: ir.Value | None, count: int = 1, label: str = "", **attributes: Any
+        self,
+        kind: str,
+        *inputs: ir.Value | None,
+        count: int = 1,
+        label: str = "",
+        **attributes: Any,
     ) -> tuple[ir.Value, ...]:
         """A new node; its outputs."""
         name = self._fresh(label or kind)
-        outputs = [ir.Value(name=name if i == 0 else self._fresh(label or kind)) for i in range(count)]
+        outputs = [
+            ir.Value(name=name if i == 0 else self._fresh(label or kind)) for i in range(count)
+        ]
         node = ir.node(kind, inputs, attributes, outputs=outputs, name=name)
         self.nodes.append(node)
         return tuple(outputs)
@@ -115,7 +124,9 @@ class Builder:
 
     # What a rearrangement is made of
 
-    def pad(self, x: ir.Value, before: Sequence[Size], after: Sequence[Size], fill: Any) -> ir.Value:
+    def pad(
+        self, x: ir.Value, before: Sequence[Size], after: Sequence[Size], fill: Any
+    ) -> ir.Value:
         """Put `fill`, of x's type, around the spatial axes; nothing where no axis has any."""
         if not any(isinstance(size, ir.Value) or size for size in (*before, *after)):
             return x
@@ -145,7 +156,7 @@ class Builder:
         """Equal parts of the channels."""
         if count == 1:
             return (x,)
-        number = {"num_outputs": count} if self.opset >= 18 else {}
+        number: dict[str, Any] = {"num_outputs": count} if self.opset >= 18 else {}
         return self.operator("Split", x, count=count, axis=1, **number)
 
     def _computed(self, kind: str, *sizes: Size) -> ir.Value:
@@ -175,5 +186,7 @@ class Builder:
 
 def prefix_of(node: ir.Node) -> str:
     """For the names of what stands for this node: the node's own, or its output's."""
-    name = node.name or next((value.name for value in node.outputs if value.name), "") or node.op_type
+    name = (
+        node.name or next((value.name for value in node.outputs if value.name), "") or node.op_type
+    )
     return f"{re.sub(r'[^0-9A-Za-z_./:-]', '_', name)}/unit_stride/"

@@ -25,7 +25,9 @@ class Difference:
 
     name: str
     difference: float
-    sensitivity: float  # how far the original's own moves under a relative change of 1e-7 of its input
+    sensitivity: (
+        float  # how far the original's own moves under a relative change of 1e-7 of its input
+    )
     largest: float
 
     @property
@@ -52,8 +54,9 @@ class FileComparison:
         if self.reason:
             return f"whole file: not compared ({self.reason})"
         lines = [
-            f"whole file, {size}: largest difference {each.difference:.2g} in {each.name}; a relative "
-            f"change of 1e-7 of the input moves it by {each.sensitivity:.2g} (largest {each.largest:.2g})"
+            f"whole file, {size}: largest difference {each.difference:.2g} in {each.name}; a "
+            f"relative change of 1e-7 of the input moves it by {each.sensitivity:.2g} (largest value "
+            f"{each.largest:.2g})"
             for size, each in zip(self.sizes, self.outputs, strict=True)
         ]
         lines += [
@@ -91,12 +94,14 @@ def compare_files(
         except Exception as error:
             last = reason(error)
             continue
-        found.append((_sizes_of(feed), worst, feed))
+        found.append((sizes_of(feed), worst, feed))
         if len(found) == 2:
             break
     if not found:
         return FileComparison(
-            (), (), reason=f"onnxruntime does not run the original: {last}; sizes=… gives its inputs'"
+            (),
+            (),
+            reason=f"onnxruntime does not run the original: {last}; sizes=… gives its inputs'",
         )
     nodes: tuple[Difference, ...] = ()
     for _, worst, feed in found:
@@ -107,13 +112,15 @@ def compare_files(
     )
 
 
-def _sizes_of(feed: Feed) -> str:
+def sizes_of(feed: Feed) -> str:
+    """The sizes of inputs, as text."""
     return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
 
 
 def _worst(one: Any, other: Any, feed: Feed, fed: Callable[[Feed], Feed]) -> Difference:
     names = [output.name for output in one.get_outputs()]
-    rows = _differences(names, one.run(None, feed), one.run(None, nudged(feed)), other.run(None, fed(feed)))
+    ours, moved = one.run(None, feed), one.run(None, nudged(feed))
+    rows = _differences(names, ours, moved, other.run(None, fed(feed)))
     return max(rows, key=lambda each: (each.is_large, each.difference - each.sensitivity))
 
 
@@ -123,7 +130,9 @@ def _differences(
     rows = []
     for name, a, b, c in zip(names, ours, moved, theirs, strict=True):
         if isinstance(a, np.ndarray) and a.dtype.kind in "fiub":
-            rows.append(Difference(name, _largest(a, c), _largest(a, b), _largest(a, np.zeros_like(a))))
+            rows.append(
+                Difference(name, _largest(a, c), _largest(a, b), _largest(a, np.zeros_like(a)))
+            )
     return rows
 
 
@@ -157,7 +166,9 @@ def _node_by_node(
     """The first maps, in the order of the original, that differ by much: where it begins."""
     try:
         protos = [onnx.load(str(path)) for path in (original, converted)]
-        both = [{name for node in each.graph.node for name in node.output if name} for each in protos]
+        both = [
+            {name for node in each.graph.node for name in node.output if name} for each in protos
+        ]
         shared = [
             name
             for node in protos[0].graph.node
@@ -201,14 +212,16 @@ def _inputs(proto: Any) -> list[Any]:
 
 
 def feeds_of(proto: Any, sizes: Mapping[str, Sequence[int]] | None) -> Iterator[Feed]:
-    """Random inputs, of sizes that may be those of the file; the same where nothing is free but once."""
+    """Random inputs of two sizes for each of SPATIAL; the same sizes never twice."""
     seen = set()
     for pair in SPATIAL:
         for batch, free in enumerate(pair, 1):
-            feed = {each.name: _drawn(each, batch, free, (sizes or {}).get(each.name)) for each in _inputs(proto)}
-            key = _sizes_of(feed)
-            if key not in seen:
-                seen.add(key)
+            feed = {
+                each.name: _drawn(each, batch, free, (sizes or {}).get(each.name))
+                for each in _inputs(proto)
+            }
+            if sizes_of(feed) not in seen:
+                seen.add(sizes_of(feed))
                 yield feed
 
 

@@ -1,16 +1,14 @@
 """convert_file: an ONNX file as one of unit strides, which has passed its proof before it appears."""
 
-import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import onnx_ir as ir
 
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.files.building import Builder, prefix_of
-from stridenet.onnx.files.options import Kernel, Options, Rearrange, did_you_mean
+from stridenet.onnx.files.options import Options, did_you_mean
 from stridenet.onnx.files.reading import DEFAULT_DOMAINS, OnnxFile
 from stridenet.onnx.files.rules.base import Converted, Rule, Site
 from stridenet.onnx.files.rules.table import rule_for
@@ -55,7 +53,7 @@ class Conversion:
 
 def planned_steps(file: OnnxFile, options: Options) -> list[Step]:
     """What is to be converted, in the order of the graph. Raises errors for what cannot be."""
-    found = list(_strided(file, options))
+    found = list(every_step(file, options))
     if options.only is not None:
         found = _named(file, found, options.only)
     else:
@@ -69,14 +67,18 @@ def planned_steps(file: OnnxFile, options: Options) -> list[Step]:
     if options.rearrange == "host":
         found = [_on_the_host(file, step) for step in found]
         _require_host(file, found)
-    refused = [f"{s.name} ({s.site.node.op_type}) {why}" for s in found if (why := s.rule.declines(s.site))]
+    refused = [
+        f"{step.name} ({step.site.node.op_type}) {why}"
+        for step in found
+        if (why := step.rule.declines(step.site))
+    ]
     if refused:
-        more = f"; and {len(refused) - 1} more, as {refused[1].split(')')[0]})" if refused[1:] else ""
-        raise StrideEliminationError(refused[0] + more)
+        others = f"; {len(refused) - 1} more cannot be converted either" if refused[1:] else ""
+        raise StrideEliminationError(refused[0] + others)
     return found
 
 
-def _strided(file: OnnxFile, options: Options) -> Iterator[Step]:
+def every_step(file: OnnxFile, options: Options) -> Iterator[Step]:
     """Every node with a rule and a stride above one."""
     for scope, opset, trusted, in_function in _scopes(file.model, file.opset):
         for node in scope:
@@ -101,7 +103,7 @@ def _scopes(model: ir.Model, opset: int) -> Iterator[tuple[Any, int, bool, bool]
 
 
 def _graphs(scope: Any, trusted: bool) -> Iterator[tuple[Any, bool]]:
-    """A body of a Loop or Scan may meet other sizes each time; a branch of an If has those around it."""
+    """A body of a Loop or Scan may meet other sizes each time; an If's branch has those around it."""
     yield scope, trusted
     for node in scope:
         for attribute in node.attributes.values():
@@ -166,8 +168,8 @@ def _require_host(file: OnnxFile, found: list[Step]) -> None:
         axes = range(len(step.site.strides))
         if any(step.site.known_size(axis) is None for axis in axes):
             raise StrideEliminationError(
-                f"rearrange='host': input {x.name} has sizes that are free, and the host's layout is of "
-                "one size: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name "
+                f"rearrange='host': input {x.name} has sizes that are free, and the layout is of one "
+                "size: python -m onnxruntime.tools.make_dynamic_shape_fixed --input_name "
                 f"{x.name} --input_shape 1,3,224,224 in.onnx out.onnx"
             )
 

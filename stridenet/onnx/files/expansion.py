@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import dataclass
 from math import prod
+from typing import Any
 
 import numpy as np
 
@@ -32,9 +33,9 @@ class Expansion:
             wide = np.zeros((len(weight), *strides, weight.shape[1], *kernels), weight.dtype)
         else:
             wide = np.zeros((*weight.shape[:2], *strides, *kernels), weight.dtype)
-        self._channels_first(wide)[(slice(None), slice(None), *self._where)] = weight[
-            (slice(None), slice(None), *self._taps)
-        ]
+        view: Any = self._channels_first(wide)
+        given: Any = weight
+        view[:, :, *self._where] = given[:, :, *self._taps]
         return wide.reshape(self.size(weight.shape))
 
     def fold(self, wide: np.ndarray) -> tuple[np.ndarray, bool]:
@@ -45,12 +46,11 @@ class Expansion:
         strides, kernels = self._sizes
         channels = wide.shape[1] // prod(strides)
         order = (*strides, channels) if self.depth_first else (channels, *strides)
-        view = self._channels_first(wide.reshape(len(wide), *order, *kernels))
+        view: Any = self._channels_first(wide.reshape(len(wide), *order, *kernels))
         positions = [axis.dilation * np.arange(axis.taps) + axis.shift for axis in self.axes]
         phases = np.ix_(*(p % a.stride for p, a in zip(positions, self.axes, strict=True)))
         blocks = np.ix_(*(p // a.stride for p, a in zip(positions, self.axes, strict=True)))
-        where = (slice(None), slice(None), *phases, *blocks)
-        folded = view[where]
+        folded = view[:, :, *phases, *blocks]
         taken = np.zeros(view.shape[2:], bool)
         taken[(*phases, *blocks)] = True
         return folded, not view[:, :, ~taken].any()
@@ -66,7 +66,7 @@ class Expansion:
     @property
     def _found(self) -> list[tuple[np.ndarray, ...]]:
         """Of each axis, phase and place of each tap, and the tap."""
-        found = []
+        found: list[tuple[np.ndarray, ...]] = []
         for axis in self.axes:
             places = axis.places
             phase, place = np.nonzero(places >= 0)

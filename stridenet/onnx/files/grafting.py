@@ -51,7 +51,9 @@ def graft(conversion: Conversion, pairs: list[Pair]) -> None:
     Of the main graph, filters that are made when the file is written are left out.
     """
     proto = conversion.file.proto
-    for pair in reversed(pairs):  # subgraphs first: so far, their places are the ones that were noted
+    for pair in reversed(
+        pairs
+    ):  # subgraphs first: so far, their places are the ones that were noted
         _graft_nodes(pair)
         if isinstance(pair.graph, ir.Graph):
             later = conversion.expanded.lazy if pair.proto is pairs[0].proto else ()
@@ -77,7 +79,7 @@ def _graft_nodes(pair: Pair) -> None:
 def _graft_initializers(graph: ir.Graph, proto: Any, later: Iterable[str]) -> None:
     known = {tensor.name for tensor in proto.initializer}
     for name, value in graph.initializers.items():
-        if name not in known and name not in later:
+        if name not in known and name not in later and value.const_value is not None:
             proto.initializer.append(ir.to_proto(value.const_value))
     _drop(proto.initializer, known - set(graph.initializers))
     _drop(proto.input, {each.name for each in proto.input} - {v.name for v in graph.inputs})

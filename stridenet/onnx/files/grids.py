@@ -61,7 +61,7 @@ def _front(b: Builder, window: Window, size: Size) -> Size:
 
 
 def _odd_behind_padding(b: Builder, window: Window, size: Size) -> Grid:
-    """An odd kernel where the padding depends on a size that is not known: all of it before the blocks."""
+    """An odd kernel where padding depends on a size that is not known: all of it in the Pad."""
     kernel = window.blocks | 1
     blocks = b.divide(b.add(size, window.surplus), window.stride)
     axis = FilterAxis(window.kernel, window.stride, window.dilation, 0, kernel)
@@ -80,7 +80,7 @@ def _odd_grid(b: Builder, window: Window, size: Size) -> Grid:
     last = (window.reach - 1 - window.padding[0]) // stride  # the last block that it reads
     kernel = max(last + 1 + before, 1) | 1
     wanted = window.surplus - (window.blocks - 1) * stride  # (size + wanted) // stride outputs
-    for padding in range(before, kernel - max(last, 0)):
+    for padding in range(before, kernel - last):
         given = stride - 1 + stride * (2 * padding - kernel + 1)
         if _outputs(b, size, given, stride) == _outputs(b, size, wanted, stride):
             outputs = None

@@ -5,7 +5,7 @@ integers for weights, biases and maps, computes what the strided one computes, i
 small integers are exact in float32 in any order, so that equal means equal.
 """
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -18,8 +18,8 @@ import onnx_ir as ir
 from stridenet import host
 from stridenet.onnx.files.conversion import Conversion, Done
 from stridenet.onnx.files.errors import NotEqualError
-from stridenet.onnx.files.reading import external_place, is_external, subgraphs
 from stridenet.onnx.files.running import Runner, small_model
+from stridenet.onnx.files.scopes import Scope, scopes_of
 from stridenet.onnx.files.windows import Window
 from stridenet.onnx.layout import layout_of
 from stridenet.sizes import format_size
@@ -42,56 +42,13 @@ class NodeProof:
     impulses: int  # in how many phases one was set
 
 
-class Scope:
-    """A graph of the written file, with what it can see: its own constants and those around it."""
-
-    def __init__(self, proto: Any, outer: "Scope | None", folder: Path) -> None:
-        self.nodes = list(proto.node)
-        self.constants = {t.name: t for t in getattr(proto, "initializer", ())}
-        for node in self.nodes:
-            if node.op_type == "Constant":
-                found = [a.t for a in node.attribute if a.name == "value"]
-                self.constants.update({node.output[0]: t for t in found})
-        self._outer, self.folder = outer, folder
-
-    def constant(self, name: str) -> Any:
-        """The TensorProto of this name; None if it is none."""
-        found = self.constants.get(name)
-        return self._outer.constant(name) if found is None and self._outer else found
-
-    def numbers(self, tensor: Any) -> np.ndarray:
-        """Of a TensorProto, from wherever they lie."""
-        if not is_external(tensor):
-            return ir.from_proto(tensor).numpy()
-        place, offset, length = external_place(self.folder, tensor)
-        dtype = ir.DataType(tensor.data_type).numpy()
-        count = -1 if length < 0 else length // dtype.itemsize
-        array = np.fromfile(place, dtype, count, offset=offset)
-        return array.reshape(tuple(tensor.dims))
-
-
-def scopes_of(proto: Any, folder: Path) -> Iterator[Scope]:
-    """Every graph and function of a file."""
-    for graph in (proto.graph, *proto.functions):
-        yield from _scopes(graph, None, folder)
-
-
-def _scopes(proto: Any, outer: Scope | None, folder: Path) -> Iterator[Scope]:
-    scope = Scope(proto, outer, folder)
-    yield scope
-    for node in proto.node:
-        for attribute in node.attribute:
-            for graph in subgraphs(attribute):
-                yield from _scopes(graph, scope, folder)
-
-
 def prove(conversion: Conversion, written: Any, folder: Path) -> tuple[NodeProof, ...]:
     """Prove each converted node of a written file, as its protobuf has it.
 
     folder: where its external data lies. Raises NotEqualError, which names the first node that is not
     the strided one.
     """
-    scopes = list(scopes_of(written, folder))
+    scopes = scopes_of(written, folder).values()
     where = {name: scope for scope in scopes for node in scope.nodes for name in node.output}
     return tuple(_prove(done, where, written) for done in conversion.done)
 
@@ -99,14 +56,23 @@ def prove(conversion: Conversion, written: Any, folder: Path) -> tuple[NodeProof
 def _prove(done: Done, where: Mapping[str, Scope], written: Any) -> NodeProof:
     scope = _scope_of(done, where)
     nodes = [node for node in scope.nodes if set(node.output) & set(done.nodes)]
+    constants = _constants_of(done)
     if done.converted.filter is not None:
         _check_folding(done, scope)
-    parts = _Parts(done, scope, nodes, written.ir_version)
-    sizes = _sizes(done)
-    for size in sizes:
-        _compare(done, parts, size)
-    phases = prod(window.stride for window in done.windows)
-    return NodeProof(done.step.name, done.original.op_type, tuple(sizes), phases)
+    versions = (done.step.site.opset, written.ir_version)
+    alone = Alone(
+        done.step.name,
+        done.windows,
+        done.sizes,
+        _channels(done),
+        done.x,
+        strided_model(done.original, done.x, len(done.windows), constants[0], versions),
+        unit_stride_model(
+            nodes, (done.x, done.y), len(done.windows), constants[1], scope, versions
+        ),
+        done.converted.layout,
+    )
+    return compared(alone, done.original.op_type)
 
 
 def _scope_of(done: Done, where: Mapping[str, Scope]) -> Scope:
@@ -138,31 +104,60 @@ def _check_folding(done: Done, scope: Scope) -> None:
 # The node alone
 
 
-class _Parts:
-    """The strided node and what stands for it, as two models of float32 with the same integers."""
+@dataclass(frozen=True)
+class Alone:
+    """A strided node and what stands for it, as two models of float32."""
 
-    def __init__(self, done: Done, scope: Scope, nodes: Sequence[Any], ir_version: int) -> None:
-        draw = np.random.default_rng(0)
-        operands = list(done.original.input[1:])
-        integers: dict[str, np.ndarray] = {}
-        swapped: dict[str, np.ndarray] = {}
-        if done.converted.filter is not None:
-            weight, expansion, wide = done.converted.filter
-            filter_ = _integers(draw, weight.shape)
-            integers[operands[0]] = filter_
-            swapped[str(wide.name)] = expansion.expand(filter_)
-            if len(operands) > 1 and operands[1]:
-                integers[operands[1]] = swapped[operands[1]] = _integers(draw, weight.shape[:1])
-        made = {name for node in nodes for name in node.output}
-        read = {name for node in nodes for name in node.input if name} - made - {done.x}
-        constants = [_tensor(name, array) for name, array in swapped.items() if name in read]
-        for name in sorted(read - set(swapped)):
-            constants.append(_as_float32(name, scope.constant(name), done, scope))
-        own = [_constant_as_float32(node) for node in nodes if node.output[0] not in swapped]
-        first = [_tensor(name, array) for name, array in integers.items()]
-        x, versions = {done.x: 2 + len(done.windows)}, (done.step.site.opset, ir_version)
-        self.strided = Runner(small_model([done.original], x, [done.y], first, *versions))
-        self.unit_stride = Runner(small_model(own, x, [done.y], constants, *versions))
+    name: str
+    windows: tuple[Window, ...]
+    sizes: tuple[int | None, ...]  # that the file fixes
+    channels: int
+    x: str
+    strided: Runner
+    unit_stride: Runner
+    layout: dict[str, Any] | None = None  # of what the host does
+
+
+def _constants_of(done: Done) -> tuple[dict[str, np.ndarray], dict[str, np.ndarray]]:
+    """Integers for weights and bias, by their names in the original and in the new file."""
+    if done.converted.filter is None:
+        return {}, {}
+    draw = np.random.default_rng(0)
+    weight, expansion, wide = done.converted.filter
+    strided = _integers(draw, weight.shape)
+    before = {done.original.input[1]: strided}
+    after = {str(wide.name): expansion.expand(strided)}
+    for name in done.original.input[2:]:
+        before[name] = after[name] = _integers(draw, weight.shape[:1])
+    return before, after
+
+
+Versions = tuple[int, int]  # opset and IR
+
+
+def strided_model(
+    node: Any, x: str, axes: int, constants: Mapping[str, np.ndarray], versions: Versions
+) -> Runner:
+    """The strided node alone."""
+    tensors = [_tensor(name, array) for name, array in constants.items()]
+    return Runner(small_model([node], {x: 2 + axes}, [node.output[0]], tensors, *versions))
+
+
+def unit_stride_model(
+    nodes: Sequence[Any],
+    ends: tuple[str, str],
+    axes: int,
+    constants: Mapping[str, np.ndarray],
+    scope: Scope,
+    versions: Versions,
+) -> Runner:
+    """The nodes that make `ends[1]` of `ends[0]`, some of their constants replaced."""
+    made = {name for node in nodes for name in node.output}
+    read = {name for node in nodes for name in node.input if name} - made - {ends[0]}
+    tensors = [_tensor(name, array) for name, array in constants.items() if name in read]
+    tensors += [_as_float32(name, scope) for name in sorted(read - set(constants))]
+    own = [_constant_as_float32(node) for node in nodes]
+    return Runner(small_model(own, {ends[0]: 2 + axes}, [ends[1]], tensors, *versions))
 
 
 def _integers(draw: np.random.Generator, size: Sequence[int]) -> np.ndarray:
@@ -173,9 +168,10 @@ def _tensor(name: str, array: np.ndarray) -> Any:
     return onnx.numpy_helper.from_array(np.ascontiguousarray(array), name)
 
 
-def _as_float32(name: str, tensor: Any, done: Done, scope: Scope) -> Any:
+def _as_float32(name: str, scope: Scope) -> Any:
+    tensor = scope.constant(name)
     if tensor is None:
-        raise NotEqualError(f"{done.step.name}: reads {name}, which is none of its own values")
+        raise NotEqualError(f"{name} is read, which is none of the file's constants")
     array = scope.numbers(tensor)
     if tensor.data_type in FLOATS:
         array = array.astype(np.float32)
@@ -191,13 +187,13 @@ def _constant_as_float32(node: Any) -> Any:
     return onnx.helper.make_node("Constant", [], list(node.output), value=_tensor("", array))
 
 
-def _sizes(done: Done) -> list[tuple[int, ...]]:
+def _sizes(alone: Alone) -> list[tuple[int, ...]]:
     """Two sizes of the map, which differ in their remainders; those that the file fixes are kept."""
     sizes = []
     for more in (0, 1):
         size = [
             window.reach + (3 + more) * window.stride + more if fixed is None else fixed
-            for window, fixed in zip(done.windows, done.sizes, strict=True)
+            for window, fixed in zip(alone.windows, alone.sizes, strict=True)
         ]
         sizes.append(tuple(size))
     return sizes[:1] if sizes[0] == sizes[1] else sizes
@@ -210,27 +206,27 @@ def _channels(done: Done) -> int:
     return done.channels or 2
 
 
-def _compare(done: Done, parts: _Parts, size: tuple[int, ...]) -> None:
-    """Run both on integers, and on an impulse in each phase."""
-    draw = np.random.default_rng(1)
-    channels = _channels(done)
-    integers = _integers(draw, (2, channels, *size))
-    for x in (integers, *_impulses(done.windows, channels, size)):
-        strided = parts.strided({done.x: x})[0]
-        unit_stride = parts.unit_stride({done.x: _fed(done, x)})[0]
-        if strided.shape != unit_stride.shape or not np.array_equal(strided, unit_stride):
-            raise NotEqualError(
-                f"{done.step.name}: the strided {done.original.op_type} gives other numbers than what "
-                f"stands for it, on small integers in a map of {format_size(size)}; this is an error of "
-                "stridenet: leave the node out with only=[…], and report it"
-            )
+def compared(alone: Alone, operator: str) -> NodeProof:
+    """Run both on integers, and on an impulse in each phase. Raises NotEqualError where they differ."""
+    sizes = _sizes(alone)
+    for size in sizes:
+        draw = np.random.default_rng(1)
+        integers = _integers(draw, (2, alone.channels, *size))
+        for x in (integers, *_impulses(alone.windows, alone.channels, size)):
+            strided = alone.strided({alone.x: x})[0]
+            unit_stride = alone.unit_stride({alone.x: _fed(alone, x)})[0]
+            if strided.shape != unit_stride.shape or not np.array_equal(strided, unit_stride):
+                raise NotEqualError(
+                    f"{alone.name}: the strided {operator} gives other numbers than what stands for "
+                    f"it, on small integers in a map of {format_size(size)}"
+                )
+    phases = prod(window.stride for window in alone.windows)
+    return NodeProof(alone.name, operator, tuple(sizes), phases)
 
 
-def _fed(done: Done, x: np.ndarray) -> np.ndarray:
+def _fed(alone: Alone, x: np.ndarray) -> np.ndarray:
     """What the converted node reads: the phase form, if the host makes it."""
-    if done.converted.layout is None:
-        return x
-    return host.rearrange(layout_of([done.converted.layout]), x)
+    return x if alone.layout is None else host.rearrange(layout_of([alone.layout]), x)
 
 
 def _impulses(

@@ -16,11 +16,11 @@ def fitted(b: Builder, x: ir.Value, grids: Sequence[Grid], fill: np.ndarray) -> 
     before, after, totals = [], [], []
     for grid in grids:
         total = b.times(grid.blocks, grid.stride)
-        behind = b.subtract(b.subtract(total, grid.size), grid.front) if grid.may_pad or grid.may_crop else 0
+        fits = not (grid.may_pad or grid.may_crop)
+        behind: Size = 0 if fits else b.subtract(b.subtract(total, grid.size), grid.front)
         before.append(grid.front)
         after.append((b.at_least_zero(behind) if grid.may_crop else behind) if grid.may_pad else 0)
-        known = isinstance(behind, int)
-        crops = grid.may_crop and not (known and behind >= 0)
+        crops = grid.may_crop and not (isinstance(behind, int) and behind >= 0)
         totals.append(total if crops else None)
     return b.crop(b.pad(x, before, after, fill), totals)
 
@@ -98,7 +98,7 @@ def _one_axis(
     lead: list[Size] = [0, 0, *before]
     final: list[Size] = [0, -1 if wide is None else wide, *around[0], grid.blocks, *around[1]]
     if before and after:  # one rank too many: the channels go with what is beside them
-        lead, block = ([0, -1], 2) if depth_first else ([-1, *before], 2)
+        lead, block = [0, -1] if depth_first else [-1, *before], 2
         final[0] = 0 if depth_first else -1
         order = [0, 3, 1, 2, 4]
     else:

@@ -41,7 +41,9 @@ class ConversionReport:
 def _proven(proofs: tuple[NodeProof, ...]) -> str:
     kinds = Counter(proof.operator for proof in proofs)
     counted = ", ".join(f"{count} {kind}" for kind, count in kinds.items())
-    return f"each converted node equal to the bit, on integers and an impulse in each phase: {counted}"
+    return (
+        f"each converted node equal to the bit, on integers and an impulse in each phase: {counted}"
+    )
 
 
 @dataclass(frozen=True)
@@ -50,7 +52,9 @@ class FilesReport:
 
     proofs: tuple[NodeProof, ...]  # of nodes that stand for strided ones, equal to the bit
     unequal: tuple[str, ...]  # nodes that are not equal, and what is wrong with them
-    unmatched: tuple[str, ...]  # nodes of the original that the other file does not have as they are
+    unmatched: tuple[
+        str, ...
+    ]  # nodes of the original that the other file does not have as they are
     strided: tuple[StridedNode, ...]  # strides above one in the converted file
     comparison: FileComparison
 

@@ -54,7 +54,7 @@ class Runner:
         if self._session is not None:
             try:
                 return list(self._session.run(None, feed))
-            except Exception:  # noqa: S110  # as of dilation with auto_pad=SAME, which onnx defines
+            except Exception:  # as of dilation with auto_pad=SAME, which onnx defines
                 pass
         from onnx.reference import ReferenceEvaluator  # slow to import
 

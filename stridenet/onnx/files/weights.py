@@ -25,7 +25,9 @@ class Weight:
     numbers: Callable[[], np.ndarray]  # read when they are needed
 
 
-def constant_weight(value: ir.Value | None, folder: Path, initializers: Any = None) -> Weight | Refused:
+def constant_weight(
+    value: ir.Value | None, folder: Path, initializers: Any = None
+) -> Weight | Refused:
     """The filter behind a value, or why it is none that is known before the file runs."""
     chain: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:
@@ -88,7 +90,7 @@ class Expanded:
     lazy: dict[str, tuple[Weight, Expansion]] = field(default_factory=dict)  # by their names
 
     def filter(self, weight: Weight, expansion: Expansion, initializers: bool) -> ir.Value:
-        """Where the strided filter is, so that all that read that one reach it. One for equal strides."""
+        """Put where the strided one is, so that what reads that reaches it; one for equal strides."""
         key = (weight.value, expansion)
         if key not in self.made:
             self.made[key] = self._made(weight, expansion, initializers)

@@ -24,7 +24,9 @@ class Window:
     dilation: int = 1
     padding: tuple[int, int] = (0, 0)  # before and after; unused where `same`
     same: Same | None = None  # padding that depends on the size, for ceil(size / stride) outputs
-    ceil: bool = False  # the last window may reach beyond the padding, but begins on the map or before
+    ceil: bool = (
+        False  # the last window may reach beyond the padding, but begins on the map or before
+    )
 
     @property
     def reach(self) -> int:

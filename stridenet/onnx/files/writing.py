@@ -1,4 +1,4 @@
-"""A converted file on disk: filters are made as they are written, one at a time, and data is streamed."""
+"""A converted file on disk: filters are made one at a time as they are written; data is streamed."""
 
 from collections.abc import Iterator
 from math import prod

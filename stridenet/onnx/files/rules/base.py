@@ -30,7 +30,7 @@ class Site:
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """The node's attributes as numbers and text; those that a function's caller gives are left out."""
+        """The node's attributes as numbers and text, but for those that a function's caller gives."""
         given = self.node.attributes
         return {name: _plain(each.value) for name, each in given.items() if not each.is_ref()}
 
@@ -52,7 +52,7 @@ class Site:
         return tuple(self.attributes.get("strides", ()))
 
     def known_size(self, axis: int) -> int | None:
-        """Of the map, its spatial axes counted from 0; None where it is known only when the file runs."""
+        """Of a spatial axis of the map, from 0; None where it is known only when the file runs."""
         shape = self.x.shape
         if shape is None or not self.trusted:
             return None
@@ -83,7 +83,9 @@ class Site:
         pads = self.attributes.get("pads", [0] * 2 * axes) if auto == "NOTSET" else [0] * 2 * axes
         ceil = bool(self.attributes.get("ceil_mode", 0)) and not auto.startswith("SAME")
         same = auto if auto.startswith("SAME") else None
-        each = zip(kernel, strides, dilations, zip(pads[:axes], pads[axes:], strict=True), strict=True)
+        each = zip(
+            kernel, strides, dilations, zip(pads[:axes], pads[axes:], strict=True), strict=True
+        )
         return tuple(Window(k, s, d, pair, same, ceil) for k, s, d, pair in each)
 
     def made_by(self, *operators: str) -> bool:
@@ -116,7 +118,7 @@ class Rule(Protocol):
     pooling: bool  # whether it is converted only where pooling is to be, too
 
     def declines(self, site: Site) -> str | None:
-        """Why this node has no unit-stride form here, as what it does, with the way out; None: it has."""
+        """Why this node is not converted, as what it does, with the way out; None: it is."""
 
     def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
         """Build what stands for it."""
@@ -146,7 +148,7 @@ def common_objection(site: Site, windows: tuple[Window, ...]) -> str | None:
         size = site.known_size(axis)
         if size is not None and window.outputs(size) < 1:
             return f"has a window of {window.reach} positions, more than its map and padding have"
-        if window.same and window.stride - window.reach > 2:
+        if window.same and window.stride - window.reach > 1:
             return (
                 f"has auto_pad={window.same} with a stride of {window.stride} over {window.reach} "
                 "positions, which onnx and onnxruntime pad differently; write its pads out"

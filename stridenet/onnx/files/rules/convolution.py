@@ -5,18 +5,26 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from stridenet.onnx.files.building import Builder
+from stridenet.onnx.files.building import Builder, Size
 from stridenet.onnx.files.expansion import Expansion
 from stridenet.onnx.files.grids import Grid, convolution_grid
 from stridenet.onnx.files.rearranging import fitted, rearranged
-from stridenet.onnx.files.rules.base import INLINE, QDQ, Converted, Site, common_objection, is_made_by
+from stridenet.onnx.files.rules.base import (
+    INLINE,
+    QDQ,
+    Converted,
+    Site,
+    common_objection,
+    is_made_by,
+)
 from stridenet.onnx.files.weights import Expanded, Weight, constant_weight
 from stridenet.onnx.files.windows import Window
 
 FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 FOLD = (
-    "if they follow from constants, fold these first: python -c \"import onnx, onnxscript.optimizer as o; "
-    "onnx.save(o.optimize(onnx.load('in.onnx')), 'out.onnx')\"; else leave it out with only=[…]"
+    'if they follow from constants, fold these first: python -c "import onnx, '
+    "onnxscript.optimizer as o; onnx.save(o.optimize(onnx.load('in.onnx')), 'out.onnx')\"; else "
+    "leave it out with only=[…]"
 )
 
 
@@ -92,8 +100,8 @@ def _layout(site: Site, grids: list[Grid], channels: int) -> dict[str, Any]:
     sizes = [int(grid.size) for grid in grids]  # type: ignore[arg-type]
     padding = []
     for grid, size in zip(grids, sizes, strict=True):
-        front, blocks = int(grid.front), int(grid.blocks)  # type: ignore[arg-type]
-        padding.append([front, max(0, blocks * grid.stride - size - front)])
+        front, wanted = int(grid.front), int(grid.blocks)  # type: ignore[arg-type]
+        padding.append([front, max(0, wanted * grid.stride - size - front)])
     blocks = [
         -(-(size + sum(pair)) // grid.stride)
         for grid, size, pair in zip(grids, sizes, padding, strict=True)
@@ -112,7 +120,7 @@ def _layout(site: Site, grids: list[Grid], channels: int) -> dict[str, Any]:
 def _cropped(b: Builder, x: ir.Value, grids: list[Grid], layout: dict[str, Any]) -> ir.Value:
     """Without the last blocks that no window reads, which the host does not leave out."""
     given = layout["phase_form_size"][1:]
-    wanted = [
+    wanted: list[Size | None] = [
         None if grid.blocks == blocks else grid.blocks
         for grid, blocks in zip(grids, given, strict=True)
     ]

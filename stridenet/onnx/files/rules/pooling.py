@@ -37,6 +37,10 @@ class _Pooling:
                 "has auto_pad=SAME with dilations, which onnx and onnxruntime pad differently; write "
                 "its pads out"
             )
+        if any(w.same == "SAME_LOWER" and w.stride > w.reach for w in windows):
+            return (
+                "has auto_pad=SAME_LOWER with gaps, which onnxruntime refuses; write its pads out"
+            )
         if site.rearrange == "host":
             return "is a pooling, and only what a convolution reads is left to the host"
         return common_objection(site, windows)
@@ -61,9 +65,7 @@ def _parts(
     """The channels (p, q, c) of a phase form phase by phase."""
     parts = b.split(x, prod(window.stride for window in windows))
     taps = list(product(*(_taps(window) for window in windows)))
-    return [
-        (part, list(each)) for part, each in zip(parts, taps, strict=True) if all(each)
-    ]
+    return [(part, list(each)) for part, each in zip(parts, taps, strict=True) if all(each)]
 
 
 def _taps(window: Window) -> list[Taps]:
@@ -201,7 +203,9 @@ def _known_counts(
 ) -> np.ndarray:
     """How many taps count in each window, (1, 1, *outputs); one number where all have as many."""
     axes = []
-    for window, size in zip((w.at(s) for w, s in zip(windows, sizes, strict=True)), sizes, strict=True):
+    for window, size in zip(
+        (w.at(s) for w, s in zip(windows, sizes, strict=True)), sizes, strict=True
+    ):
         before, after = window.padding
         starts = window.stride * np.arange(window.outputs(size))[:, None] - before
         position = starts + window.dilation * np.arange(window.kernel)

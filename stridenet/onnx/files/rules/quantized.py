@@ -1,4 +1,4 @@
-"""Quantized convolutions and pooling: no rule yet, but their names. A rule of theirs takes its place here."""
+"""Quantized convolutions and pooling: their names, and no rule yet, which would take its place here."""
 
 from stridenet.onnx.files.building import Builder
 from stridenet.onnx.files.rules.base import QDQ, Converted, Site
