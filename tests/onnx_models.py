@@ -96,3 +96,21 @@ def outputs_of(model: Path | Any, feed: Mapping[str, np.ndarray]) -> list[np.nda
 
 def operators_of(path: Path) -> list[str]:
     return [node.op_type for node in onnx.load(str(path)).graph.node]
+
+
+def strides_in(nodes: Any) -> list[list[int]]:
+    """The strides above one of nodes, and of those in their subgraphs; by hand."""
+    strides = []
+    for node in nodes:
+        for attribute in node.attribute:
+            if attribute.name == "strides" and max(attribute.ints) > 1:
+                strides.append(list(attribute.ints))
+            for graph in (attribute.g, *attribute.graphs):
+                strides += strides_in(graph.node)
+    return strides
+
+
+def strides_of(path: Path) -> list[list[int]]:
+    """The strides above one of a file, in functions, too."""
+    model = onnx.load(str(path), load_external_data=False)
+    return [s for part in (model.graph, *model.functions) for s in strides_in(part.node)]

@@ -21,7 +21,7 @@ STRIDED_OPERATORS = POOLING_OPERATORS | frozenset({
 class StridedNode:
     """A convolution or pooling of an ONNX graph with a stride above 1."""
 
-    name: str  # the path of the module that it comes from, or the node's name
+    name: str  # the path of the module that it comes from, or the node's name, or its output's
     operator: str  # "Conv", "MaxPool", …
     strides: Size
 
@@ -84,7 +84,8 @@ def _strides(node: Any) -> Size:
 
 
 def _strided(node: Any) -> StridedNode:
-    return StridedNode(_module_of(node) or node.name, node.op_type, _strides(node))
+    name = _module_of(node) or node.name or next(iter(node.output), "")
+    return StridedNode(name, node.op_type, _strides(node))
 
 
 def _module_of(node: Any) -> str:

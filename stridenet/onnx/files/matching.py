@@ -105,6 +105,9 @@ def _match(node: Any, pair: _Scopes, step: Step | None, match: Match) -> None:
         if node.op_type not in CONSTANTS or pair.theirs.reads(outputs):
             match.unmatched.append(_name(node))
     elif _skeleton(node) == _skeleton(other):
+        known = [pair.ours.constant(n) is not None for n in node.input]
+        if known != [pair.theirs.constant(n) is not None for n in node.input]:
+            match.unmatched.append(_name(node))
         changed = [name for name in node.input if not _same_constant(name, pair)]
         match.unequal += [f"{_name(node)} reads another {name}" for name in changed]
     elif step is None or step.rule.declines(step.site) is not None:
@@ -126,10 +129,10 @@ def _skeleton(node: Any) -> bytes:
 
 
 def _same_constant(name: str, pair: _Scopes) -> bool:
-    """Whether an input of both is the same tensor, or no constant in either."""
+    """Whether an input of both is the same tensor, where it is known in both."""
     ours, theirs = pair.ours.constant(name), pair.theirs.constant(name)
     if ours is None or theirs is None:
-        return ours is theirs
+        return True
     if (ours.data_type, list(ours.dims)) != (theirs.data_type, list(theirs.dims)):
         return False
     if ours.data_type == int(ir.DataType.STRING):

@@ -48,13 +48,14 @@ def prove(conversion: Conversion, written: Any, folder: Path) -> tuple[NodeProof
     folder: where its external data lies. Raises NotEqualError, which names the first node that is not
     the strided one.
     """
-    scopes = scopes_of(written, folder).values()
-    where = {name: scope for scope in scopes for node in scope.nodes for name in node.output}
-    return tuple(_prove(done, where, written) for done in conversion.done)
+    scopes = scopes_of(written, folder)
+    where = {n: scope for scope in scopes.values() for node in scope.nodes for n in node.output}
+    return tuple(
+        _prove(done, _scope_of(done, where, scopes[()]), written) for done in conversion.done
+    )
 
 
-def _prove(done: Done, where: Mapping[str, Scope], written: Any) -> NodeProof:
-    scope = _scope_of(done, where)
+def _prove(done: Done, scope: Scope, written: Any) -> NodeProof:
     nodes = [node for node in scope.nodes if set(node.output) & set(done.nodes)]
     constants = _constants_of(done)
     if done.converted.filter is not None:
@@ -75,13 +76,16 @@ def _prove(done: Done, where: Mapping[str, Scope], written: Any) -> NodeProof:
     return compared(alone, done.original.op_type)
 
 
-def _scope_of(done: Done, where: Mapping[str, Scope]) -> Scope:
-    """The graph that has the new nodes: of their names one at least is new in the whole file."""
+def _scope_of(done: Done, where: Mapping[str, Scope], main: Scope) -> Scope:
+    """The graph that has the new nodes, some of whose names are new in the whole file.
+
+    Where the host rearranges, there may be the convolution alone, which is in the main graph.
+    """
     fresh = [name for name in done.nodes if name != done.y]
     found = [where[name] for name in fresh if name in where]
-    if len(found) < len(fresh) or not found:
+    if len(found) < len(fresh) or not (found or done.converted.layout):
         raise NotEqualError(f"{done.step.name}: not all of its nodes have been written")
-    return found[0]
+    return found[0] if found else main
 
 
 # The filter
