@@ -1,6 +1,6 @@
 """Two files node by node: what is the original's, what stands for a strided node, what is neither."""
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -145,7 +145,7 @@ def _same_constant(name: str, pair: _Scopes) -> bool:
 
 def _compare(node: Any, step: Step, pair: _Scopes, match: Match) -> None:
     x, y = str(node.input[0]), str(node.output[0])
-    nodes = _between(x, y, pair)
+    nodes = _between(x, y, node.input[2:], pair)
     if nodes is None:
         match.unmatched.append(_name(node))
         return
@@ -159,12 +159,12 @@ def _compare(node: Any, step: Step, pair: _Scopes, match: Match) -> None:
         match.proofs.append(proofs[0])
 
 
-def _between(x: str, y: str, pair: _Scopes) -> list[Any] | None:
-    """The other file's nodes from x to y, in their order; None if y is made of other maps, too."""
-    wanted, found = [y], set()
+def _between(x: str, y: str, given: Iterable[str], pair: _Scopes) -> list[Any] | None:
+    """The other file's nodes from x and what else is given to y; None if y is made of more."""
+    wanted, found = [y], set[str]()
     while wanted:
         name = wanted.pop()
-        if name == x or not name or name in found:
+        if name in (x, "", *given) or name in found:
             continue
         if pair.theirs.constant(name) is not None and name != y:
             continue
@@ -192,10 +192,11 @@ def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) ->
     if isinstance(weight, Weight):
         channels = weight.shape[1] * site.attributes.get("group", 1)
         before[str(node.input[1])] = _hashed(weight.numbers(), turn)
-        for name in node.input[2:]:
-            before[name] = after[name] = _hashed(np.arange(weight.shape[0]), turn)
-        for name, array in _filters(nodes, pair, node.input[2:]):
-            after[name] = _hashed(array, turn)
+        for name in node.input[2:]:  # a bias, which may come from other nodes
+            bias = pair.ours.constant(name)
+            array = np.arange(weight.shape[0]) if bias is None else pair.ours.numbers(bias)
+            before[name] = after[name] = _hashed(array, turn)
+        after.update((name, _hashed(array, turn)) for name, array in _filters(nodes, pair))
     x, y = str(node.input[0]), str(node.output[0])
     return Alone(
         _name(node),
@@ -209,11 +210,12 @@ def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) ->
     )
 
 
-def _filters(nodes: list[Any], pair: _Scopes, biases: Any) -> Iterator[tuple[str, np.ndarray]]:
+def _filters(nodes: list[Any], pair: _Scopes) -> Iterator[tuple[str, np.ndarray]]:
+    """The constant weights and biases of the convolutions among these nodes."""
     for node in nodes:
         for name in node.input[1:] if node.op_type == "Conv" else ():
             tensor = pair.theirs.constant(name)
-            if tensor is not None and name not in biases:
+            if tensor is not None:
                 yield name, pair.theirs.numbers(tensor)
 
 

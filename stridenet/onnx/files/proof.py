@@ -22,6 +22,7 @@ from stridenet.onnx.files.running import Runner, small_model
 from stridenet.onnx.files.scopes import Scope, scopes_of
 from stridenet.onnx.files.windows import Window
 from stridenet.onnx.layout import layout_of
+from stridenet.onnx.strides import reason
 from stridenet.sizes import format_size
 
 FLOATS = (
@@ -217,8 +218,8 @@ def compared(alone: Alone, operator: str) -> NodeProof:
         draw = np.random.default_rng(1)
         integers = _integers(draw, (2, alone.channels, *size))
         for x in (integers, *_impulses(alone.windows, alone.channels, size)):
-            strided = alone.strided({alone.x: x})[0]
-            unit_stride = alone.unit_stride({alone.x: _fed(alone, x)})[0]
+            strided = _run(alone.strided, alone, x, f"the strided {operator}")
+            unit_stride = _run(alone.unit_stride, alone, _fed(alone, x), f"what stands for {operator}")
             if strided.shape != unit_stride.shape or not np.array_equal(strided, unit_stride):
                 raise NotEqualError(
                     f"{alone.name}: the strided {operator} gives other numbers than what stands for "
@@ -226,6 +227,15 @@ def compared(alone: Alone, operator: str) -> NodeProof:
                 )
     phases = prod(window.stride for window in alone.windows)
     return NodeProof(alone.name, operator, tuple(sizes), phases)
+
+
+def _run(runner: Runner, alone: Alone, x: np.ndarray, what: str) -> np.ndarray:
+    try:
+        return np.asarray(runner({alone.x: x})[0])
+    except Exception as error:  # of onnxruntime or onnx's reference, which have no common class
+        raise NotEqualError(
+            f"{alone.name}: {what} does not run on {format_size(x.shape)} ({reason(error)})"
+        ) from error
 
 
 def _fed(alone: Alone, x: np.ndarray) -> np.ndarray:
