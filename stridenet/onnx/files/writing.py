@@ -27,7 +27,8 @@ def write(conversion: Conversion, path: Path, data: str) -> None:
     """
     proto = conversion.file.proto
     fresh = _Fresh(conversion)
-    inline = proto.ByteSize() + sum(map(fresh.bytes_of, fresh.names))
+    # Not by proto.ByteSize(), for which protobuf would write it all into memory.
+    inline = conversion.file.path.stat().st_size + sum(map(fresh.bytes_of, fresh.names))
     external = any(map(is_external, tensors_of(proto)))
     if external or inline > LARGEST_FILE:
         with (path.parent / data).open("wb") as file:
