@@ -91,7 +91,9 @@ def test_random_windows_of_every_operator_are_equal(seed: int, tmp_path: Path) -
     if operator == "Conv":
         group = draw.choice([1, 1, 2, 4])
         kernel, strides = window.pop("kernel_shape"), window.pop("strides")
-        model = convolution(kernel, strides, size, (4, 4), group, draw.random() < 0.5, opset, **window)
+        model = convolution(
+            kernel, strides, size, (4, 4), group, draw.random() < 0.5, opset, **window
+        )
         if window.get("auto_pad", "").startswith("SAME"):
             gaps = max(s - k for s, k in zip(strides, kernel, strict=True))
             if gaps > 1:

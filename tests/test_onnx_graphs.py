@@ -224,7 +224,9 @@ def with_function(weight_inside: bool, opset: int = 17) -> Any:
     inputs = ["a"] if weight_inside else ["a", "w"]
     opsets = [helper.make_opsetid("", opset)]
     function = helper.make_function("mine", "Halve", inputs, ["b"], nodes, opsets)
-    call = helper.make_node("Halve", ["x"] if weight_inside else ["x", "weight"], ["y"], domain="mine")
+    call = helper.make_node(
+        "Halve", ["x"] if weight_inside else ["x", "weight"], ["y"], domain="mine"
+    )
     weights = None if weight_inside else {"weight": WEIGHT}
     more = {"functions": [function], "opsets": [helper.make_opsetid("mine", 1)]}
     return model_of([call], {"x": free(2, 3)}, weights=weights, opset=17, **more)
@@ -280,8 +282,12 @@ def annotated() -> Any:
     model.opset_import.add(domain="org.me", version=3)
     graph = model.graph
     graph.doc_string = "the graph"
-    graph.value_info.append(helper.make_tensor_value_info("b", TensorProto.FLOAT, ["n", 4, None, None]))
-    graph.value_info.append(helper.make_tensor_value_info("weight", TensorProto.FLOAT, [4, 3, 3, 3]))
+    graph.value_info.append(
+        helper.make_tensor_value_info("b", TensorProto.FLOAT, ["n", 4, None, None])
+    )
+    graph.value_info.append(
+        helper.make_tensor_value_info("weight", TensorProto.FLOAT, [4, 3, 3, 3])
+    )
     graph.quantization_annotation.add(tensor_name="b")
     sparse = graph.sparse_initializer.add(dims=[4])
     sparse.values.CopyFrom(tensor(np.ones(1, np.float32), "unused"))
@@ -362,5 +368,3 @@ def test_older_opsets_are_refused_with_a_command_that_helps(tmp_path: Path) -> N
     with pytest.raises(InputError, match=r"has opset 9, and 11 is the oldest .*convert_version"):
         convert_file(saved(model, tmp_path), tmp_path / "out.onnx")
     converted(version_converter.convert_version(model, 13), tmp_path)
-
-

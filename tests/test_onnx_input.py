@@ -65,7 +65,9 @@ def test_a_truncated_file(tmp_path: Path) -> None:
 
 def test_no_file_a_folder_and_a_missing_one(tmp_path: Path) -> None:
     saved(convolution([3, 3], [2, 2]), tmp_path)
-    refused(r"stride.onnx does not exist \(did you mean 'strided.onnx'\?\)", tmp_path / "stride.onnx")
+    refused(
+        r"stride.onnx does not exist \(did you mean 'strided.onnx'\?\)", tmp_path / "stride.onnx"
+    )
     (tmp_path / "folder").mkdir()
     refused("folder is no file", tmp_path / "folder")
     with pytest.raises(InputError, match=r"there is no folder .*nowhere"):
@@ -93,7 +95,10 @@ def test_a_file_that_onnx_refuses(tmp_path: Path) -> None:
 def test_arguments_that_mean_nothing(tmp_path: Path) -> None:
     source = saved(convolution([3, 3], [2, 2]), tmp_path)
     wrong: list[tuple[str, dict[str, Any]]] = [
-        (r"rearrange='two_step' is unknown \(did you mean 'two-step'\?\)", {"rearrange": "two_step"}),
+        (
+            r"rearrange='two_step' is unknown \(did you mean 'two-step'\?\)",
+            {"rearrange": "two_step"},
+        ),
         ("kernel='even' is unknown.*take one of minimal, odd", {"kernel": "even"}),
         (r"only='conv': a list of names", {"only": "conv"}),
         (r"only: 'con' is no node.*did you mean 'conv'.*there are: conv", {"only": ["con"]}),
@@ -233,9 +238,7 @@ def test_external_data_stays_external_under_the_targets_name(tmp_path: Path) -> 
     assert external_data_helper.uses_external_data(new)
     assert (tmp_path / "numbers.bin").read_bytes() == whole
     x = integers(2, 3, 12, 13)
-    expected, obtained = (
-        outputs_of(m, {"x": x})[0] for m in (model, tmp_path / "to" / "out.onnx")
-    )
+    expected, obtained = (outputs_of(m, {"x": x})[0] for m in (model, tmp_path / "to" / "out.onnx"))
     np.testing.assert_allclose(obtained, expected, atol=1e-4)
     assert verify_files(source, tmp_path / "to" / "out.onnx").passed
     loaded = {t.name: t for t in onnx.load(str(tmp_path / "to/out.onnx")).graph.initializer}
@@ -256,7 +259,9 @@ def test_what_is_too_large_for_one_file_goes_beside_it(
 def test_a_target_beside_the_data_that_is_read_is_refused(tmp_path: Path) -> None:
     source = apart(two_convolutions(), tmp_path, "out.onnx.data")
     whole = (tmp_path / "out.onnx.data").read_bytes()
-    with pytest.raises(InputError, match=r"out.onnx would overwrite .*out.onnx.data, which is read"):
+    with pytest.raises(
+        InputError, match=r"out.onnx would overwrite .*out.onnx.data, which is read"
+    ):
         convert_file(source, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx.data").read_bytes() == whole
 
@@ -279,7 +284,9 @@ def test_external_data_that_is_not_there_or_somewhere_else(tmp_path: Path) -> No
     (folder / "link.bin").symlink_to(tmp_path / "secret.bin")
     for location in ("../secret.bin", str(tmp_path / "secret.bin"), "link.bin", "."):
         with_location(source, location)
-        refused("refers to .*, outside of the file's folder; put the data beside", source, check=False)
+        refused(
+            "refers to .*, outside of the file's folder; put the data beside", source, check=False
+        )
     with_location(source, "numbers.bin", offset="999999")
     refused("numbers.bin ends before tensor .* does", source, check=False)
     with_location(source, "missing.bin", offset="0")
@@ -310,7 +317,9 @@ print(time.process_time() - start, peak() - before)
 def test_a_large_file_takes_seconds_and_at_most_three_times_its_size(tmp_path: Path) -> None:
     weights = {str(i): np.ones((512, 512, 3, 3), np.float32) for i in range(5)}  # 9.4 MB each
     nodes = [
-        helper.make_node("Conv", [f"x{i}" if i else "x", str(i)], [f"x{i + 1}"], strides=[2 - i % 2] * 2)
+        helper.make_node(
+            "Conv", [f"x{i}" if i else "x", str(i)], [f"x{i + 1}"], strides=[2 - i % 2] * 2
+        )
         for i in range(5)
     ]
     source = saved(model_of(nodes, {"x": free(2, 512)}, ["x5"], weights), tmp_path)

@@ -1,6 +1,5 @@
 """The proof sees what is wrong, and nothing is written then; files side by side; plan and times."""
 
-import errno
 import subprocess
 import sys
 import warnings
@@ -11,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stridenet.errors import InputError, StrideEliminationError
+from stridenet.errors import InputError
 from stridenet.onnx.files import (
     NotEqualError,
     api,
@@ -26,18 +25,14 @@ from tests.onnx_models import (
     convolution,
     drawn,
     free,
-    integers,
     model_of,
-    outputs_of,
-    pooling,
     saved,
-    strides_of,
 )
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")
     import onnx
-    from onnx import TensorProto, helper, numpy_helper
+    from onnx import helper, numpy_helper
 
 Spoil = Callable[[Any], None]
 
@@ -129,7 +124,10 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     "phases swapped": (swapped_phases, "gives other numbers"),
     "another padding": (constant(1.0), "gives other numbers"),
     "a stride left": (another_attribute("Conv", "strides", [2, 1]), "a stride is left"),
-    "padding in the convolution": (another_attribute("Conv", "pads", [1, 0, 0, 0]), "other numbers"),
+    "padding in the convolution": (
+        another_attribute("Conv", "pads", [1, 0, 0, 0]),
+        "other numbers",
+    ),
     "another window": (another_attribute("MaxPool", "kernel_shape", [1, 2]), "does not run"),
     "sizes rounded down": (rounding_of_division, "gives other numbers|does not run"),
 }
@@ -187,7 +185,7 @@ def test_the_proof_has_each_node_at_two_sizes_and_in_each_phase(tmp_path: Path) 
 
 
 def test_what_the_whole_file_does_is_reported_and_not_judged(tmp_path: Path) -> None:
-    """A network that tells nothing of its input has no sensitivity; its nodes are proven all the same."""
+    """Where rounding changes everything, no verdict comes of the outputs; nodes are proven."""
     model = convolution([3, 3], [2, 2], integral=False)
     model.graph.node[0].output[0] = "1"
     model.graph.node.append(helper.make_node("Sin", ["2"], ["y"]))

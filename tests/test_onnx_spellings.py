@@ -1,5 +1,8 @@
 """What a chip takes: ranks, kernels, the host; and files that other tools have been over."""
 
+import json
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 from typing import Any
@@ -92,7 +95,9 @@ def test_space_to_depth_refuses_what_it_cannot_and_another_spelling_helps(
 ) -> None:
     model = convolution(kernel, strides)
     source = saved(model, tmp_path)
-    with pytest.raises(StrideEliminationError, match=r"conv \(Conv\) has strides .*'two-step' does"):
+    with pytest.raises(
+        StrideEliminationError, match=r"conv \(Conv\) has strides .*'two-step' does"
+    ):
         convert_file(source, tmp_path / "out.onnx", rearrange="space_to_depth")
     assert convert_file(source, tmp_path / "out.onnx", rearrange="two-step").proofs
 
@@ -163,9 +168,7 @@ def test_no_pooling_window_of_an_even_size_is_left_with_odd_kernels(tmp_path: Pa
 
 
 def hosted(model: Any, folder: Path, **options: Any) -> tuple[Any, dict[str, Any]]:
-    report = convert_file(
-        saved(model, folder), folder / "out.onnx", rearrange="host", **options
-    )
+    report = convert_file(saved(model, folder), folder / "out.onnx", rearrange="host", **options)
     assert report.layout == folder / "out.layout.json"
     return onnx.load(str(folder / "out.onnx")), host.read_layout(folder / "out.layout.json")
 
@@ -182,6 +185,8 @@ def test_the_host_rearranges_what_a_convolution_reads(
     written, layout = hosted(model, tmp_path, kernel=kernel)
     assert not {"Reshape", "Pad", "Transpose"} & {node.op_type for node in written.graph.node}
     (entry,) = layout["inputs"]
+    (noted,) = [each.value for each in written.metadata_props]
+    assert json.loads(noted) == layout
     sizes = [dim.dim_value for dim in written.graph.input[0].type.tensor_type.shape.dim]
     assert sizes[1:] == entry["phase_form_size"]
     assert written.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "n"
@@ -201,6 +206,18 @@ def test_only_the_convolution_at_the_input_is_left_to_the_host(tmp_path: Path) -
     kinds = [node.op_type for node in written.graph.node]
     assert kinds.count("Reshape") == 2
     assert kinds.index("Conv") < kinds.index("Reshape")
+
+
+def test_sizes_can_be_fixed_for_the_host_as_the_error_says(tmp_path: Path) -> None:
+    source = saved(convolution([3, 3], [2, 2]), tmp_path)
+    with pytest.raises(StrideEliminationError) as caught:
+        convert_file(source, tmp_path / "out.onnx", rearrange="host")
+    _, _, command = str(caught.value).partition("python ")
+    for old, new in (("in.onnx", str(source)), ("out.onnx", str(tmp_path / "fixed.onnx"))):
+        command = command.replace(old, new)
+    subprocess.run([sys.executable, *command.split()], check=True, capture_output=True)
+    convert_file(tmp_path / "fixed.onnx", tmp_path / "out.onnx", rearrange="host")
+    assert (tmp_path / "out.layout.json").exists()
 
 
 def test_the_host_is_refused_where_there_is_nothing_for_it(tmp_path: Path) -> None:

@@ -12,9 +12,10 @@ import io
 import json
 import logging
 import os
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +29,7 @@ from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.check import Comparison, Images, compare, outputs_of
+from stridenet.onnx.files.options import Kernel
 from stridenet.onnx.layout import layout_of, layout_path, write_layout
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import POOLING_OPERATORS, StridedNode, check_graph, reason
@@ -35,6 +37,7 @@ from stridenet.plan import EliminationPlan
 from stridenet.sizes import Size, checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork
 
+FILE_SPELLINGS = ("reshape", "two-step", "space_to_depth")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SINGLE_FILE_LIMIT = (
     2**30
@@ -74,6 +77,8 @@ def export_onnx(
     *,
     example_inputs: Any = None,
     rearrange: str = "graph",
+    kernel: Kernel = "minimal",
+    pooling: bool = False,
     batch: int | None = None,
     tolerance: float | None = None,
 ) -> ExportReport:
@@ -87,7 +92,9 @@ def export_onnx(
         the file has that size.
     rearrange: whether a twin's file takes ordinary images ("graph"), or their phase form, which the
         host makes ("host"). How is then described in NET.layout.json beside NET.onnx and in the file's
-        metadata; stridenet.host does it in NumPy.
+        metadata; stridenet.host does it in NumPy. Of a strided network, "reshape", "two-step" and
+        "space_to_depth": its file is converted by onnx.files.convert_file, which says what they mean.
+    kernel, pooling: of that conversion.
     batch: images at once; None leaves it free.
     tolerance: largest difference allowed between onnxruntime and PyTorch; by default what rounding
         may do to this network, see onnx.check.compare.
@@ -99,6 +106,14 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, rearrange, batch)
     require_packages()
+    if rearrange in FILE_SPELLINGS:
+        given = {"example_inputs": example_inputs, "batch": batch, "tolerance": tolerance}
+        return _by_file(network, path, input_size, given, (rearrange, kernel, pooling))
+    if kernel != "minimal" or pooling:
+        raise InputError(
+            f"kernel={kernel}, pooling={pooling} are of a file's conversion, which rearrange="
+            f"{' or '.join(FILE_SPELLINGS)} asks for; rearrange={rearrange} converts nothing"
+        )
     if example_inputs is not None:
         input_size = _sizes_of(example_inputs, input_size)
     subject = _subject(network, input_size, rearrange, free=example_inputs is not None)
@@ -116,6 +131,26 @@ def export_onnx(
     return ExportReport(path, layout, operators, strided, comparison)
 
 
+def _by_file(
+    network: nn.Module, path: Path, input_size: Any, given: dict[str, Any], spelling: Any
+) -> ExportReport:
+    """Export a strided network, and convert its file."""
+    from stridenet.onnx.files.api import convert_file  # needs onnx, which the library does not
+
+    rearrange, kernel, pooling = spelling
+    if isinstance(unwrapped(network), UnitStrideNetwork) or is_converted(unwrapped(network)):
+        raise InputError(
+            f"rearrange={rearrange} converts the file of a strided network, and this one has been "
+            "converted: give the network that it was made of"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        strided = Path(folder) / path.name
+        report = export_onnx(network, strided, input_size, **given)
+        options = {"rearrange": rearrange, "kernel": kernel, "pooling": pooling}
+        done = convert_file(strided, path, **options)
+    return replace(report, path=path, operators=done.operators, strided=done.kept)
+
+
 def require_packages() -> None:
     """Raise InputError unless everything that an export needs is installed."""
     try:
@@ -130,8 +165,9 @@ def require_packages() -> None:
 
 
 def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
-    if rearrange not in ("graph", "host"):
-        raise InputError(f"rearrange={rearrange} is unknown; take one of graph, host")
+    spellings = ("graph", "host", *FILE_SPELLINGS)
+    if rearrange not in spellings:
+        raise InputError(f"rearrange={rearrange} is unknown; take one of {', '.join(spellings)}")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
     if path.is_dir():

@@ -7,6 +7,8 @@ Nothing here imports torch. `convert_file` writes a file, `plan_file` says what 
 import importlib
 from typing import TYPE_CHECKING, Any
 
+from stridenet.errors import InputError
+
 if TYPE_CHECKING:
     from stridenet.onnx.files.api import benchmark_files, convert_file, plan_file, verify_files
     from stridenet.onnx.files.errors import NotEqualError
@@ -43,5 +45,10 @@ def __getattr__(name: str) -> Any:
     # onnx takes half a second to import, which `--help` and a mistyped option should not.
     if name not in __all__:
         raise AttributeError(f"module 'stridenet.onnx.files' has no attribute {name!r}")
-    home = importlib.import_module(f"stridenet.onnx.files.{_HOME.get(name, 'api')}")
+    try:
+        home = importlib.import_module(f"stridenet.onnx.files.{_HOME.get(name, 'api')}")
+    except ModuleNotFoundError as error:
+        raise InputError(
+            f"ONNX files need onnx and onnx-ir ({error}): pip install '.[onnx]' in stridenet's folder"
+        ) from error
     return getattr(home, name)

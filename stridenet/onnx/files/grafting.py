@@ -1,5 +1,6 @@
 """The converted graph in the file that it came from: whatever was not converted stays, byte by byte."""
 
+import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -8,6 +9,7 @@ import onnx_ir as ir
 
 from stridenet.onnx.files.conversion import Conversion, graphs_of
 from stridenet.onnx.files.reading import OnnxFile, subgraphs
+from stridenet.onnx.layout import layout_of
 
 
 @dataclass(frozen=True)
@@ -60,9 +62,11 @@ def graft(conversion: Conversion, pairs: list[Pair]) -> None:
             _graft_initializers(pair.graph, pair.proto, later)
         gone = pair.names - frozenset(_values(pair.proto)) - frozenset(conversion.expanded.lazy)
         _drop(pair.proto.value_info, gone)
-    for done in conversion.done:
-        if done.converted.layout is not None:
-            _resize_input(proto.graph, done.converted.layout)
+    layouts = [d.converted.layout for d in conversion.done if d.converted.layout is not None]
+    for layout in layouts:
+        _resize_input(proto.graph, layout)
+    if layouts:
+        proto.metadata_props.add(key="stridenet.layout", value=json.dumps(layout_of(layouts)))
 
 
 def _graft_nodes(pair: Pair) -> None:

@@ -219,7 +219,9 @@ def compared(alone: Alone, operator: str) -> NodeProof:
         integers = _integers(draw, (2, alone.channels, *size))
         for x in (integers, *_impulses(alone.windows, alone.channels, size)):
             strided = _run(alone.strided, alone, x, f"the strided {operator}")
-            unit_stride = _run(alone.unit_stride, alone, _fed(alone, x), f"what stands for {operator}")
+            unit_stride = _run(
+                alone.unit_stride, alone, _fed(alone, x), f"what stands for {operator}"
+            )
             if strided.shape != unit_stride.shape or not np.array_equal(strided, unit_stride):
                 raise NotEqualError(
                     f"{alone.name}: the strided {operator} gives other numbers than what stands for "

@@ -169,7 +169,9 @@ def check_external_data(path: Path, proto: Any) -> None:
         try:
             place, offset, length = external_place(folder, tensor)
         except ValueError as error:
-            raise InputError(f"{path} is not valid ONNX: tensor {tensor.name!r}: {error}") from error
+            raise InputError(
+                f"{path} is not valid ONNX: tensor {tensor.name!r}: {error}"
+            ) from error
         if not place.resolve().is_relative_to(folder) or place.resolve() == folder:
             raise InputError(
                 f"{path}: tensor {tensor.name!r} refers to {place}, outside of the file's folder; put "
