@@ -126,6 +126,24 @@ def test_every_size_has_its_own_padding_where_it_is_computed_in_the_graph(tmp_pa
                 assert_equal(model, tmp_path / "o.onnx", sizes)
 
 
+def test_nothing_is_padded_by_less_than_nothing(tmp_path: Path) -> None:
+    """Which onnxruntime takes for a crop, and onnx's reference and many chips do not."""
+    model = convolution([2, 2], [3, 3], bias=False)
+    convert_file(saved(model, tmp_path), tmp_path / "out.onnx")
+    written = onnx.load(str(tmp_path / "out.onnx"))
+    assert {"Pad", "Slice"} <= {node.op_type for node in written.graph.node}
+    (pads,) = [node.input[1] for node in written.graph.node if node.op_type == "Pad"]
+    written.graph.output.append(helper.make_tensor_value_info(pads, TensorProto.INT64, [8]))
+    found = []
+    for size in range(5, 11):
+        expected, extents = outputs_of(written, {"x": integers(1, 3, size, size)})
+        reference = ReferenceEvaluator(written).run(None, {"x": integers(1, 3, size, size)})[0]
+        assert np.array_equal(expected, reference)
+        found.append(int(extents[-1]))
+        assert min(extents) >= 0
+    assert max(found) == 1
+
+
 def test_a_fixed_size_is_padded_by_numbers_and_a_free_one_by_nodes(tmp_path: Path) -> None:
     fixed = convolution([3, 3], [2, 2], ["n", 3, 8, 8], pads=[1] * 4)
     convert_file(saved(fixed, tmp_path), tmp_path / "out.onnx")

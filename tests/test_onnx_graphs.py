@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from stridenet.errors import StrideEliminationError
+from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.files import convert_file
 from tests.onnx_models import (
     free,
@@ -62,6 +62,22 @@ def test_a_weight_of_a_constant_becomes_another_and_the_constant_goes(tmp_path: 
     constant = helper.make_node("Constant", [], ["weight"], value=tensor(WEIGHT))
     written = converted(model_of([constant, conv()], {"x": free(2, 3)}), tmp_path)
     assert "Constant" not in [node.op_type for node in written.graph.node]
+
+
+def test_a_sparse_constant_is_refused_and_a_dense_one_helps(tmp_path: Path) -> None:
+    sparse = onnx.SparseTensorProto(dims=[4, 3, 3, 3])
+    sparse.values.CopyFrom(tensor(np.ones(2, np.float32)))
+    sparse.indices.CopyFrom(tensor(np.array([1, 5])))
+    dense = np.zeros((4, 3, 3, 3), np.float32)
+    dense.flat[[1, 5]] = 1
+    constants = [{"sparse_value": sparse}, {"value": tensor(dense)}]
+    models = [
+        model_of([helper.make_node("Constant", [], ["weight"], **c), conv()], {"x": free(2, 3)})
+        for c in constants
+    ]
+    with pytest.raises(InputError, match=r"has a Constant with sparse_value, .*: write a value"):
+        convert_file(saved(models[0], tmp_path), tmp_path / "out.onnx")
+    converted(models[1], tmp_path)
 
 
 def test_a_weight_of_a_constant_of_shape(tmp_path: Path) -> None:
@@ -204,6 +220,21 @@ def loop(kind: str) -> Any:
     node = helper.make_node("Scan", ["x", "turns"], ["y", "z"], body=body, num_scan_inputs=1)
     weights = {"turns": np.zeros(2, np.float32), "weight": same}
     return model_of([node], {"x": ["n", 3, 8, "w"]}, weights=weights)
+
+
+def test_sizes_that_a_loops_body_claims_are_not_believed(tmp_path: Path) -> None:
+    model = loop("Loop")
+    (body,) = [a.g for a in model.graph.node[0].attribute]
+    for dim, size in zip(body.input[2].type.tensor_type.shape.dim[2:], (8, 12), strict=True):
+        dim.dim_value = size  # as it is in the first turn
+    convert_file(saved(model, tmp_path), tmp_path / "out.onnx")
+    written = onnx.load(str(tmp_path / "out.onnx"))
+    for each in (model, written):
+        (body,) = [a.g for a in each.graph.node[-1].attribute]
+        for dim in body.input[2].type.tensor_type.shape.dim[2:]:
+            dim.Clear()  # onnxruntime believes it
+    feed = {"x": integers(1, 3, 8, 12)}
+    assert np.array_equal(outputs_of(model, feed)[0], outputs_of(written, feed)[0])
 
 
 @pytest.mark.parametrize("kind", ["Loop", "Scan"])
@@ -362,8 +393,6 @@ def test_the_opset_stays(opset: int, tmp_path: Path) -> None:
 
 
 def test_older_opsets_are_refused_with_a_command_that_helps(tmp_path: Path) -> None:
-    from stridenet.errors import InputError
-
     model = model_of([conv()], {"x": free(2, 3)}, weights={"weight": WEIGHT}, opset=9)
     with pytest.raises(InputError, match=r"has opset 9, and 11 is the oldest .*convert_version"):
         convert_file(saved(model, tmp_path), tmp_path / "out.onnx")

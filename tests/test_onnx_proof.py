@@ -255,6 +255,21 @@ def test_a_file_that_is_not_equal_is_told(what: str, tmp_path: Path) -> None:
     assert str(report).endswith("NOT equal")
 
 
+def test_another_weight_of_a_node_that_was_not_converted_is_told_by_its_name(
+    tmp_path: Path,
+) -> None:
+    source = saved(network(), tmp_path)
+    convert_file(source, tmp_path / "out.onnx", only=["first"])
+    proto = onnx.load(str(tmp_path / "out.onnx"))
+    (tensor,) = [tensor for tensor in proto.graph.initializer if tensor.name == "b"]
+    array = numpy_helper.to_array(tensor).copy()
+    one_last_place(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, "b"))
+    report = verify_files(source, saved(proto, tmp_path, "wrong.onnx"))
+    assert not report.passed
+    assert report.unequal == ("second reads another b",)
+
+
 def test_a_file_is_equal_to_itself_and_has_its_strides(tmp_path: Path) -> None:
     source = saved(network(), tmp_path)
     report = verify_files(source, source)

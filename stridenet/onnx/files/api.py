@@ -22,7 +22,7 @@ from stridenet.onnx.files.comparing import (
     require_names,
     sizes_of,
 )
-from stridenet.onnx.files.conversion import Conversion, Done, converted, planned_steps
+from stridenet.onnx.files.conversion import Conversion, Done, converted
 from stridenet.onnx.files.errors import NotEqualError
 from stridenet.onnx.files.grafting import graft, pairs_of
 from stridenet.onnx.files.matching import layouts_of, match_files
@@ -134,9 +134,8 @@ def plan_file(
     Maps and multiply-adds, of one image, are known where the file has sizes. Nothing is written, and no
     weight read. Raises what convert_file raises.
     """
-    file = read(source)
     options = checked_options(only, pooling, rearrange, kernel)
-    planned_steps(file, options)
+    file = read(source)
     weights = sum(prod(t.dims) for t in file.proto.graph.initializer)
     conversion = converted(file, options)
     layers = tuple(_planned(done) for done in conversion.done)

@@ -192,7 +192,7 @@ def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) ->
     if isinstance(weight, Weight):
         channels = weight.shape[1] * site.attributes.get("group", 1)
         before[str(node.input[1])] = _hashed(weight.numbers(), turn)
-        for name in node.input[2:]:  # a bias, which may come from other nodes
+        for name in filter(None, node.input[2:]):  # a bias, which may come from other nodes
             bias = pair.ours.constant(name)
             array = np.arange(weight.shape[0]) if bias is None else pair.ours.numbers(bias)
             before[name] = after[name] = _hashed(array, turn)
@@ -213,7 +213,7 @@ def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) ->
 def _filters(nodes: list[Any], pair: _Scopes) -> Iterator[tuple[str, np.ndarray]]:
     """The constant weights and biases of the convolutions among these nodes."""
     for node in nodes:
-        for name in node.input[1:] if node.op_type == "Conv" else ():
+        for name in filter(None, node.input[1:] if node.op_type == "Conv" else ()):
             tensor = pair.theirs.constant(name)
             if tensor is not None:
                 yield name, pair.theirs.numbers(tensor)

@@ -132,7 +132,7 @@ def _constants_of(done: Done) -> tuple[dict[str, np.ndarray], dict[str, np.ndarr
     strided = _integers(draw, weight.shape)
     before = {done.original.input[1]: strided}
     after = {str(wide.name): expansion.expand(strided)}
-    for name in done.original.input[2:]:
+    for name in filter(None, done.original.input[2:]):
         before[name] = after[name] = _integers(draw, weight.shape[:1])
     return before, after
 

@@ -5,7 +5,7 @@ import os
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -30,7 +30,6 @@ class OnnxFile:
     opset: int
     model: ir.Model
     names: Names
-    opsets: dict[str, int] = field(default_factory=dict)
 
     @property
     def folder(self) -> Path:
@@ -53,9 +52,12 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
             model = ir.from_proto(proto)
             _infer_sizes(model)
     except Exception as error:  # onnx-ir has no common class of errors
+        if "Sparse" in reason(error):
+            raise InputError(
+                f"{path} has a Constant with sparse_value, which onnx-ir does not read: write a value"
+            ) from error
         raise InputError(f"{path} is not valid ONNX: {reason(error)}") from error
-    opsets = {each.domain: each.version for each in proto.opset_import}
-    return OnnxFile(path, proto, opset, model, Names(_names(proto)), opsets)
+    return OnnxFile(path, proto, opset, model, Names(_names(proto)))
 
 
 def parsed(path: Path) -> Any:
