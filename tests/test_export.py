@@ -35,8 +35,10 @@ from stridenet import (
 from stridenet.errors import InputError
 from stridenet.layers import PhantomMask
 from stridenet.onnx import export
-from stridenet.onnx.check import POOLING_OPERATORS, Comparison, StridedNode, check_graph
-from stridenet.onnx.export import PACKAGES, TRACED_BATCH, describe_layout, layout_path
+from stridenet.onnx.check import Comparison
+from stridenet.onnx.export import PACKAGES, TRACED_BATCH, describe_layout
+from stridenet.onnx.layout import layout_path
+from stridenet.onnx.strides import POOLING_OPERATORS, StridedNode, check_graph
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet
 from tests.conftest import settings_of

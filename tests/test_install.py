@@ -21,7 +21,7 @@ import stridenet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # filelock and jinja2 come with torch, but the library does not need them itself.
-ABSENT = {*experiments.NEEDED, "onnx", "onnxruntime", "onnxscript"}
+ABSENT = {*experiments.NEEDED, "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 # Python imports this module as it starts. Packages in ABSENT are then as if they were not installed.
 SITECUSTOMIZE = """
 import os
@@ -38,6 +38,7 @@ PathFinder.find_spec = find_spec
 MODULES_OF_THE_LIBRARY = sorted(
     module.name for module in pkgutil.walk_packages(stridenet.__path__, "stridenet.")
 )
+OF_ONNX_FILES = "stridenet.onnx.files."  # of the extra
 COMMANDS = sorted(
     path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()
 )
@@ -91,12 +92,13 @@ def python(
     "modules",
     [
         ["stridenet.taps"],
+        [name for name in MODULES_OF_THE_LIBRARY if name.startswith("stridenet.onnx.files")],
         [
             m.name
             for m in pkgutil.iter_modules(experiments.settings.__path__, "experiments.settings.")
         ],
     ],
-    ids=["the theorem in integers", "settings"],
+    ids=["the theorem in integers", "ONNX files", "settings"],
 )
 def test_these_modules_leave_torch_alone(modules: list[str], tmp_path: Path) -> None:
     assert modules
@@ -114,9 +116,19 @@ def test_the_library_has_four_dependencies() -> None:
 
 def test_every_module_of_the_library_can_be_imported_without_the_extras(tmp_path: Path) -> None:
     assert "stridenet.onnx.export" in MODULES_OF_THE_LIBRARY
-    program = f"import {', '.join(MODULES_OF_THE_LIBRARY)}"
-    done = python("-c", program, folder=tmp_path, absent=ABSENT)
+    modules = [name for name in MODULES_OF_THE_LIBRARY if not name.startswith(OF_ONNX_FILES)]
+    done = python("-c", f"import {', '.join(modules)}", folder=tmp_path, absent=ABSENT)
     assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_onnx_files_say_what_to_install(tmp_path: Path) -> None:
+    program = "from stridenet.onnx.files import convert_file"
+    done = python("-c", program, folder=tmp_path, absent=ABSENT)
+    line = (
+        "stridenet.errors.InputError: ONNX files need onnx and onnx-ir (No module named 'onnx'): "
+        "pip install '.[onnx]' in stridenet's folder"
+    )
+    assert done.stderr.splitlines()[-1] == line
 
 
 def test_the_library_alone_converts_verifies_shares_and_folds_back(tmp_path: Path) -> None:

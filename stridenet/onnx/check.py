@@ -1,44 +1,24 @@
-"""Is an ONNX file what it claims to be: valid, of unit strides only, and equal to the network?"""
+"""Is an ONNX file equal to the network that it was made of?"""
 
-import ast
 import copy
-from collections import Counter
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.sizes import Size, format_size
+from stridenet.onnx.strides import reason
+from stridenet.sizes import format_size
 
 Images = tuple[Tensor, ...]  # one batch for each input
 Arrays = list[np.ndarray]  # one for each output
 
-# Operators with an attribute `strides`; whatever else ONNX has moves by one position or by none.
-POOLING_OPERATORS = frozenset({"MaxPool", "AveragePool", "LpPool", "MaxUnpool"})
-STRIDED_OPERATORS = POOLING_OPERATORS | frozenset({
-    "Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose",
-})  # fmt: skip
 ROUNDING_MARGIN = 16
 EPS = float(np.finfo(np.float32).eps)
 SMALLEST = float(np.finfo(np.float32).tiny)
-
-
-@dataclass(frozen=True)
-class StridedNode:
-    """A convolution or pooling of an ONNX graph with a stride above 1."""
-
-    name: str  # the path of the module that it comes from, or the node's name
-    operator: str  # "Conv", "MaxPool", …
-    strides: Size
-
-    def __str__(self) -> str:
-        return f"{self.name} ({self.operator}, strides {format_size(self.strides)})"
 
 
 @dataclass(frozen=True)
@@ -54,61 +34,6 @@ class Comparison:
     def passed(self) -> bool:
         """Whether the difference is one of rounding; not where an output is not a number."""
         return self.difference <= self.tolerance
-
-
-def check_graph(
-    path: Path, may_stay: Callable[[StridedNode], bool]
-) -> tuple[dict[str, int], tuple[StridedNode, ...]]:
-    """Let onnx check the file, and look for strides above 1, in functions and subgraphs too.
-
-    may_stay: of a node with a stride, whether the network has it on purpose. Returns how many nodes of
-    each operator there are, and those with a stride. Raises StrideEliminationError.
-    """
-    import onnx
-
-    try:
-        onnx.checker.check_model(str(path), full_check=True)
-        model = onnx.load(str(path), load_external_data=False)
-    except Exception as error:  # of protobuf if the file is damaged, of the checker if it is wrong
-        raise StrideEliminationError(f"{path.name} is not valid ONNX ({reason(error)})") from error
-    nodes = [node for graph in (model.graph, *model.functions) for node in _nodes(graph)]
-    strided = tuple(_strided(node) for node in nodes if max(_strides(node), default=1) > 1)
-    refused = [str(node) for node in strided if not may_stay(node)]
-    if refused:
-        raise StrideEliminationError(
-            f"{path.name} is of a unit-stride network, but has a stride in {'; '.join(refused)}: a "
-            "layer was replaced after the conversion, or a forward calls a strided function"
-        )
-    return dict(Counter(node.op_type for node in nodes).most_common()), strided
-
-
-def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes of a graph or function, and of the branches and loops in it."""
-    for node in graph.node:
-        yield node
-        for attribute in node.attribute:
-            for subgraph in (attribute.g, *attribute.graphs):
-                yield from _nodes(subgraph)
-
-
-def _strides(node: Any) -> Size:
-    if node.op_type not in STRIDED_OPERATORS:
-        return ()
-    return next((tuple(a.ints) for a in node.attribute if a.name == "strides"), ())
-
-
-def _strided(node: Any) -> StridedNode:
-    return StridedNode(_module_of(node) or node.name, node.op_type, _strides(node))
-
-
-def _module_of(node: Any) -> str:
-    """The path of the module that torch made the node from; "" if nothing tells it."""
-    weights = [name for name in node.input if name.endswith(".weight")]
-    if weights:  # before the scope: a convolution with folded BatchNorm has the BatchNorm's
-        return str(weights[0].removesuffix(".weight"))
-    notes = {entry.key: entry.value for entry in node.metadata_props}
-    scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "['', '']"))
-    return str(scopes[-2])  # the last is the operator's own
 
 
 def compare(
@@ -228,10 +153,3 @@ def _onnxruntime_outputs(path: Path, feeds: list[dict[str, np.ndarray]]) -> list
             f"onnxruntime does not run {path.name} ({reason(error)})"
         ) from error
     return [[output.astype(np.float64) for output in outputs] for outputs in results]
-
-
-def reason(error: BaseException) -> str:
-    """The first line of the error that lies below all others."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return (str(error).strip() or type(error).__name__).splitlines()[0]

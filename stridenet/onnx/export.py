@@ -15,7 +15,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,16 @@ from stridenet.by_layer.exchange import planned_steps
 from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_converted
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
-from stridenet.onnx.check import (
-    POOLING_OPERATORS,
-    Comparison,
-    Images,
-    StridedNode,
-    check_graph,
-    compare,
-    outputs_of,
-    reason,
-)
+from stridenet.onnx.check import Comparison, Images, compare, outputs_of
+from stridenet.onnx.files.options import Kernel
+from stridenet.onnx.layout import layout_of, layout_path, write_layout
+from stridenet.onnx.staging import staged
+from stridenet.onnx.strides import POOLING_OPERATORS, StridedNode, check_graph, reason
 from stridenet.plan import EliminationPlan
 from stridenet.sizes import Size, checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork
 
+FILE_SPELLINGS = ("reshape", "two-step", "space_to_depth")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SINGLE_FILE_LIMIT = (
     2**30
@@ -81,6 +77,8 @@ def export_onnx(
     *,
     example_inputs: Any = None,
     rearrange: str = "graph",
+    kernel: Kernel = "minimal",
+    pooling: bool = False,
     batch: int | None = None,
     tolerance: float | None = None,
 ) -> ExportReport:
@@ -94,7 +92,9 @@ def export_onnx(
         the file has that size.
     rearrange: whether a twin's file takes ordinary images ("graph"), or their phase form, which the
         host makes ("host"). How is then described in NET.layout.json beside NET.onnx and in the file's
-        metadata; stridenet.host does it in NumPy.
+        metadata; stridenet.host does it in NumPy. Of a strided network, "reshape", "two-step" and
+        "space_to_depth": its file is converted by onnx.files.convert_file, which says what they mean.
+    kernel, pooling: of that conversion.
     batch: images at once; None leaves it free.
     tolerance: largest difference allowed between onnxruntime and PyTorch; by default what rounding
         may do to this network, see onnx.check.compare.
@@ -106,16 +106,24 @@ def export_onnx(
     path = Path(path)
     _check_arguments(path, rearrange, batch)
     require_packages()
+    if rearrange in FILE_SPELLINGS:
+        given = {"example_inputs": example_inputs, "batch": batch, "tolerance": tolerance}
+        return _by_file(network, path, input_size, given, (rearrange, kernel, pooling))
+    if kernel != "minimal" or pooling:
+        raise InputError(
+            f"kernel={kernel}, pooling={pooling} are of a file's conversion, which rearrange="
+            f"{' or '.join(FILE_SPELLINGS)} asks for; rearrange={rearrange} converts nothing"
+        )
     if example_inputs is not None:
         input_size = _sizes_of(example_inputs, input_size)
     subject = _subject(network, input_size, rearrange, free=example_inputs is not None)
-    with _staged(path) as folder:
+    with staged(path) as folder:
         program = _translate(subject, batch)
         batches = _checked_images(program, subject, batch)
         _annotate(program, subject)
         _save(program, folder / path.name)
         if subject.layout:
-            _write_layout(subject.layout, folder / layout_path(path).name)
+            write_layout(subject.layout, folder / layout_path(path).name)
         operators, strided = check_graph(folder / path.name, _may_stay(subject))
         feeds = [subject.fed(images) for images in batches]
         comparison = compare(folder / path.name, subject.network, batches, feeds, tolerance)
@@ -123,9 +131,24 @@ def export_onnx(
     return ExportReport(path, layout, operators, strided, comparison)
 
 
-def layout_path(path: Path) -> Path:
-    """Where the description of the host's rearrangement lies: NET.layout.json beside NET.onnx."""
-    return path.with_suffix(".layout.json")
+def _by_file(
+    network: nn.Module, path: Path, input_size: Any, given: dict[str, Any], spelling: Any
+) -> ExportReport:
+    """Export a strided network, and convert its file."""
+    from stridenet.onnx.files.api import convert_file  # needs onnx, which the library does not
+
+    rearrange, kernel, pooling = spelling
+    if isinstance(unwrapped(network), UnitStrideNetwork) or is_converted(unwrapped(network)):
+        raise InputError(
+            f"rearrange={rearrange} converts the file of a strided network, and this one has been "
+            "converted: give the network that it was made of"
+        )
+    with tempfile.TemporaryDirectory() as folder:
+        strided = Path(folder) / path.name
+        report = export_onnx(network, strided, input_size, **given)
+        options = {"rearrange": rearrange, "kernel": kernel, "pooling": pooling}
+        done = convert_file(strided, path, **options)
+    return replace(report, path=path, operators=done.operators, strided=done.kept)
 
 
 def require_packages() -> None:
@@ -142,8 +165,9 @@ def require_packages() -> None:
 
 
 def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
-    if rearrange not in ("graph", "host"):
-        raise InputError(f"rearrange={rearrange} is unknown; take one of graph, host")
+    spellings = ("graph", "host", *FILE_SPELLINGS)
+    if rearrange not in spellings:
+        raise InputError(f"rearrange={rearrange} is unknown; take one of {', '.join(spellings)}")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
     if path.is_dir():
@@ -282,45 +306,17 @@ def _parameter_names(network: nn.Module, count: int) -> tuple[str, ...]:
 
 def describe_layout(plan: EliminationPlan) -> dict[str, Any]:
     """How a twin's inputs come about: numbers, which stridenet.host reads, and the same in words."""
-    return {
-        "format": "phase form: space-to-depth, channel-major as torch's pixel_unshuffle",
-        "inputs": [
-            {
-                "name": each.name,
-                "dtype": "float32",
-                "image_size": list(each.size),
-                "padding": [list(pair) for pair in each.padding],
-                "factor": list(each.map.factor),
-                "phase_form_size": list(each.map.unit_stride_size),
-                **_axis_order(len(each.map.factor)),
-            }
-            for each in plan.inputs
-        ],
-    }
-
-
-def _axis_order(axes: int) -> dict[str, Any]:
-    """The order of a phase form of so many spatial axes, as an einops pattern and in words."""
-    blocks, factors, phases = (" ".join(f"{x}{axis}" for axis in range(axes)) for x in "ifp")
-    split = " ".join(f"(i{axis} f{axis})" for axis in range(axes))
-    channel = "c"
-    for axis in range(axes):
-        channel = f"({channel} * f{axis} + p{axis})"
-    positions = ", ".join(f"i{axis} * f{axis} + p{axis}" for axis in range(axes))
-    return {
-        "einops": f"n c {split} -> n (c {factors}) {blocks}",
-        "steps": [
-            "put zeros around each image: padding is [before, after] of each spatial axis",
-            f"add zeros after the end of each axis up to a multiple of its factor ({factors})",
-            f"the phase form's value [n, {channel}, {blocks.replace(' ', ', ')}] is value "
-            f"[n, c, {positions}] of that, for each phase ({phases}) from 0 to factor - 1",
-            "values lie in row-major order, the last axis contiguous",
-        ],
-    }
-
-
-def _write_layout(layout: dict[str, Any], path: Path) -> None:
-    path.write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
+    return layout_of(
+        {
+            "name": each.name,
+            "dtype": "float32",
+            "image_size": list(each.size),
+            "padding": [list(pair) for pair in each.padding],
+            "factor": list(each.map.factor),
+            "phase_form_size": list(each.map.unit_stride_size),
+        }
+        for each in plan.inputs
+    )
 
 
 # Translation and file -------------------------------------------------------------------------------
@@ -433,22 +429,3 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
     size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
     with _quietly():
         program.save(path, external_data=size > SINGLE_FILE_LIMIT)
-
-
-@contextlib.contextmanager
-def _staged(path: Path) -> Iterator[Path]:
-    """A folder for all files of an export, which take their places if nothing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        folder = Path(temporary)
-        yield folder
-        made = {file.name for file in folder.iterdir()}
-        companions = (path.with_name(f"{path.name}.data"), layout_path(path))
-        for place in (*companions, path):  # the model last, when what it refers to is there
-            if place.name in made:
-                with (folder / place.name).open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(folder / place.name, place)
-        for place in companions:
-            if place.name not in made:  # it is of an export that this one replaces
-                place.unlink(missing_ok=True)

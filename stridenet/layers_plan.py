@@ -1,0 +1,87 @@
+"""What a conversion by layers makes of a network: filters, maps, cost. Imports no torch."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+from stridenet.sizes import Size, format_size
+from stridenet.tables import aligned, data_frame
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass(frozen=True)
+class ConvertedLayer:
+    """One strided layer, or one strided call of a function, before and after."""
+
+    layer: str
+    operation: str
+    strided_filter: Size = ()  # () where there is none
+    unit_stride_filter: Size = ()
+    structural_zeros: int = 0
+    maps: tuple[
+        tuple[Size, Size], ...
+    ] = ()  # of each call: what it read and gave, without the batch
+    multiply_adds: tuple[int, int] | None = None  # of one image, in all its calls; None: not known
+
+    @property
+    def weights(self) -> tuple[int, int]:
+        """Count the weights of both filters."""
+        sizes = (self.strided_filter, self.unit_stride_filter)
+        return tuple(prod(size) if size else 0 for size in sizes)  # type: ignore[return-value]
+
+
+@dataclass(frozen=True)
+class LayersPlan:
+    """What convert_layers would make of a model, or convert_file of an ONNX file."""
+
+    layers: tuple[ConvertedLayer, ...]
+    parameters: tuple[int, int]  # of the model, and of the converted one
+    ran: bool  # on example inputs, or sizes that a file has: maps and multiply-adds are known
+
+    def to_frame(self) -> "pd.DataFrame":
+        """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
+        return data_frame(self.records())
+
+    def records(self) -> Iterable[dict[str, Any]]:
+        """The rows of to_frame, for which pandas need not be installed."""
+        return [
+            {
+                "layer": each.layer,
+                "operation": each.operation,
+                "input_map": " ".join(format_size(a) for a, _ in each.maps),
+                "output_map": " ".join(format_size(b) for _, b in each.maps),
+                "strided_filter": format_size(each.strided_filter),
+                "unit_stride_filter": format_size(each.unit_stride_filter),
+                "strided_weights": each.weights[0],
+                "unit_stride_weights": each.weights[1],
+                "structural_zeros": each.structural_zeros,
+                "strided_multiply_adds": (each.multiply_adds or (None, None))[0],
+                "unit_stride_multiply_adds": (each.multiply_adds or (None, None))[1],
+            }
+            for each in self.layers
+        ]
+
+    def __str__(self) -> str:
+        heading = ["layer", "operation", "filter"] + ["map", "multiply-adds"] * self.ran
+        rows = [self._row(each) for each in self.layers]
+        before, after = self.parameters
+        zeros = sum(each.structural_zeros for each in self.layers)
+        lines = [aligned(heading, rows)] if rows else []
+        lines.append(
+            f"strided layers: {len(self.layers)}; parameters {before:,} -> {after:,} "
+            f"({zeros:,} structural zeros)"
+        )
+        return "\n".join(lines)
+
+    def _row(self, each: ConvertedLayer) -> list[str]:
+        filters = [format_size(s) for s in (each.strided_filter, each.unit_stride_filter) if s]
+        row = [each.layer, each.operation, " -> ".join(filters)]
+        if self.ran:
+            maps = [f"{format_size(a)} -> {format_size(b)}" for a, b in each.maps[:1]]
+            more = f" and {len(each.maps) - 1} more" if len(each.maps) > 1 else ""
+            costs = [f"{n:,}" for n in each.multiply_adds or ()]
+            row += [(maps or ["not called"])[0] + more, " -> ".join(costs)]
+        return row

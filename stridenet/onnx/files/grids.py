@@ -1,0 +1,104 @@
+"""How the map that a strided operator reads is cut into blocks, one axis at a time."""
+
+from dataclasses import dataclass
+
+from stridenet.onnx.files.building import Builder, Size
+from stridenet.onnx.files.options import Kernel
+from stridenet.onnx.files.windows import FilterAxis, Window, unmoved
+
+
+@dataclass(frozen=True)
+class Grid:
+    """One axis of the rearrangement, and of the unit-stride convolution behind it."""
+
+    stride: int
+    size: Size  # of the map
+    front: Size  # zeros before it
+    blocks: Size  # then `blocks · stride` positions in all: zeros behind it, or less of it
+    filter: FilterAxis
+    dilation: int = 1  # of the unit-stride convolution
+    padding: tuple[int, int] = (0, 0)  # its own, in blocks
+    outputs: Size | None = None  # how many of its outputs are wanted, if not all
+    may_pad: bool = True
+    may_crop: bool = False
+
+
+def minimal_grid(b: Builder, window: Window, size: Size) -> Grid:
+    """Blocks that begin with the first window: the smallest kernel, of K̃ places."""
+    known = window.at(size) if isinstance(size, int) else window
+    blocks = b.divide(b.add(size, known.surplus), window.stride)
+    axis = FilterAxis(window.kernel, window.stride, window.dilation, 0, window.blocks)
+    front = _front(b, known, size)
+    return Grid(
+        window.stride, size, front, blocks, axis, may_pad=known.may_pad, may_crop=known.may_crop
+    )
+
+
+def convolution_grid(b: Builder, window: Window, size: Size, kernel: Kernel) -> Grid:
+    """An axis of a convolution: without a stride as it is, else with the kernel that is asked for."""
+    if window.stride == 1:
+        known = window.at(0)  # the padding of SAME does not depend on the size here
+        axis = unmoved(window)
+        return Grid(1, size, 0, size, axis, window.dilation, known.padding, None, False)
+    if kernel == "minimal":
+        return minimal_grid(b, window, size)
+    known = window.at(size) if isinstance(size, int) else window
+    if known.same:
+        return _odd_behind_padding(b, known, size)
+    return _odd_grid(b, known, size)
+
+
+def _front(b: Builder, window: Window, size: Size) -> Size:
+    """Zeros before the map; of SAME half of what makes ceil(size / stride) outputs."""
+    if not window.same:
+        return window.padding[0]
+    blocks = b.divide(b.add(size, window.surplus), window.stride)
+    reached = b.add(b.times(blocks, window.stride), window.reach - window.blocks * window.stride)
+    total = b.subtract(reached, size)
+    if window.reach < window.stride:
+        total = b.at_least_zero(total)
+    return b.divide(b.add(total, int(window.same == "SAME_LOWER")), 2)
+
+
+def _odd_behind_padding(b: Builder, window: Window, size: Size) -> Grid:
+    """An odd kernel where padding depends on a size that is not known: all of it in the Pad."""
+    kernel = window.blocks | 1
+    blocks = b.divide(b.add(size, window.surplus), window.stride)
+    axis = FilterAxis(window.kernel, window.stride, window.dilation, 0, kernel)
+    blocks = b.add(blocks, kernel - window.blocks)
+    return Grid(window.stride, size, _front(b, window, size), blocks, axis)
+
+
+def _odd_grid(b: Builder, window: Window, size: Size) -> Grid:
+    """Blocks that begin with the map: the smallest odd kernel whose padding is symmetric.
+
+    Of the paddings that it allows the smallest that needs no zeros behind the last block; there may
+    then be outputs too many.
+    """
+    stride = window.stride
+    before = -(-window.padding[0] // stride)  # blocks that the first window reaches beyond the map
+    last = (window.reach - 1 - window.padding[0]) // stride  # the last block that it reads
+    kernel = max(last + 1 + before, 1) | 1
+    wanted = window.surplus - (window.blocks - 1) * stride  # (size + wanted) // stride outputs
+    for padding in range(before, kernel - last):
+        given = stride - 1 + stride * (2 * padding - kernel + 1)
+        if _outputs(b, size, given, stride) == _outputs(b, size, wanted, stride):
+            outputs = None
+            break
+        if given >= wanted:
+            outputs = b.divide(b.add(size, wanted), stride)
+            break
+    else:
+        padding, outputs = before, None
+        given = wanted
+    more = stride * (2 * padding - kernel + 1)
+    blocks = b.divide(b.add(size, given - more), stride)
+    axis = FilterAxis(
+        window.kernel, stride, window.dilation, padding * stride - window.padding[0], kernel
+    )
+    return Grid(stride, size, 0, blocks, axis, 1, (padding, padding), outputs)
+
+
+def _outputs(b: Builder, size: Size, more: int, stride: int) -> int:
+    """(size + more) // stride, to compare: where the size is not known, `more` itself."""
+    return (size + more) // stride if isinstance(size, int) else more

@@ -1,0 +1,43 @@
+"""How an ONNX file is to be converted: the choices, and the check of what a user gives."""
+
+import difflib
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from stridenet.errors import InputError
+
+Rearrange = Literal["reshape", "two-step", "space_to_depth", "host"]
+Kernel = Literal["minimal", "odd"]
+
+
+@dataclass(frozen=True)
+class Options:
+    """How convert_file is to convert."""
+
+    only: tuple[str, ...] | None = None
+    pooling: bool = False
+    rearrange: Rearrange = "reshape"
+    kernel: Kernel = "minimal"
+
+
+def checked_options(only: Any, pooling: bool, rearrange: Any, kernel: Any) -> Options:
+    """The options, or InputError for one that means nothing."""
+    for name, given, choices in (
+        ("rearrange", rearrange, get_args(Rearrange)),
+        ("kernel", kernel, get_args(Kernel)),
+    ):
+        if given not in choices:
+            raise InputError(
+                f"{name}={given!r} is unknown{did_you_mean(str(given), choices)}: take one of "
+                f"{', '.join(choices)}"
+            )
+    if isinstance(only, str) or not (only is None or isinstance(only, Sequence)):
+        raise InputError(f"only={only!r}: a list of names of outputs or nodes, as in ['conv1']")
+    return Options(None if only is None else tuple(only), pooling, rearrange, kernel)
+
+
+def did_you_mean(name: str, names: Collection[str]) -> str:
+    """The names most like a mistyped one, as a half sentence; "" if none is."""
+    close = difflib.get_close_matches(name, names, n=3)
+    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -1,0 +1,127 @@
+"""Conv: pad, rearrange, Conv of stride one."""
+
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from stridenet.onnx.files.building import Builder, Size
+from stridenet.onnx.files.expansion import Expansion
+from stridenet.onnx.files.grids import Grid, convolution_grid
+from stridenet.onnx.files.rearranging import fitted, rearranged
+from stridenet.onnx.files.rules.base import (
+    INLINE,
+    QDQ,
+    Converted,
+    Site,
+    common_objection,
+    is_made_by,
+)
+from stridenet.onnx.files.weights import Expanded, Weight, constant_weight
+from stridenet.onnx.files.windows import Window
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+FOLD = (
+    'if they follow from constants, fold these first: python -c "import onnx, '
+    "onnxscript.optimizer as o; onnx.save(o.optimize(onnx.load('in.onnx')), 'out.onnx')\"; else "
+    "leave it out with only=[…]"
+)
+
+
+class Convolution:
+    """Conv."""
+
+    pooling = False
+
+    def declines(self, site: Site) -> str | None:
+        """Weights that are not constant; besides, what keeps any operator."""
+        value = site.node.inputs[1]
+        if is_made_by(value, ("DequantizeLinear",)):
+            return QDQ
+        weight = constant_weight(value, site.folder)
+        if isinstance(weight, str):
+            return f"{weight}; {INLINE if site.in_function else FOLD}"
+        if weight.dtype not in FLOATS:
+            return f"has weights of type {weight.dtype.name}, which no Conv of ONNX has"
+        return common_objection(site, site.windows(weight.shape[2:]))
+
+    def windows(self, site: Site) -> tuple[Window, ...]:
+        """Of the filter (out, in / groups, *kernel)."""
+        return site.windows(_weight(site).shape[2:])
+
+    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
+        """Pad, rearrangement, Conv; where too many outputs come of it, a Slice."""
+        weight = _weight(site)
+        windows = self.windows(site)
+        sizes = site.sizes(b, len(windows))
+        grids = [
+            convolution_grid(b, window, size, site.kernel)
+            for window, size in zip(windows, sizes, strict=True)
+        ]
+        group = site.attributes.get("group", 1)
+        expansion = Expansion(
+            tuple(grid.filter for grid in grids), site.rearrange == "space_to_depth" and group == 1
+        )
+        channels = weight.shape[1] * group
+        layout = None
+        if site.rearrange == "host":
+            layout = _layout(site, grids, channels)
+            x = _cropped(b, site.x, grids, layout)
+        else:
+            fill = ir.Tensor(np.zeros((), weight.dtype.numpy()), dtype=weight.dtype).numpy()
+            x = fitted(b, site.x, grids, fill)
+            x = rearranged(b, x, grids, channels, site.rearrange, expansion.depth_first)
+        wide = expanded.filter(weight, expansion, b.initializers)
+        output = b.one("Conv", x, wide, *site.node.inputs[2:], **_attributes(grids, group))
+        output = b.crop(output, [grid.outputs for grid in grids])
+        return Converted(output, (weight, expansion, wide), layout)
+
+
+def _weight(site: Site) -> Weight:
+    weight = constant_weight(site.node.inputs[1], site.folder)
+    assert isinstance(weight, Weight)  # else it has been declined
+    return weight
+
+
+def _attributes(grids: list[Grid], group: int) -> dict[str, Any]:
+    """Of the unit-stride Conv."""
+    before, after = zip(*(grid.padding for grid in grids), strict=True)
+    return {
+        "kernel_shape": [grid.filter.kernel for grid in grids],
+        "strides": [1] * len(grids),
+        "dilations": [grid.dilation for grid in grids],
+        "pads": [*before, *after],
+        "group": group,
+    }
+
+
+def _layout(site: Site, grids: list[Grid], channels: int) -> dict[str, Any]:
+    """What the host does, as stridenet.host reads it."""
+    sizes = [int(grid.size) for grid in grids]  # type: ignore[arg-type]
+    padding = []
+    for grid, size in zip(grids, sizes, strict=True):
+        front, wanted = int(grid.front), int(grid.blocks)  # type: ignore[arg-type]
+        padding.append([front, max(0, wanted * grid.stride - size - front)])
+    blocks = [
+        -(-(size + sum(pair)) // grid.stride)
+        for grid, size, pair in zip(grids, sizes, padding, strict=True)
+    ]
+    factor = [grid.stride for grid in grids]
+    return {
+        "name": site.x.name,
+        "dtype": site.x.dtype.numpy().name if site.x.dtype else "float32",
+        "image_size": [channels, *sizes],
+        "padding": padding,
+        "factor": factor,
+        "phase_form_size": [channels * int(np.prod(factor)), *blocks],
+    }
+
+
+def _cropped(b: Builder, x: ir.Value, grids: list[Grid], layout: dict[str, Any]) -> ir.Value:
+    """Without the last blocks that no window reads, which the host does not leave out."""
+    given = layout["phase_form_size"][1:]
+    wanted: list[Size | None] = [
+        None if grid.blocks == blocks else grid.blocks
+        for grid, blocks in zip(grids, given, strict=True)
+    ]
+    return b.crop(x, wanted)

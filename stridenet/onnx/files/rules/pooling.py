@@ -1,0 +1,228 @@
+"""MaxPool and AveragePool: pad, rearrange, and what each phase of the window holds, combined."""
+
+from itertools import product
+from math import prod
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from stridenet.onnx.files.building import TO_THE_END, Builder, Size
+from stridenet.onnx.files.grids import Grid, minimal_grid
+from stridenet.onnx.files.rearranging import fitted, rearranged
+from stridenet.onnx.files.rules.base import INLINE, Converted, Site, common_objection
+from stridenet.onnx.files.weights import Expanded
+from stridenet.onnx.files.windows import Window
+
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
+Taps = list[int]  # the blocks of one axis in which one phase of the window has taps
+
+
+class _Pooling:
+    """What both have in common."""
+
+    pooling = True
+
+    def declines(self, site: Site) -> str | None:
+        """Maps that are not of floating point; besides, what keeps any operator."""
+        windows = self.windows(site)
+        dtype = site.x.dtype
+        if dtype is None:
+            way = INLINE if site.in_function else "leave it out with only=[…]"
+            return f"reads a map whose type does not follow from the inputs'; {way}"
+        if dtype not in FLOATS:
+            return f"reads a map of {dtype.name}, and only floating point is converted yet"
+        if any(window.same and window.dilation > 1 for window in windows):
+            return (
+                "has auto_pad=SAME with dilations, which onnx and onnxruntime pad differently; write "
+                "its pads out"
+            )
+        if any(w.same == "SAME_LOWER" and w.stride > w.reach for w in windows):
+            return (
+                "has auto_pad=SAME_LOWER with gaps, which onnxruntime refuses; write its pads out"
+            )
+        if site.rearrange == "host":
+            return "is a pooling, and only what a convolution reads is left to the host"
+        return common_objection(site, windows)
+
+    def windows(self, site: Site) -> tuple[Window, ...]:
+        """Of kernel_shape."""
+        return site.windows(tuple(site.attributes.get("kernel_shape", ())))
+
+    def phases(
+        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[Size], fill: Any
+    ) -> tuple[list[Grid], list[tuple[ir.Value, list[Taps]]]]:
+        """Each phase that the windows read, with the blocks in which it has taps."""
+        grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
+        x = fitted(b, site.x, grids, fill)
+        x = rearranged(b, x, grids, site.known_channels, site.rearrange, depth_first=True)
+        return grids, _parts(b, x, windows)
+
+
+def _parts(
+    b: Builder, x: ir.Value, windows: tuple[Window, ...]
+) -> list[tuple[ir.Value, list[Taps]]]:
+    """The channels (p, q, c) of a phase form phase by phase."""
+    parts = b.split(x, prod(window.stride for window in windows))
+    taps = list(product(*(_taps(window) for window in windows)))
+    return [(part, list(each)) for part, each in zip(parts, taps, strict=True) if all(each)]
+
+
+def _taps(window: Window) -> list[Taps]:
+    """For each phase of one axis the blocks in which it has taps."""
+    positions = [window.dilation * tap for tap in range(window.kernel)]
+    return [
+        [p // window.stride for p in positions if p % window.stride == phase]
+        for phase in range(window.stride)
+    ]
+
+
+def _shifted(
+    b: Builder, part: ir.Value, windows: tuple[Window, ...], firsts: list[int], lasts: list[int]
+) -> ir.Value:
+    """What the windows find between these blocks from their starts."""
+    axes, starts, ends = [], [], []
+    for axis, (window, first, last) in enumerate(zip(windows, firsts, lasts, strict=True)):
+        behind = window.blocks - 1 - last
+        if first or behind:
+            axes.append(2 + axis)
+            starts.append(first)
+            ends.append(-behind if behind else TO_THE_END)
+    return b.cut(part, axes, starts, ends) if axes else part
+
+
+def _each_tap(
+    b: Builder, parts: list[tuple[ir.Value, list[Taps]]], windows: tuple[Window, ...]
+) -> list[ir.Value]:
+    """One map a tap of the window."""
+    return [
+        _shifted(b, part, windows, list(blocks), list(blocks))
+        for part, taps in parts
+        for blocks in product(*taps)
+    ]
+
+
+def _combined(b: Builder, kind: str, values: list[ir.Value]) -> ir.Value:
+    return values[0] if len(values) == 1 else b.one(kind, *values)
+
+
+class MaxPooling(_Pooling):
+    """MaxPool: a MaxPool of unit stride in each phase, and the largest of these."""
+
+    def declines(self, site: Site) -> str | None:
+        """Indices that somebody reads; besides, as any pooling."""
+        if len(site.node.outputs) > 1 and _is_read(site.node.outputs[1]):
+            return (
+                f"gives Indices ({site.node.outputs[1].name}), which its phases do not know; leave it "
+                "out with only=[…]"
+            )
+        return super().declines(site)
+
+    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
+        """With kernel=odd no window of an even size is left: its taps are taken one by one."""
+        windows = self.windows(site)
+        sizes = site.sizes(b, len(windows))
+        lowest = _number(-np.inf, site.x)
+        _, parts = self.phases(site, b, windows, sizes, lowest)
+        found: list[ir.Value] = []
+        for part, taps in parts:
+            kernel = [len(blocks) for blocks in taps]
+            if site.kernel == "odd" and any(size % 2 == 0 for size in kernel):
+                found += _each_tap(b, [(part, taps)], windows)
+                continue
+            read = _shifted(b, part, windows, [t[0] for t in taps], [t[-1] for t in taps])
+            found.append(_unit_stride_pool(b, read, taps))
+        return Converted(_combined(b, "Max", found))
+
+
+def _unit_stride_pool(b: Builder, x: ir.Value, taps: list[Taps]) -> ir.Value:
+    kernel = [len(blocks) for blocks in taps]
+    if max(kernel) == 1:
+        return x
+    steps = [blocks[1] - blocks[0] if len(blocks) > 1 else 1 for blocks in taps]
+    ones = [1] * len(kernel)
+    return b.one("MaxPool", x, kernel_shape=kernel, strides=ones, dilations=steps)
+
+
+class AveragePooling(_Pooling):
+    """AveragePool: the sum over the taps, divided by their number."""
+
+    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
+        """A sum, unlike a convolution with ones and zeros, keeps infinities where they are."""
+        windows = self.windows(site)
+        sizes = site.sizes(b, len(windows))
+        zero = _number(0, site.x)
+        _, parts = self.phases(site, b, windows, sizes, zero)
+        total = _combined(b, "Sum", _each_tap(b, parts, windows))
+        return Converted(b.one("Div", total, self._count(site, b, windows, sizes)))
+
+    def _count(
+        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[Size]
+    ) -> ir.Value:
+        """By what each sum is divided: the taps on the map, or those on the padding, too."""
+        padded = bool(site.attributes.get("count_include_pad", 0))
+        always_full = all(
+            not w.ceil and (padded or not (w.same or any(w.padding))) for w in windows
+        )
+        known = [size for size in sizes if isinstance(size, int)]
+        if always_full:
+            return b.constant(_number(prod(w.kernel for w in windows), site.x))
+        if len(known) == len(sizes):
+            return b.constant(_known_counts(windows, known, padded, site.x))
+        return self._computed_counts(site, b, windows, sizes, padded)
+
+    def _computed_counts(
+        self,
+        site: Site,
+        b: Builder,
+        windows: tuple[Window, ...],
+        sizes: list[Size],
+        padded: bool,
+    ) -> ir.Value:
+        """The same sum of a map of ones."""
+        one = b.constant(_number(1, site.x))
+        ones = b.one("Expand", one, b.vector([1, 1, *sizes]))
+        grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
+        if padded:  # what is beyond the padding, as ceil_mode reaches, does not count
+            before, after = ([w.padding[i] for w in windows] for i in (0, 1))
+            ones = b.pad(ones, before, after, _number(1, site.x))
+            grids = [_behind_padding(b, g, w) for g, w in zip(grids, windows, strict=True)]
+        ones = fitted(b, ones, grids, _number(0, site.x))
+        ones = rearranged(b, ones, grids, 1, site.rearrange, depth_first=True)
+        return _combined(b, "Sum", _each_tap(b, _parts(b, ones, windows), windows))
+
+
+def _behind_padding(b: Builder, grid: Grid, window: Window) -> Grid:
+    """The same axis of a map that has its padding already."""
+    size = b.add(grid.size, sum(window.padding))
+    return Grid(grid.stride, size, 0, grid.blocks, grid.filter, may_pad=True, may_crop=True)
+
+
+def _known_counts(
+    windows: tuple[Window, ...], sizes: list[int], padded: bool, x: ir.Value
+) -> np.ndarray:
+    """How many taps count in each window, (1, 1, *outputs); one number where all have as many."""
+    axes = []
+    for window, size in zip(
+        (w.at(s) for w, s in zip(windows, sizes, strict=True)), sizes, strict=True
+    ):
+        before, after = window.padding
+        starts = window.stride * np.arange(window.outputs(size))[:, None] - before
+        position = starts + window.dilation * np.arange(window.kernel)
+        first, end = (-before, size + after) if padded else (0, size)
+        axes.append(((position >= first) & (position < end)).sum(1))
+    counts = np.ones((1, 1), np.int64)
+    for axis in axes:
+        counts = counts[..., None] * axis
+    counts = counts if np.ptp(counts) else counts.reshape(-1)[0]
+    return _number(counts, x)
+
+
+def _number(value: Any, x: ir.Value) -> np.ndarray:
+    """Numbers of x's type."""
+    assert x.dtype is not None  # else it has been declined
+    return np.asarray(value).astype(x.dtype.numpy())
+
+
+def _is_read(value: ir.Value) -> bool:
+    return bool(value.name) and (bool(value.uses()) or value.is_graph_output())

@@ -1,0 +1,66 @@
+"""The graphs of a file as protobuf has them, each with the constants that it can see."""
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import onnx_ir as ir
+
+from stridenet.onnx.files.reading import external_place, is_external, subgraphs
+
+
+class Scope:
+    """A graph of the written file, with what it can see: its own constants and those around it."""
+
+    def __init__(self, proto: Any, outer: "Scope | None", folder: Path) -> None:
+        self.proto = proto
+        self.nodes = list(proto.node)
+        self.producers = {name: node for node in self.nodes for name in node.output if name}
+        self.constants = {t.name: t for t in getattr(proto, "initializer", ())}
+        for node in self.nodes:
+            if node.op_type == "Constant":
+                found = [a.t for a in node.attribute if a.name == "value"]
+                self.constants.update(zip(node.output, found, strict=False))
+        self._outer, self.folder = outer, folder
+
+    def constant(self, name: str) -> Any:
+        """The TensorProto of this name; None if it is none."""
+        found = self.constants.get(name)
+        return self._outer.constant(name) if found is None and self._outer else found
+
+    def reads(self, names: Iterable[str]) -> bool:
+        """Whether a node of this graph reads one of these."""
+        wanted = set(names)
+        return any(wanted & set(node.input) for node in self.nodes)
+
+    def numbers(self, tensor: Any) -> np.ndarray:
+        """Of a TensorProto, from wherever they lie."""
+        if not is_external(tensor):
+            return ir.from_proto(tensor).numpy()
+        place, offset, length = external_place(self.folder, tensor)
+        dtype = ir.DataType(tensor.data_type).numpy()
+        count = -1 if length < 0 else length // dtype.itemsize
+        array = np.fromfile(place, dtype, count, offset=offset)
+        return array.reshape(tuple(tensor.dims))
+
+
+Way = tuple[str, ...]
+
+
+def scopes_of(proto: Any, folder: Path) -> dict[Way, Scope]:
+    """Every graph and function of a file, by the way that leads to it."""
+    found: dict[Way, Scope] = {}
+    _add((), proto.graph, None, folder, found)
+    for function in proto.functions:
+        _add(("function", function.domain, function.name), function, None, folder, found)
+    return found
+
+
+def _add(way: Way, proto: Any, outer: Scope | None, folder: Path, found: dict[Way, Scope]) -> None:
+    found[way] = Scope(proto, outer, folder)
+    for node in proto.node:
+        for attribute in node.attribute:
+            for number, graph in enumerate(subgraphs(attribute)):
+                inner = (*way, *node.output, attribute.name, str(number))
+                _add(inner, graph, found[way], folder, found)

@@ -1,0 +1,105 @@
+"""Which nodes of an ONNX file have strides, and what onnx says of the file. Imports no torch."""
+
+import ast
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from stridenet.errors import StrideEliminationError
+from stridenet.sizes import Size, format_size
+
+# Operators with an attribute `strides`; whatever else ONNX has moves by one position or by none.
+POOLING_OPERATORS = frozenset({"MaxPool", "AveragePool", "LpPool", "MaxUnpool"})
+STRIDED_OPERATORS = POOLING_OPERATORS | frozenset({
+    "Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose",
+})  # fmt: skip
+
+
+@dataclass(frozen=True)
+class StridedNode:
+    """A convolution or pooling of an ONNX graph with a stride above 1."""
+
+    name: str  # the path of the module that it comes from, or the node's name, or its output's
+    operator: str  # "Conv", "MaxPool", …
+    strides: Size
+
+    def __str__(self) -> str:
+        return f"{self.name} ({self.operator}, strides {format_size(self.strides)})"
+
+
+def check_graph(
+    path: Path, may_stay: Callable[[StridedNode], bool]
+) -> tuple[dict[str, int], tuple[StridedNode, ...]]:
+    """Let onnx check the file, and look for strides above 1, in functions and subgraphs too.
+
+    may_stay: of a node with a stride, whether the network has it on purpose. Returns how many nodes of
+    each operator there are, and those with a stride. Raises StrideEliminationError.
+    """
+    import onnx
+
+    try:
+        onnx.checker.check_model(str(path), full_check=True)
+        model = onnx.load(str(path), load_external_data=False)
+    except Exception as error:  # of protobuf if the file is damaged, of the checker if it is wrong
+        raise StrideEliminationError(f"{path.name} is not valid ONNX ({reason(error)})") from error
+    nodes = list(all_nodes(model))
+    strided = tuple(strided_nodes(nodes))
+    refused = [str(node) for node in strided if not may_stay(node)]
+    if refused:
+        raise StrideEliminationError(
+            f"{path.name} is of a unit-stride network, but has a stride in {'; '.join(refused)}: a "
+            "layer was replaced after the conversion, or a forward calls a strided function"
+        )
+    return dict(Counter(node.op_type for node in nodes).most_common()), strided
+
+
+def all_nodes(model: Any) -> Iterator[Any]:
+    """All nodes of a model, in functions and subgraphs too."""
+    for graph in (model.graph, *model.functions):
+        yield from _nodes(graph)
+
+
+def strided_nodes(nodes: Iterable[Any]) -> Iterator[StridedNode]:
+    """Those of these nodes with a stride above one."""
+    for node in nodes:
+        if max(_strides(node), default=1) > 1:
+            yield _strided(node)
+
+
+def _nodes(graph: Any) -> Iterator[Any]:
+    """All nodes of a graph or function, and of the branches and loops in it."""
+    for node in graph.node:
+        yield node
+        for attribute in node.attribute:
+            for subgraph in (attribute.g, *attribute.graphs):
+                yield from _nodes(subgraph)
+
+
+def _strides(node: Any) -> Size:
+    if node.op_type not in STRIDED_OPERATORS:
+        return ()
+    return next((tuple(a.ints) for a in node.attribute if a.name == "strides"), ())
+
+
+def _strided(node: Any) -> StridedNode:
+    name = _module_of(node) or node.name or next(iter(node.output), "")
+    return StridedNode(name, node.op_type, _strides(node))
+
+
+def _module_of(node: Any) -> str:
+    """The path of the module that torch made the node from; "" if nothing tells it."""
+    weights = [name for name in node.input if name.endswith(".weight")]
+    if weights:  # before the scope: a convolution with folded BatchNorm has the BatchNorm's
+        return str(weights[0].removesuffix(".weight"))
+    notes = {entry.key: entry.value for entry in node.metadata_props}
+    scopes = ast.literal_eval(notes.get("pkg.torch.onnx.name_scopes", "['', '']"))
+    return str(scopes[-2])  # the last is the operator's own
+
+
+def reason(error: BaseException) -> str:
+    """The first line of the error that lies below all others."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    return (str(error).strip() or type(error).__name__).splitlines()[0]
