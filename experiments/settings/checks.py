@@ -36,6 +36,7 @@ from experiments.settings.schema import (
 from stridenet.errors import InputError
 
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
+PUBLISHED = "outputs/reference"
 MOST_SIZE = 65_536  # of an image, a kernel, a stride: along one axis
 Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
 
@@ -121,11 +122,14 @@ def _check_network(config: Network) -> None:
 
 
 def _check_folders(config: Evidence | Report) -> None:
-    """Raise InputError where published results are to be read from a folder that is not there."""
+    """Raise InputError where published results are to be read from a folder that is not there.
+
+    The repository's own may be missing, where a command is called from another folder.
+    """
     key = "published" if isinstance(config, Evidence) else "reference"
     folder = getattr(config, key)
-    if folder is not None and not Path(folder).is_dir():
-        raise InputError(f"{key}={folder} is no folder; published results are in outputs/reference")
+    if folder not in (None, PUBLISHED) and not Path(folder).is_dir():
+        raise InputError(f"{key}={folder} is no folder; published results are in {PUBLISHED}")
 
 
 def _check_zoo(config: Zoo) -> None:
