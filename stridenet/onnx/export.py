@@ -28,6 +28,7 @@ from stridenet.by_layer.exchange import planned_steps
 from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_converted
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
+from stridenet.files import NAME_KEPT, destination, folder_for, move
 from stridenet.onnx.check import (
     POOLING_OPERATORS,
     Comparison,
@@ -103,8 +104,9 @@ def export_onnx(
     missing package, and StrideEliminationError where the network cannot be exported, or the file fails
     a check: a stride above 1 in a twin, or an output that is not PyTorch's. An earlier file then stays.
     """
+    destination(path)  # says so before the work if no file can be there
     path = Path(path)
-    _check_arguments(path, rearrange, batch)
+    _check_arguments(rearrange, batch)
     require_packages()
     if example_inputs is not None:
         input_size = _sizes_of(example_inputs, input_size)
@@ -141,13 +143,11 @@ def require_packages() -> None:
         ) from error
 
 
-def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
+def _check_arguments(rearrange: str, batch: int | None) -> None:
     if rearrange not in ("graph", "host"):
         raise InputError(f"rearrange={rearrange} is unknown; take one of graph, host")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the file, as in {path / 'net.onnx'}")
 
 
 # What is exported -----------------------------------------------------------------------------------
@@ -437,18 +437,34 @@ def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
 
 @contextlib.contextmanager
 def _staged(path: Path) -> Iterator[Path]:
-    """A folder for all files of an export, which take their places if nothing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        folder = Path(temporary)
-        yield folder
-        made = {file.name for file in folder.iterdir()}
-        companions = (path.with_name(f"{path.name}.data"), layout_path(path))
-        for place in (*companions, path):  # the model last, when what it refers to is there
-            if place.name in made:
-                with (folder / place.name).open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(folder / place.name, place)
+    """A folder for all files of an export, which take their places if nothing fails.
+
+    Companions of an earlier model at this path that the new one lacks go with it.
+    """
+    companions = (path.with_name(f"{path.name}.data"), layout_path(path))
+    places = [*companions, path]  # the model last, when what it refers to is there
+    with (
+        folder_for(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as made,
+    ):
+        yield Path(made)
+        new = [place for place in places if (Path(made) / place.name).exists()]
+        replaces = path.exists()
+        _take_places(Path(made), new)
         for place in companions:
-            if place.name not in made:  # it is of an export that this one replaces
-                place.unlink(missing_ok=True)
+            if replaces and place not in new and place.is_file() and not place.is_symlink():
+                place.unlink()
+
+
+def _take_places(folder: Path, places: list[Path]) -> None:
+    """Move the files to their places; where one cannot be, those that are new there go again."""
+    new = [place for place in places if not os.path.lexists(place)]
+    for place in places:
+        destination(place)
+    try:
+        for place in places:
+            move(folder / place.name, place)
+    except BaseException:
+        for place in new:
+            place.unlink(missing_ok=True)
+        raise
