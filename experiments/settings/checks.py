@@ -33,6 +33,7 @@ from experiments.settings.schema import (
 )
 from stridenet.errors import InputError
 
+PATHS = ("outputs", "published", "reference", "weights", "file")  # settings that are paths
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
 
@@ -42,6 +43,9 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     _check_choices(config)
+    for key in PATHS:
+        if getattr(config, key, None) is not None:
+            named(key, getattr(config, key))
     if isinstance(config, Network):
         _check_network(config)
     if isinstance(config, Experiment):
@@ -62,6 +66,13 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
             at_least(key, getattr(config, key), 1)
         _check_threads(config.threads)
     return config
+
+
+def named(key: str, path: str) -> str:
+    """The path of a setting. Raises InputError where it names nothing, or nothing that can be."""
+    if not path.strip() or "\0" in path:
+        raise InputError(f"{key}={path!r} names no file or folder; name one, or leave {key}= out")
+    return path
 
 
 def _check_choices(config: Any, place: str = "") -> None:
@@ -307,6 +318,8 @@ def _check_threads(threads: int) -> None:
 def _names(key: str, value: Any) -> list[str] | None:
     """One name or several, as a list."""
     names = [value] if isinstance(value, str) else value
+    if names == []:
+        raise InputError(f"{key}=[] names nothing; name one at least, or leave {key}= out for all")
     if names is None or (isinstance(names, list) and all(isinstance(n, str) for n in names)):
         return names
     raise InputError(f"{key}={value} must be a name, or a list of names as in [one,other]")

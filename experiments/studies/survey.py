@@ -22,7 +22,7 @@ from tqdm import tqdm
 from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
-from experiments.runs.machine import circumstances
+from experiments.runs.machine import circumstances, short_commit
 from experiments.settings.schema import Survey
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
@@ -385,7 +385,7 @@ KINDS_CAPTION = (
 
 def _about(config: Survey, rows: list[Row]) -> str:
     measured = pd.json_normalize(rows)
-    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     limits = f"{config.seconds:g} s and {config.gigabytes:g} GiB a model"
     which = f"Only one family of every {config.every} of a package. " if config.every > 1 else ""
     return f"{which}Measured {machine_of(measured)}, limits {limits}, commit {commits}."

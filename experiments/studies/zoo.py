@@ -23,7 +23,7 @@ from experiments.reporting.formats import NETWORKS, blank_or, of_rounds, spreads
 from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
-from experiments.runs.machine import circumstances, prepare
+from experiments.runs.machine import circumstances, prepare, short_commit
 from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
 from stridenet.by_layer.modules import converted_layers
@@ -262,7 +262,7 @@ def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
     folder = Path(config.outputs) / "report"
     make_folder(folder)
     measured = pd.json_normalize(rows)
-    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     about = f"Measured {machine_of(measured)}, commit {commits}."
     table = zoo_table(rows)
     caption = (

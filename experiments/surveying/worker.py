@@ -19,11 +19,14 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from experiments.runs.parents import end_with
+
 Say = Any
 
 
 def main() -> None:
-    """Answer requests until there are no more."""
+    """Answer requests until there are no more, or nobody is there to hear the answers."""
+    end_with(os.getppid())
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # packages print; that is not to stand between our lines
 
@@ -85,6 +88,7 @@ def _in_a_process(source: Any, request: dict[str, Any], say: Say) -> None:
     if child == 0:
         code = 1
         try:
+            end_with(os.getppid())
             _measure(source, request, say)
             code = 0
         finally:  # nothing of the parent's is to be cleaned up by a child
