@@ -22,11 +22,11 @@ from typing import Any
 from experiments.runs.parents import end_with
 
 Say = Any
+_STARTER = os.getppid()
 
 
 def main() -> None:
-    """Answer requests until there are no more, or nobody is there to hear the answers."""
-    end_with(os.getppid())
+    """Answer requests until there are no more."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # packages print; that is not to stand between our lines
 
@@ -120,9 +120,10 @@ def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _waited(child: int, deadline: float) -> int | None:
-    """The exit status; None where the child had to be killed, as its time was over."""
+    """The exit status; None where the child had to be killed, as its time was over, or nobody is left
+    to be told."""
     pause = 0.001
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and os.getppid() == _STARTER:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status
