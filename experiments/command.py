@@ -2,6 +2,7 @@
 
 import functools
 import os
+import re
 import signal
 import sys
 import threading
@@ -17,7 +18,6 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from joblib.externals.loky.process_executor import TerminatedWorkerError
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from experiments.settings.checks import named
@@ -201,8 +201,8 @@ def one_line(error: BaseException) -> str:
     """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
     if isinstance(error, SystemExit):
         return _exited(error)
-    if isinstance(error, OmegaConfBaseException) and isinstance(error.__cause__, InputError):
-        return str(error.__cause__)  # of a resolver
+    if match := re.match(r"InputError raised while resolving interpolation: (.*)", str(error)):
+        return match[1]  # of a resolver above
     if advised := advice(error):
         return advised
     message = str(error).partition("Config search path")[0]

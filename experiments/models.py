@@ -94,4 +94,6 @@ def _require(target: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code!r})"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

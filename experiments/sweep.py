@@ -8,6 +8,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -23,6 +24,7 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from joblib.externals.loky.backend import resource_tracker
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
@@ -181,6 +183,7 @@ class Sweep(Callback):
         at_once = _at_once(config.hydra.launcher)
         self.watched, self.at_once = True, at_once and min(at_once, len(missing))
         _announce(jobs, missing, self.at_once)
+        _start_tracker()
         _watch = Watch(jobs, missing, self.at_once)
         self.token = _watch.token
         if "joblib" in config.hydra.launcher._target_:  # others' workers may have other parents
@@ -193,6 +196,16 @@ class Sweep(Callback):
         watched, jobs_at_once, token = self.watched, self.at_once, self.token
         if self.starter not in (None, os.getpid()):
             end_with(self.starter)
+
+
+def _start_tracker() -> None:
+    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done so,
+    and is to ignore HUP as well, which a terminal that closes sends to all."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None:
+        before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
+        resource_tracker.ensure_running()
+        signal.signal(hang_up, before)
 
 
 def missing() -> list[str]:

@@ -58,7 +58,8 @@ def _seal(archive: bytes) -> bytes:
 def _seal_holds(content: bytes) -> bool:
     """Whether the content is as it was sealed, or is an archive without a seal, as older code wrote."""
     body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
-    if content[-ZIP_END_BYTES:].startswith(ZIP_END):
+    end = content[-ZIP_END_BYTES:]
+    if end.startswith(ZIP_END) and end.endswith(b"\0\0"):  # no comment
         return True
     return hashlib.sha256(body).hexdigest().encode() == seal
 

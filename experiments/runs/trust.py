@@ -20,6 +20,8 @@ from experiments.settings.identity import LOOP
 from experiments.settings.schema import STARTING_WEIGHTS
 from stridenet.options import SHARING
 
+LARGEST = 2**63  # what no whole number reaches
+
 
 @dataclass(frozen=True)
 class Kind:
@@ -34,11 +36,11 @@ class Kind:
 
 
 def _is_number(value: Any) -> bool:
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+    return _is_whole(value) or (isinstance(value, float) and math.isfinite(value))
 
 
 def _is_whole(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool)
+    return isinstance(value, int) and not isinstance(value, bool) and abs(value) < LARGEST
 
 
 def _is_date(value: Any) -> bool:
