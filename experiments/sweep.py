@@ -199,8 +199,8 @@ class Sweep(Callback):
 
 
 def _start_tracker() -> None:
-    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done so,
-    and is to ignore HUP as well, which a terminal that closes sends to all."""
+    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done
+    so, and is to ignore HUP as well, which a terminal that closes sends to all."""
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up is not None:
         before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
