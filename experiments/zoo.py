@@ -19,7 +19,7 @@ def main(settings: DictConfig) -> None:
 
     rows = survey(config)
     print(*write_zoo(config, rows), sep="\n\n")
-    failed.extend(row["model"] for row in rows if not row.get("passed"))
+    failed.extend(row["model"] for row in rows if row.get("passed") is False)
 
 
 if __name__ == "__main__":

@@ -33,7 +33,7 @@ from experiments.settings.schema import (
 )
 from stridenet.errors import InputError
 
-PATHS = ("outputs", "published", "reference", "weights", "file")  # settings that are paths
+PATHS = ("outputs", "published", "reference", "file")  # to be written to, or a folder
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
 
