@@ -173,7 +173,7 @@ def test_results_have_all_that_a_reader_needs(
             *(() if step == "copy" else ("fit_accuracy", "fit_loss", "fit_images")),
             "training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds",
             "copied", "epochs", "rho", "device", "device_name", "threads", "jobs_at_once",
-            "versions", "git_commit", "date", "config",
+            "versions", "git_commit", "date", "config", "run_seconds", "sha256",
         }  # fmt: skip
         config = composed(*PIPELINE[step][1:], f"outputs={pipeline}")
         assert result["run"] == run_name(config)
