@@ -10,6 +10,7 @@ import pytest
 from experiments import sweep
 from experiments.command import one_line
 from stridenet.errors import InputError
+from tests.devices import harmless_device
 
 ROOT = Path(__file__).resolve().parents[1]
 MODULE = """
@@ -113,7 +114,6 @@ def test_other_ends_are_no_success(here: Path, target: str) -> None:
         (("train", "outputs="), "outputs='' names no file or folder"),
         (("train", "-m", "outputs=", "seed=0,1"), "outputs='' names no file or folder"),
         (("export", "file="), "file='' names no file or folder"),
-        (("export", "file=/dev/null"), "/dev/null is a device"),
     ],
 )
 def test_nothing_to_do_and_nowhere_to_write_are_errors(
@@ -124,6 +124,13 @@ def test_nothing_to_do_and_nowhere_to_write_are_errors(
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert written <= {"multirun.yaml"}  # Hydra's own
     assert not Path("/hydra").exists()
+
+
+def test_an_export_into_a_device_is_an_error(tmp_path: Path) -> None:
+    with harmless_device() as device:
+        line = only_line(command(tmp_path, "experiments.export", f"file={device}"))
+        assert f"{device} is a device" in line
+        assert device.is_char_device()
 
 
 def test_jobs_that_another_process_did_are_no_success_of_this_one(here: Path) -> None:

@@ -14,6 +14,7 @@ from torch import nn
 
 from stridenet import eliminate_stride, host
 from stridenet.onnx.export import describe_layout
+from tests.devices import harmless_device
 
 SIZE = (2, 21, 18)
 ABSURD = (0, -1, True, 1.0, math.nan, math.inf, -math.inf, "2", None, [], {}, 2**31, 2**63, 10**30,
@@ -156,12 +157,12 @@ def test_what_is_no_json_is_refused(tmp_path: Path, text: str) -> None:
 def test_what_is_no_text_and_no_file_is_refused(tmp_path: Path) -> None:
     (tmp_path / "bytes").write_bytes(b"\xff\xfe")
     os.mkfifo(tmp_path / "pipe")
-    (tmp_path / "endless").symlink_to("/dev/zero")
     with pytest.raises(ValueError, match="is no layout"):
         host.read_layout(tmp_path / "bytes")
-    for name in ("pipe", "endless"):
-        with pytest.raises(ValueError, match="is no file; name the"):
-            host.read_layout(tmp_path / name)
+    with harmless_device() as device:
+        for path in (tmp_path / "pipe", device):
+            with pytest.raises(ValueError, match="is no file; name the"):
+                host.read_layout(path)
     with pytest.raises(FileNotFoundError):
         host.read_layout(tmp_path / "nothing")
 

@@ -23,6 +23,7 @@ from experiments.runs.results import DamagedResultError, finished_runs, read_res
 from experiments.runs.run import run_once
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
 from stridenet.errors import InputError
+from tests.devices import harmless_device
 
 LAYERS = {
     "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
@@ -214,13 +215,17 @@ def test_a_result_that_is_no_text_is_damaged(config: Config) -> None:
         read_result(folder)
 
 
-@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, lambda path: path.symlink_to("/dev/zero")])
-def test_what_is_no_file_is_refused_and_stays(config: Config, make: Callable[[Path], None]) -> None:
+@pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, "a link to a device"])
+def test_what_is_no_file_is_refused_and_stays(config: Config, make: Any) -> None:
     folder, _, _ = run_once(config)
     (folder / "result.json").unlink()
-    make(folder / "result.json")
-    with pytest.raises(InputError, match="a file is needed there; remove it"):
-        run_once(config)
+    with harmless_device() as device:
+        if callable(make):
+            make(folder / "result.json")
+        else:
+            (folder / "result.json").symlink_to(device)
+        with pytest.raises(InputError, match="a file is needed there; remove it"):
+            run_once(config)
     assert os.path.lexists(folder / "result.json")
 
 
