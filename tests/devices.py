@@ -1,6 +1,6 @@
-"""A device that tests may attack: if the code is broken, and run as root, nothing of the machine breaks.
+"""A device that tests may attack: where the code is broken, and root's, the machine keeps its own.
 
-Never name a real one, as /dev/null, in a test of writing: code that replaces it takes it from everybody.
+Never name one of those, as /dev/null, in a test of writing: who replaces it takes it from everybody.
 """
 
 import os
@@ -11,7 +11,7 @@ from pathlib import Path
 
 @contextmanager
 def harmless_device() -> Iterator[Path]:
-    """A terminal of our own. Its file system lets nobody, not even root, make or replace a file there."""
+    """A terminal of our own. Its file system lets nobody, not even root, make or replace a file."""
     ours, theirs = os.openpty()
     try:
         yield Path(os.ttyname(theirs))
