@@ -1,7 +1,6 @@
 """Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE …]."""
 
 import os
-from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
@@ -10,6 +9,7 @@ from experiments.command import CONF, guarded, start
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Bench
+from stridenet.files import make_folder
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="benchmark")
@@ -23,10 +23,9 @@ def main(settings: DictConfig) -> None:
     )
 
     measured = benchmark(config)
-    outputs = Path(config.outputs)
+    outputs = make_folder(config.outputs)
     write_json(outputs / "benchmark.json", measured)
-    (outputs / "report").mkdir(parents=True, exist_ok=True)
-    print(benchmark_section(measured).save(outputs / "report"))
+    print(benchmark_section(measured).save(make_folder(outputs / "report")))
     print(f"\nAll rounds are in {outputs / 'benchmark.json'}.")
 
 

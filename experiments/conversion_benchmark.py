@@ -1,7 +1,5 @@
 """Time a conversion and first layers: python -m experiments.conversion_benchmark [KEY=VALUE …]."""
 
-from pathlib import Path
-
 import hydra
 from omegaconf import DictConfig
 
@@ -9,6 +7,7 @@ from experiments.command import CONF, guarded, start
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
 from experiments.settings.schema import ConversionBench
+from stridenet.files import make_folder
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="conversion_benchmark")
@@ -19,10 +18,10 @@ def main(settings: DictConfig) -> None:
     from experiments.studies.conversion import benchmark_conversion, conversion_sections
 
     measured = benchmark_conversion(config)
-    outputs = Path(config.outputs)
-    (outputs / "report").mkdir(parents=True, exist_ok=True)
+    outputs = make_folder(config.outputs)
     write_json(outputs / "conversion.json", measured)
-    saved = [section.save(outputs / "report") for section in conversion_sections(measured)]
+    report = make_folder(outputs / "report")
+    saved = [section.save(report) for section in conversion_sections(measured)]
     print(*saved, f"All rounds are in {outputs / 'conversion.json'}.", sep="\n\n")
 
 

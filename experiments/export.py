@@ -6,6 +6,7 @@ from omegaconf import DictConfig
 from experiments.command import CONF, guarded, start
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Export
+from stridenet.files import destination
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="export")
@@ -18,7 +19,8 @@ def main(settings: DictConfig) -> None:
         require_packages,
     )
 
-    require_packages()  # says so before the network is converted
+    require_packages()  # says so before the network is converted, as does what follows
+    destination(config.path)
     network = load_model(config)
     if config.network == "unit_stride":
         network = convert(network, config)

@@ -31,7 +31,7 @@ def load_model(config: Conversion) -> nn.Module:
         torch.manual_seed(config.seed)
         try:
             model = instantiate(config.model, _convert_="all")
-        except Exception as error:  # the user's function may raise anything
+        except (Exception, SystemExit) as error:  # the user's function may raise anything
             raise InputError(
                 f"model._target_={target} failed: {_reason(error.__cause__ or error)}; its arguments "
                 "stand beside it, as in model.num_classes=10"
@@ -86,7 +86,7 @@ def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:
 def _require(target: str) -> None:
     try:
         resolve_name(target)
-    except Exception as error:  # importing runs the user's file, which may raise anything
+    except (Exception, SystemExit) as error:  # importing runs the user's file: it may do anything
         raise InputError(
             f"model._target_={target} cannot be imported: {_reason(error)}; write it as "
             "package.function, or as my_file.function for my_file.py in the current folder"
@@ -94,4 +94,6 @@ def _require(target: str) -> None:
 
 
 def _reason(error: BaseException) -> str:
+    if isinstance(error, SystemExit):
+        return f"it calls sys.exit({error.code!r})"
     return f"{type(error).__name__}: {' '.join(str(error).split())}"

@@ -6,7 +6,9 @@ The runs go on in processes of their own, so all that is told here is read from 
 import contextlib
 import json
 import os
+import secrets
 import shutil
+import signal
 import sys
 import threading
 import time
@@ -22,19 +24,22 @@ from hydra.core.global_hydra import GlobalHydra
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
+from joblib.externals.loky.backend import resource_tracker
 from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
-from experiments.command import one_line
+from experiments.command import one_line, succeeded
 from experiments.engines import SWEEPER, DaskLauncher
 from experiments.runs.folder import run_folder
+from experiments.runs.parents import end_with
 from experiments.runs.published import publish, published_result
 from experiments.runs.results import read_result
 from experiments.settings.checks import resolve, with_seed
-from experiments.settings.identity import experiment_identity, variant
+from experiments.settings.identity import LOOP, experiment_identity, variant
 from experiments.settings.line import require_effect, require_runs
 from experiments.settings.schema import Config
 from stridenet.errors import InputError
+from stridenet.files import read
 
 POLL = 0.5  # seconds between two looks at the folders
 BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
@@ -43,6 +48,7 @@ BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
 # the launcher does not tell).
 watched = False
 jobs_at_once: int | None = 1
+token: str | None = None  # of the sweep, for failure.json: whose failure it is, no clock can say
 _watch: "Watch | None" = None  # in the process that started the sweep
 
 
@@ -54,6 +60,8 @@ class Job:
     config: Config
     folder: Path
     seconds: float = 0.0  # expected
+    took: float = 0.0  # from the start of the finished run to its end
+    seen: bool = False  # whether its result is there, with the weights that it tells of
     published: dict[str, Any] | None = None  # its row, if it has been published
     unpublished: str = ""  # why its result could not be published
 
@@ -61,36 +69,34 @@ class Job:
         """The run's result once it is done."""
         if self.published is not None:
             return self.published
+        result = None
         with contextlib.suppress(InputError):  # damaged
-            return read_result(self.folder)
-        return None
-
-    def took(self) -> float:
-        """Seconds from the start of the finished run to its end."""
-        written = [(self.folder / name).stat().st_mtime for name in ("config.yaml", "result.json")]
-        return written[1] - written[0]
+            result = read_result(self.folder, LOOP, weights=not self.seen)
+        self.seen = result is not None
+        return result
 
     def publish(self) -> None:
         """Add the finished run to the published ones, if it is to be, and is not yet."""
-        result = None if self.published else self.result()
-        if result is not None and self.config.published is not None:
+        if self.published is not None or self.config.published is None:
+            return
+        result = self.result()
+        if result is not None:
             folder = Path(self.config.published)
             publish(folder.name, [result], folder)
 
-    def reason(self, since: float) -> str:
-        """Why there is no result, or none published, in the sweep that began then."""
+    def reason(self, of_sweep: str) -> str:
+        """Why there is no result, or none published, in the sweep with this token."""
         if self.unpublished:
             return f"done, but not published: {self.unpublished}"
-        path = self.folder / "failure.json"
         try:
-            read_result(self.folder)
-            failure = json.loads(path.read_text())
-            if path.stat().st_mtime < since:
-                return "not finished"  # this is of an earlier sweep
+            read_result(self.folder, LOOP)
+            failure = json.loads(read(self.folder / "failure.json"))
+            if failure["sweep"] != of_sweep:
+                return "not finished"  # this is of another sweep
             return " ".join(str(failure["error"]).split())
         except InputError as error:
             return str(error)
-        except (OSError, ValueError, KeyError):
+        except (OSError, ValueError, KeyError, TypeError):
             return "not finished"
 
 
@@ -102,7 +108,7 @@ class Watch(threading.Thread):
         self.jobs = jobs
         self._missing, self._at_once = missing, at_once
         self._over = threading.Event()
-        self.since = time.time()
+        self.token = secrets.token_hex(8)
 
     def run(self) -> None:
         """Look at the folders until stopped, and once more then."""
@@ -115,6 +121,7 @@ class Watch(threading.Thread):
                     result = job.result()
                     if result is not None:
                         waiting.remove(job)
+                        job.took = result.get("run_seconds", job.seconds)
                         try:
                             job.publish()
                         except Exception as error:  # which would end the watch, and be lost with it
@@ -136,7 +143,7 @@ class Watch(threading.Thread):
             return ""
         done = [job for job in self._missing if job not in waiting]
         expected = sum(job.seconds for job in done)
-        pace = sum(job.took() for job in done) / expected if expected else 1.0
+        pace = sum(job.took for job in done) / expected if expected else 1.0
         whole = pace * sum(job.seconds for job in self._missing) / self._at_once
         return f"{_duration(max(whole - elapsed, 0))} left"
 
@@ -146,7 +153,10 @@ class Sweep(Callback):
 
     def __init__(self) -> None:
         # These go along to the processes that do the jobs.
-        self.watched, self.at_once, self.folder = watched, jobs_at_once, Path.cwd()
+        self.watched, self.at_once, self.token = watched, jobs_at_once, token
+        self.folder = Path.cwd()
+        # The process to end with, where a launcher starts others on this machine.
+        self.starter: int | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
         """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
@@ -160,24 +170,46 @@ class Sweep(Callback):
     def _begin(self, config: DictConfig) -> None:
         global _watch
         jobs = _jobs(config)
+        if not jobs:
+            given = " ".join(config.hydra.overrides.task)
+            raise InputError(
+                f"{given} makes no run; give each setting one value at least, as in seed=0,1"
+            )
         missing = [job for job in jobs if job.result() is None]
         for job in jobs:
             job.publish()  # what was done before
         if not missing:
             print(f"{len(jobs)} of {len(jobs)} runs are done")
+            succeeded.append("sweep")
             sys.exit()
         at_once = _at_once(config.hydra.launcher)
         self.watched, self.at_once = True, at_once and min(at_once, len(missing))
         _announce(jobs, missing, self.at_once)
         _fetch_data(missing)
+        _start_tracker()
         _watch = Watch(jobs, missing, self.at_once)
+        self.token = _watch.token
+        if "joblib" in config.hydra.launcher._target_:  # others' workers may have other parents
+            self.starter = os.getpid()
         _watch.start()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
         """In the process that does the job, which may have been started in another folder."""
-        global watched, jobs_at_once
+        global watched, jobs_at_once, token
         os.chdir(self.folder)
-        watched, jobs_at_once = self.watched, self.at_once
+        watched, jobs_at_once, token = self.watched, self.at_once, self.token
+        if self.starter not in (None, os.getpid()):
+            end_with(self.starter)
+
+
+def _start_tracker() -> None:
+    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done
+    so, and is to ignore HUP as well, which a terminal that closes sends to all."""
+    hang_up = getattr(signal, "SIGHUP", None)
+    if hang_up is not None:
+        before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
+        resource_tracker.ensure_running()
+        signal.signal(hang_up, before)
 
 
 def missing() -> list[str]:
@@ -186,13 +218,16 @@ def missing() -> list[str]:
         return []
     _watch.stop()
     shared = set.intersection(*(set(job.overrides) for job in _watch.jobs))
-    return [
+    undone = [
         f"{' '.join(override for override in job.overrides if override not in shared)} "
-        f"({job.folder.name}): {job.reason(_watch.since)}".lstrip()
+        f"({job.folder.name}): {job.reason(_watch.token)}".lstrip()
         for job in _watch.jobs
         # Another sweep may have published it from other outputs meanwhile.
         if job.unpublished or (job.result() is None and published_result(job.config) is None)
     ]
+    if not undone:
+        succeeded.append("sweep")
+    return undone
 
 
 def line(folder: Path, result: dict[str, Any]) -> str:
@@ -271,7 +306,10 @@ def _fetch_data(missing: list[Job]) -> None:
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
     """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
-    from experiments.runs.run import estimate  # imports torch
+    from experiments.runs.machine import commit  # imports torch
+    from experiments.runs.run import estimate
+
+    commit()  # where there is none, it is said here, and by no worker
 
     known: dict[tuple[str, ...], tuple[float, int]] = {}
     sizes = []

@@ -15,7 +15,9 @@ def main(settings: DictConfig) -> None:
     config = resolve(settings, Config)
     from experiments.runs.run import run_once  # imports torch, which `--help` should not wait for
 
-    folder, result, new = run_once(config, sweep.jobs_at_once, bar=not sweep.watched)
+    folder, result, new = run_once(
+        config, sweep.jobs_at_once, bar=not sweep.watched, sweep=sweep.token
+    )
     if not sweep.watched:  # else the process that started the sweep says so
         print(sweep.line(folder, result) + ("" if new else " (done before)"), flush=True)
 

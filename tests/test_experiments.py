@@ -28,6 +28,7 @@ from experiments.runs.files import load_weights
 from experiments.runs.networks import build_network
 from experiments.settings.identity import LOOP, run_name
 from experiments.settings.schema import Data
+from tests.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
 SMOKE = ("recipe=smoke", "data.train_size=5000")
@@ -122,10 +123,10 @@ def finished(outputs: Path) -> Path:
     """A folder of results with a finished run, to make mistakes beside."""
     run = outputs / "runs" / "strided-scratch-smoke-s0-00000000"
     run.mkdir(parents=True)
-    config = {"data": {"name": "mnist"}, "recipe": {"name": "smoke"}}
-    (run / "result.json").write_text(
-        json.dumps({"experiment": "0" * 8, "loop": LOOP, "config": config})
-    )
+    config: dict[str, Any] = {"data": {"name": "mnist"}, "recipe": {"name": "smoke"}, "model": {}}
+    of_run = {"run": run.name, "network": "strided", "weights": "scratch", "seed": 0}
+    result = {**of_run, "experiment": "0" * 8, "loop": LOOP, "config": config, "test_accuracy": 0.5}
+    (run / "result.json").write_text(json.dumps(whole(result)))
     (run / "weights.pt").write_bytes(b"weights")
     return outputs
 
@@ -172,7 +173,7 @@ def test_results_have_all_that_a_reader_needs(
             *(() if step == "copy" else ("fit_accuracy", "fit_loss", "fit_images")),
             "training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds",
             "copied", "epochs", "rho", "device", "device_name", "threads", "jobs_at_once",
-            "versions", "git_commit", "date", "config",
+            "versions", "git_commit", "date", "config", "run_seconds", "sha256",
         }  # fmt: skip
         config = composed(*PIPELINE[step][1:], f"outputs={pipeline}")
         assert result["run"] == run_name(config)

@@ -15,6 +15,7 @@ from experiments.settings.schema import Config
 from experiments.studies import sharing as findings
 from experiments.studies.sharing import differences, sharing_for_readers, write_findings
 from stridenet.errors import InputError
+from tests.whole import whole
 
 ARMS = (
     "strided", "tied", "masked", "free", "masked_by_copies", "free_by_copies", "free_effective"
@@ -175,7 +176,7 @@ def left_in(folder: Path, results: list[dict[str, Any]]) -> None:
     for one in results:
         path = folder / "runs" / one["run"]
         path.mkdir(parents=True)
-        (path / "result.json").write_text(json.dumps(one))
+        (path / "result.json").write_text(json.dumps(whole(one)))
 
 
 def test_the_report_writes_tables_figure_and_all_numbers(

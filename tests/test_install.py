@@ -175,7 +175,9 @@ def test_the_experiments_import_nothing_that_is_not_installed_with_them() -> Non
                 imported.add(str(node.module))
     packages = {name.partition(".")[0] for name in imported} - set(sys.stdlib_module_names)
     dependencies = {name_of(one) for one in PROJECT["dependencies"]}
-    dependencies |= {name_of(one) for one in PROJECT["optional-dependencies"]["dask"]}  # imported late
+    dependencies |= {
+        name_of(one) for one in PROJECT["optional-dependencies"]["dask"]
+    }  # imported late
     assert packages - {"experiments", "stridenet"} - dependencies <= set(experiments.NEEDED)
     assert {"hydra", "pandas"} <= packages
 

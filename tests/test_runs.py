@@ -165,7 +165,7 @@ def test_a_damaged_result_is_named_with_the_cure(tmp_path: Path, content: str) -
     with pytest.raises(InputError) as caught:
         read_result(tmp_path)
     assert str(tmp_path / "result.json") in str(caught.value)
-    assert f"delete {tmp_path}" in str(caught.value)
+    assert f"rm -r {tmp_path}" in str(caught.value)
     assert "\n" not in str(caught.value)
 
 
@@ -487,6 +487,7 @@ def kill_after(monkeypatch: pytest.MonkeyPatch, many: int) -> None:
 
 def without_times(result: dict[str, Any]) -> dict[str, Any]:
     times = {"training_wall_seconds", "training_cpu_seconds", "rearrangement_seconds", "date"}
+    times |= {"run_seconds", "sha256"}  # of the result, with its times
     return {key: value for key, value in result.items() if key not in times | {"config"}}
 
 
@@ -727,14 +728,6 @@ def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
     assert "ZeroDivisionError" in failure["trace"]
     run_once(config)
     assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
-
-
-def test_a_damaged_result_is_not_overwritten(config: Config) -> None:
-    folder, _, _ = run_once(config)
-    (folder / "result.json").write_text('{"run": ')
-    with pytest.raises(InputError, match="damaged"):
-        run_once(config)
-    assert (folder / "result.json").read_text() == '{"run": '
 
 
 def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config) -> None:
@@ -1087,6 +1080,7 @@ def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Conf
 def test_runs_of_another_loop_are_an_error_that_says_so(config: Config, loop: int | None) -> None:
     folder, result, _ = run_once(config)
     other = {**result, "experiment": "00000000", "loop": loop}
+    del other["sha256"], other["run_seconds"]
     if loop is None:  # as the first loop's results are
         del other["loop"]
     write_json(folder / "result.json", other)

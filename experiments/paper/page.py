@@ -8,6 +8,7 @@ from experiments.reporting.figures import save_figure
 from experiments.runs.networks import build_strided
 from experiments.settings.schema import Figures
 from stridenet.elimination import plan_elimination
+from stridenet.files import make_folder
 
 
 def write_figures(config: Figures) -> str:
@@ -22,7 +23,7 @@ def write_figures(config: Figures) -> str:
         "figure_4": figure_4(),
     }
     folder = Path(config.outputs) / "figures"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
     return f"Figures 1 to 4 and the sharing map of {config.layer} (png, svg) are in {folder}."

@@ -6,7 +6,7 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.figure import Figure
 
-from experiments.runs.files import write
+from stridenet.files import write
 
 
 def save_figure(figure: Figure, path: Path) -> None:

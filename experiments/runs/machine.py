@@ -2,10 +2,12 @@
 
 import contextlib
 import ctypes
+import hashlib
 import os
 import platform
 import subprocess
 import sys
+import textwrap
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -13,6 +15,7 @@ from typing import Any
 
 import torch
 
+import stridenet
 from experiments.settings.schema import Bench, Config, ConversionBench, Survey, Zoo
 from stridenet.errors import InputError
 
@@ -20,7 +23,10 @@ M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
 M_MMAP_THRESHOLD = -3
 
 
-SOURCES = (":/stridenet", ":/experiments", ":/conf")  # what decides a run's numbers
+SOURCES = ("stridenet", "experiments", "conf")  # what decides a run's numbers
+IN_GIT = tuple(f":/{name}" for name in SOURCES)
+BY_HASH = "sources-"  # begins what stands in a commit's place
+SAID = "STRIDENET_SOURCES_SAID"
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
@@ -85,18 +91,73 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str | None:
-    """The source's git commit, with + behind it if files have changed since; None outside git."""
-    here = Path(__file__)
-
-    def git(*command: str) -> str:
-        arguments = ["git", "-C", str(here.parent), *command]
-        return subprocess.run(arguments, capture_output=True, text=True, check=True).stdout.strip()
-
+def _commit() -> str:
+    """The source's git commit, with + behind it if files have changed since; else the sources' hash."""
     try:
-        git("ls-files", "--error-unmatch", here.name)  # not the repository that we are installed in
-        return git("rev-parse", "HEAD") + (
-            "+" if git("status", "--porcelain", "--", *SOURCES) else ""
+        _git("ls-files", "--error-unmatch", Path(__file__).name)  # not of what we are installed in
+        return _git("rev-parse", "HEAD") + (
+            "+" if _git("status", "--porcelain", "--", *IN_GIT) else ""
         )
-    except (OSError, subprocess.CalledProcessError):
-        return None
+    except (OSError, subprocess.SubprocessError) as error:
+        found = f"{BY_HASH}{_hash_of_sources()}"
+        if not os.environ.get(SAID):  # which the processes that this one starts see, too
+            os.environ[SAID] = "1"
+            print(
+                f"git tells no commit ({_why_not(error)}): {found}, a hash of the files in "
+                f"{', '.join(SOURCES)}, stands in its place",
+                file=sys.stderr,
+                flush=True,
+            )
+        return found
+
+
+def commit() -> str:
+    """As `_commit`, for whoever wants it said beforehand."""
+    return _commit()
+
+
+def _git(*command: str) -> str:
+    """What git says of the repository around this file, whatever repository the caller is at."""
+    others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
+    plain = {name: value for name, value in os.environ.items() if name not in others}
+    return subprocess.run(
+        ["git", "-C", str(Path(__file__).parent), *command],
+        env={**plain, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+    ).stdout.strip()
+
+
+def _why_not(error: Exception) -> str:
+    if isinstance(error, subprocess.CalledProcessError):
+        said = " ".join(str(error.stderr).split()).removeprefix("fatal: ").removeprefix("error: ")
+        return textwrap.shorten(said, 160) or f"exit code {error.returncode}"
+    return "git is not installed" if isinstance(error, FileNotFoundError) else str(error)
+
+
+def _hash_of_sources() -> str:
+    """Forty digits of a SHA-256 over names and contents of the files that decide a run's numbers."""
+    here = Path(__file__).resolve().parents[2]
+    roots = {name: here / name for name in SOURCES} | {"stridenet": Path(stridenet.__file__).parent}
+    paths = {
+        f"{name}/{path.relative_to(root).as_posix()}": path
+        for name, root in roots.items()
+        for path in root.rglob("*")
+        if path.suffix in (".py", ".yaml")
+    }
+    whole = hashlib.sha256()
+    for name in sorted(paths):
+        content = paths[name].read_bytes()
+        whole.update(f"{name} {len(content)}\n".encode() + content)
+    return whole.hexdigest()[:40]
+
+
+def short_commit(commit: Any) -> str:
+    """A commit, or what stands in its place, in so many digits as a reader needs."""
+    text = str(commit)
+    if text.startswith(BY_HASH):
+        return text[: len(BY_HASH) + 8]
+    return text[:8]

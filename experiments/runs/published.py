@@ -9,18 +9,18 @@ import io
 import zipfile
 import zlib
 from dataclasses import dataclass, field
-from functools import cache
+from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from filelock import FileLock
 
 from experiments.runs import files
 from experiments.runs.results import unpack_bits
 from experiments.settings.identity import LOOP, run_name
 from experiments.settings.schema import Config
 from stridenet.errors import InputError
+from stridenet.files import make_folder, read
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -54,11 +54,13 @@ def published_result(config: Config) -> dict[str, Any] | None:
     path = Path(config.published or "", "runs.csv")
     if config.published is None or not path.exists():
         return None
-    return _rows(path, path.stat().st_mtime_ns).get(run_name(config))
+    found = path.stat()
+    state = (found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns)
+    return _rows(path, state).get(run_name(config))
 
 
-@cache  # a sweep asks once a job
-def _rows(path: Path, _changed: int) -> dict[str, dict[str, Any]]:
+@lru_cache(maxsize=8)  # a sweep asks once a job, and each time that it publishes
+def _rows(path: Path, _state: tuple[int, ...]) -> dict[str, dict[str, Any]]:
     rows = {str(row["run"]): row for row in _read_csv(path).to_dict("records")}
     return {
         name: {**row, "test_accuracy": row["test_correct"] / row["test_images"]}
@@ -83,7 +85,7 @@ def read_published(folder: Path) -> Published:
     epochs, rho = (part[part.run.isin(runs.run)] if len(part) else part for part in (epochs, rho))
     path = folder / "correct.npz"
     try:
-        with np.load(io.BytesIO(path.read_bytes()), allow_pickle=False) as stored:
+        with np.load(io.BytesIO(read(path)), allow_pickle=False) as stored:
             packed = dict(zip(stored["runs"].tolist(), stored["bits"], strict=True))
         right = {
             run: np.unpackbits(packed[run], count=many).astype(bool)
@@ -103,13 +105,16 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = _with_whole_numbers(pd.read_csv(path, dtype=TEXT)).astype(NEEDED[path.name])
+        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXT)
+        table = _with_whole_numbers(table).astype(NEEDED[path.name])
         for column in ("variant", "experiment"):
             if column in table:
                 table[column] = table[column].fillna("")
         loops = {int(loop) for loop in table.loop} if "loop" in table else {LOOP}
         if table.run.duplicated().any() and path.name == "runs.csv":
             raise ValueError("a run has two rows")
+        if path.name == "runs.csv" and not _possible(table):
+            raise ValueError("more test images are right than there are")
         if path.name == "runs.csv" and table.iloc[:, -1].isna().any():
             raise ValueError("a row is cut off")
     except DAMAGED as error:
@@ -120,6 +125,11 @@ def _read_csv(path: Path) -> "pd.DataFrame":
             f"{LOOP}: they cannot stand in one table (docs/protocol.md); take another folder"
         )
     return table
+
+
+def _possible(runs: "pd.DataFrame") -> bool:
+    counted = (runs.test_correct >= 0) & (runs.test_correct <= runs.test_images)
+    return bool((counted & (runs.test_images > 0)).all())
 
 
 def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
@@ -135,8 +145,8 @@ def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
     """
     import pandas as pd
 
-    folder.mkdir(parents=True, exist_ok=True)
-    with FileLock(folder / ".lock"):
+    make_folder(folder)
+    with files.lock_file(folder / ".lock"):
         before = read_published(folder)
         known = set(before.runs.run) if len(before.runs) else set()
         new = [result for result in results if result["run"] not in known]

@@ -2,34 +2,77 @@
 
 import base64
 import json
+import math
+import shlex
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from experiments.runs.files import sha256_of
+from experiments.runs.trust import DamagedError, require
 from experiments.settings.identity import LOOP, experiment_identity
 from experiments.settings.schema import Experiment
 from stridenet.errors import InputError
+from stridenet.files import read
 
 if TYPE_CHECKING:
     import pandas as pd
     from torch import Tensor
 
 
-def read_result(folder: Path) -> dict[str, Any] | None:
-    """The result of a finished run; None if it is not finished."""
+class DamagedResultError(InputError):
+    """A result that cannot be trusted. reason: what is wrong with it, and where."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        self.reason = f"{path} is damaged ({what})"
+        folder = shlex.quote(str(path.parent))
+        super().__init__(
+            f"{self.reason}; the experiments.train command of this run does it anew, or leave it out: "
+            f"rm -r {folder}"
+        )
+
+
+def read_result(
+    folder: Path, loop: int | None = None, weights: bool = True
+) -> dict[str, Any] | None:
+    """The result of a finished run; None if it is not finished.
+
+    loop: of what training loop it must be; None: any. weights: whether weights.pt, too, must be as the
+    result says. Raises DamagedResultError where the result cannot be trusted.
+    """
     path = folder / "result.json"
     if not path.exists():
         return None
     try:
-        result = json.loads(path.read_text())
-        if not isinstance(result, dict) or "experiment" not in result:
-            raise ValueError("not a run's result")
-    except ValueError as error:
-        raise InputError(
-            f"{path} is damaged ({error}); delete {folder} and run it again"
-        ) from error
+        result = json.loads(read(path), parse_constant=_no_number, parse_float=_finite)
+        require(result, folder.name)
+        if loop is not None and result.get("loop", 1) != loop:
+            raise DamagedError(f"it is of training loop {result.get('loop', 1)}, not {loop}")
+        if weights and "sha256" in result:
+            _check_weights(folder / "weights.pt", result["sha256"]["weights"])
+    except (ValueError, RecursionError) as error:
+        if isinstance(error, InputError):  # no file at all
+            raise
+        raise DamagedResultError(path, " ".join(str(error).split())) from error
     return result
+
+
+def _check_weights(path: Path, expected: str) -> None:
+    if not path.exists():
+        raise DamagedError(f"{path.name} is missing beside it")
+    if sha256_of(path) != expected:
+        raise DamagedError(f"{path.name} beside it has another SHA-256")
+
+
+def _no_number(name: str) -> float:
+    raise DamagedError(f"{name} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(float(text)):
+        raise DamagedError(f"{text} is too large a number")
+    return float(text)
 
 
 def pack_bits(right: "Tensor") -> str:
@@ -46,7 +89,8 @@ def unpack_bits(packed: str, many: int) -> np.ndarray:
 def all_results(experiment: Experiment) -> list[dict[str, Any]]:
     """The results of all finished runs in the experiment's outputs, whatever they are of."""
     folder = Path(experiment.outputs) / "runs"
-    return [result for path in sorted(folder.glob("*/")) if (result := read_result(path))]
+    paths = sorted(folder.glob("*/"))
+    return [result for path in paths if (result := read_result(path, weights=False))]
 
 
 def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
@@ -69,6 +113,8 @@ def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
             "settings; run experiments.train first, or give the report the settings of the runs that "
             f"you mean (there are runs of {' and '.join(sorted(others)) or 'nothing'})"
         )
+    for result in chosen:
+        read_result(Path(experiment.outputs, "runs", result["run"]))  # with its weights
     return chosen
 
 
@@ -77,7 +123,10 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
     import pandas as pd
 
     frame = pd.json_normalize(results).drop(columns=["epochs", "rho"], errors="ignore")
-    frame = frame.loc[:, ~frame.columns.str.startswith("config.")]
+    of_the_run = frame.columns.str.startswith(("config.", "sha256.")) | (
+        frame.columns == "run_seconds"
+    )
+    frame = frame.loc[:, ~of_the_run]
     frame["jobs_at_once"] = frame.jobs_at_once.astype("Int64")  # blank where it is not known
     return frame.sort_values(["network", "weights", "seed"], ignore_index=True)
 

@@ -19,7 +19,7 @@ from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, draw_network, twin_of
 from experiments.runs.published import published_result
-from experiments.runs.results import pack_bits, read_result
+from experiments.runs.results import DamagedResultError, pack_bits, read_result
 from experiments.runs.training import (
     Checkpoint,
     Examples,
@@ -30,6 +30,7 @@ from experiments.runs.training import (
     points,
     train,
 )
+from experiments.runs.trust import hashed
 from experiments.settings.identity import (
     LOOP,
     experiment_identity,
@@ -39,6 +40,7 @@ from experiments.settings.identity import (
 )
 from experiments.settings.schema import STARTING_WEIGHTS, Config
 from stridenet.errors import InputError, StrideEliminationError
+from stridenet.files import remove_half_written
 from stridenet.origins import Origin
 from stridenet.sharing import (
     distance_from_tied,
@@ -57,37 +59,55 @@ TEST_IMAGES = 10_000
 
 
 def run_once(
-    config: Config, jobs_at_once: int | None = 1, bar: bool = True
+    config: Config, jobs_at_once: int | None = 1, bar: bool = True, sweep: str | None = None
 ) -> tuple[Path, dict[str, Any], bool]:
     """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
 
     jobs_at_once: how many runs go on side by side, for whoever reads the seconds; None: unknown. bar:
-    of progress.
+    of progress. sweep: its token, which failure.json is to have, if the run is of one. A result that
+    cannot be trusted is told, and the run starts anew.
     """
     folder = run_folder(config)
-    failure, checkpoint = folder / "failure.json", folder / "checkpoint.pt"
     row = published_result(config)
     if row is not None:
         return folder, row, False
     with locked(folder):
-        result = read_result(folder)
+        result = _trusted_result(folder)
         new = result is None
         if result is None:
-            failure.unlink(missing_ok=True)
-            for half_written in folder.glob(".*-*"):  # when the process was killed
-                half_written.unlink()
-            try:
-                files.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
-                result = _execute(config, folder, jobs_at_once, bar)
-                files.write_json(folder / "result.json", result)
-            except Exception as error:
-                with contextlib.suppress(OSError):  # on a full disk, say, the first one tells more
-                    files.write_json(
-                        failure, {"error": str(error), "trace": traceback.format_exc()}
-                    )
-                raise
-        checkpoint.unlink(missing_ok=True)
+            result = _done(config, folder, jobs_at_once, bar, sweep)
+        (folder / "checkpoint.pt").unlink(missing_ok=True)
     return folder, result, new
+
+
+def _trusted_result(folder: Path) -> dict[str, Any] | None:
+    """The result of the run; None if it is not finished, or finished in a way that nobody can trust."""
+    try:
+        return read_result(folder, LOOP)
+    except DamagedResultError as error:
+        print(f"{error.reason}: starting from the beginning", file=sys.stderr, flush=True)
+        (folder / "result.json").unlink()
+        return None
+
+
+def _done(
+    config: Config, folder: Path, jobs_at_once: int | None, bar: bool, sweep: str | None
+) -> dict[str, Any]:
+    """Do the run in its folder, which the caller holds; failure.json says why where that fails."""
+    failure, began = folder / "failure.json", time.perf_counter()
+    failure.unlink(missing_ok=True)
+    remove_half_written(folder)  # when the process was killed
+    try:
+        files.write(folder / "config.yaml", OmegaConf.to_yaml(asdict(config)).encode())
+        result, weights = _execute(config, folder, jobs_at_once, bar)
+        result = hashed({**result, "run_seconds": time.perf_counter() - began}, weights)
+        files.write_json(folder / "result.json", result)
+    except Exception as error:
+        told = {"error": str(error), "trace": traceback.format_exc(), "sweep": sweep}
+        with contextlib.suppress(OSError):  # on a full disk, say, the first one tells more
+            files.write_json(failure, told)
+        raise
+    return result
 
 
 def estimate(config: Config) -> tuple[float, int]:
@@ -173,8 +193,10 @@ def _fit(
     return {"fit_accuracy": fit.accuracy, "fit_loss": fit.loss, "fit_images": len(labels)}
 
 
-def _execute(config: Config, folder: Path, jobs_at_once: int | None, bar: bool) -> dict[str, Any]:
-    """Train or evaluate, save the weights, and return what result.json is to say."""
+def _execute(
+    config: Config, folder: Path, jobs_at_once: int | None, bar: bool
+) -> tuple[dict[str, Any], str]:
+    """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights' file."""
     device = choose_device(config.device)
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)
@@ -204,9 +226,9 @@ def _execute(config: Config, folder: Path, jobs_at_once: int | None, bar: bool) 
             numbers: compare_scores(strided, network, test_images, numbers)
             for numbers in ("float32", "float64")
         }
-    files.save_tensors(folder / "weights.pt", _plain(network))
+    weights = files.save_tensors(folder / "weights.pt", _plain(network))
     tested = evaluate(layers, test)
-    return {
+    result = {
         "run": folder.name,
         "loop": LOOP,
         "experiment": experiment_identity(config),
@@ -232,6 +254,7 @@ def _execute(config: Config, folder: Path, jobs_at_once: int | None, bar: bool) 
         **about,
         "config": asdict(config),
     }
+    return result, weights
 
 
 def _train(
@@ -258,7 +281,8 @@ def _train(
         commits = [*dict.fromkeys([*resume["commits"], commit])]
 
     def save(state: Checkpoint) -> None:
-        files.save_tensors(checkpoint, {"run": folder.name, "commits": commits, **state})
+        content = {"run": folder.name, "commits": commits, **state}
+        files.save_tensors(checkpoint, content, sealed=True)
 
     device = next(layers.parameters()).device
     history = train(
@@ -287,7 +311,7 @@ def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
         source = run_folder(start)
         if config.published is not None:  # its weights are not published: trained in this same job
             run_once(replace(start, published=None), bar=False)
-        trained = read_result(source)
+        trained = read_result(source, LOOP)
         if trained is None:
             raise InputError(
                 f"weights={config.weights} needs {source / 'weights.pt'} of a finished run; do the "

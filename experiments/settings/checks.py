@@ -35,6 +35,7 @@ from experiments.settings.schema import (
 )
 from stridenet.errors import InputError
 
+PATHS = ("outputs", "published", "reference", "file")  # to be written to, or a folder
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 PUBLISHED = "outputs/reference"
 MOST_SIZE = 65_536  # of an image, a kernel, a stride: along one axis
@@ -46,6 +47,9 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     _check_choices(config)
+    for key in PATHS:
+        if getattr(config, key, None) is not None:
+            named(key, getattr(config, key))
     if isinstance(config, Network):
         _check_network(config)
     if isinstance(config, Experiment):
@@ -69,6 +73,13 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _check_threads(config.threads)
     _check_numbers(config)
     return config
+
+
+def named(key: str, path: str) -> str:
+    """The path of a setting. Raises InputError where it names nothing, or nothing that can be."""
+    if not path.strip() or "\0" in path:
+        raise InputError(f"{key}={path!r} names no file or folder; name one, or leave {key}= out")
+    return path
 
 
 def _check_choices(config: Any, place: str = "") -> None:
@@ -343,7 +354,9 @@ def _check_threads(threads: int) -> None:
 def _names(key: str, value: Any) -> list[str] | None:
     """One name or several, as a list."""
     names = [value] if isinstance(value, str) else value
-    if names is None or (names and isinstance(names, list) and all(map(_is_text, names))):
+    if names == []:
+        raise InputError(f"{key}=[] names nothing; name one at least, or leave {key}= out for all")
+    if names is None or (isinstance(names, list) and all(map(_is_text, names))):
         return names
     raise InputError(f"{key}={value} must be a name, or a list of names as in [one,other]")
 

@@ -12,6 +12,7 @@ from experiments.runs.published import Published, read_published
 from experiments.settings.schema import Evidence
 from experiments.studies.claims import claims_section, claims_table
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
+from stridenet.files import make_folder
 
 EXPERIMENTS = (
     "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
@@ -29,7 +30,7 @@ def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> 
     wanted: the names of each experiment's runs; None where its settings have not been chosen yet.
     """
     folder = Path(config.outputs) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     published = {}
     for name in EXPERIMENTS:
         found, names = read_published(Path(config.published) / name), wanted[name]

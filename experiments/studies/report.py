@@ -6,7 +6,7 @@ from pathlib import Path
 from experiments.reporting.figures import save_figure
 from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH
-from experiments.runs.files import write, write_json
+from experiments.runs.files import write_json
 from experiments.runs.networks import build_strided
 from experiments.runs.results import finished_runs, tidy
 from experiments.settings.schema import Report
@@ -23,6 +23,7 @@ from experiments.studies.table1 import (
 from experiments.studies.table2 import feature_maps, table2_section
 from experiments.studies.training_step import benchmark_sections
 from stridenet.elimination import plan_elimination
+from stridenet.files import make_folder, write
 
 OPTIONAL = {
     "accuracy_by_epoch",
@@ -45,7 +46,7 @@ def write_report(config: Report) -> list[str]:
     if (runs.network == "pooling").any():
         pooled = build_strided(config.model, input_size, max_pooling=True)
         pooling = plan_elimination(pooled, input_size)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     table = runs.drop(columns="test_bits", errors="ignore")
     write(folder / "runs.csv", table.to_csv(index=False).encode())
     write_json(folder / "about.json", circumstances_of(config, runs))
@@ -70,8 +71,10 @@ def write_report(config: Report) -> list[str]:
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
     for name in OPTIONAL - drawn.keys() - {section.name for section in sections}:
-        for path in folder.glob(f"{name}.*"):
-            path.unlink()  # of an earlier report, of other runs
+        for suffix in ("csv", "md", "tex", "png", "svg"):
+            path = folder / f"{name}.{suffix}"  # of an earlier report, of other runs
+            if path.is_file():
+                path.unlink()
     return [
         *texts,
         textwrap.fill(about, WIDTH),

@@ -18,11 +18,12 @@ from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.reporting.statistics import difference
 from experiments.reporting.style import MARKERS, colour_of
-from experiments.runs.files import write, write_json
+from experiments.runs.files import write_json
 from experiments.runs.published import distance
 from experiments.runs.results import arms, finished_runs, tidy
 from experiments.settings.schema import Report
 from stridenet.errors import InputError
+from stridenet.files import make_folder, write
 from stridenet.plan import EliminationPlan
 from stridenet.sharing import degrees_of_freedom
 
@@ -171,7 +172,7 @@ def write_findings(config: Report) -> list[str]:
             "`python -m experiments.train experiment=sharing`"
         )
     folder = Path(config.outputs) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     every = tidy(results)
     about = about_runs(config, every)
     write_json(folder / "sharing_about.json", circumstances_of(config, every))

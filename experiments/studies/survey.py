@@ -21,12 +21,13 @@ from tqdm import tqdm
 
 from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
-from experiments.runs.files import write, write_json
-from experiments.runs.machine import circumstances
+from experiments.runs.files import write_json
+from experiments.runs.machine import circumstances, short_commit
 from experiments.settings.schema import Survey
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
 from stridenet.errors import InputError
+from stridenet.files import make_folder, write
 
 Row = dict[str, Any]
 ENDED = ("crashed", "timeout", "out of memory")  # without a result of ours
@@ -195,7 +196,7 @@ def touched(row: Row, columns: tuple[str, ...] = COLUMNS) -> list[str]:
 
 def _path(config: Survey, one: Chosen) -> Path:
     folder = Path(config.outputs) / "survey" / re.sub(r"[^\w.\-]", "_", one.source)
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     return folder / f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', one.model)}.json"
 
 
@@ -353,7 +354,7 @@ MODELS = (
 def write_survey(config: Survey, rows: list[Row], missing: dict[str, str]) -> list[str]:
     """Write the tables, and all rows, into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     models = pd.DataFrame([{**row, "touched": " ".join(touched(row))} for row in rows])
     models = models.reindex(columns=[*MODELS]).convert_dtypes()
     write(folder / "survey_models.csv", models.to_csv(index=False).encode())
@@ -384,7 +385,7 @@ KINDS_CAPTION = (
 
 def _about(config: Survey, rows: list[Row]) -> str:
     measured = pd.json_normalize(rows)
-    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     limits = f"{config.seconds:g} s and {config.gigabytes:g} GiB a model"
     which = f"Only one family of every {config.every} of a package. " if config.every > 1 else ""
     return f"{which}Measured {machine_of(measured)}, limits {limits}, commit {commits}."

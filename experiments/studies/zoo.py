@@ -23,11 +23,12 @@ from experiments.reporting.formats import NETWORKS, blank_or, of_rounds, spreads
 from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
-from experiments.runs.machine import circumstances, prepare
+from experiments.runs.machine import circumstances, prepare, short_commit
 from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
 from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
+from stridenet.files import make_folder
 from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import LayerReport, VerificationReport, verify
@@ -45,7 +46,7 @@ def survey(config: Zoo) -> list[dict[str, Any]]:
     """
     prepare(config.threads)
     folder = Path(config.outputs) / "zoo"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     rows = []
     with tqdm(_chosen(config).items(), disable=None) as bar:
         for name, chosen in bar:
@@ -259,9 +260,9 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
     """Write the survey's table and all its rounds into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
-    folder.mkdir(parents=True, exist_ok=True)
+    make_folder(folder)
     measured = pd.json_normalize(rows)
-    commits = " / ".join(str(commit)[:8] for commit in measured.git_commit.unique())
+    commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     about = f"Measured {machine_of(measured)}, commit {commits}."
     table = zoo_table(rows)
     caption = (

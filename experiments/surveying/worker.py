@@ -19,7 +19,10 @@ import time
 from contextlib import suppress
 from typing import Any
 
+from experiments.runs.parents import end_with
+
 Say = Any
+_STARTER = os.getppid()
 
 
 def main() -> None:
@@ -85,6 +88,7 @@ def _in_a_process(source: Any, request: dict[str, Any], say: Say) -> None:
     if child == 0:
         code = 1
         try:
+            end_with(os.getppid())
             _measure(source, request, say)
             code = 0
         finally:  # nothing of the parent's is to be cleaned up by a child
@@ -116,9 +120,10 @@ def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _waited(child: int, deadline: float) -> int | None:
-    """The exit status; None where the child had to be killed, as its time was over."""
+    """The exit status; None where the child had to be killed, as its time was over, or nobody is left
+    to be told."""
     pause = 0.001
-    while time.monotonic() < deadline:
+    while time.monotonic() < deadline and os.getppid() == _STARTER:
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
             return status

@@ -28,6 +28,7 @@ from stridenet.by_layer.exchange import planned_steps
 from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_converted
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
+from stridenet.files import destination
 from stridenet.onnx.check import Comparison, Images, compare, outputs_of
 from stridenet.onnx.files.options import Kernel
 from stridenet.onnx.layout import layout_of, layout_path, write_layout
@@ -103,8 +104,9 @@ def export_onnx(
     missing package, and StrideEliminationError where the network cannot be exported, or the file fails
     a check: a stride above 1 in a twin, or an output that is not PyTorch's. An earlier file then stays.
     """
+    destination(path)  # says so before the work if no file can be there
     path = Path(path)
-    _check_arguments(path, rearrange, batch)
+    _check_arguments(rearrange, batch)
     require_packages()
     if rearrange in FILE_SPELLINGS:
         given = {"example_inputs": example_inputs, "batch": batch, "tolerance": tolerance}
@@ -164,14 +166,12 @@ def require_packages() -> None:
         ) from error
 
 
-def _check_arguments(path: Path, rearrange: str, batch: int | None) -> None:
+def _check_arguments(rearrange: str, batch: int | None) -> None:
     spellings = ("graph", "host", *FILE_SPELLINGS)
     if rearrange not in spellings:
         raise InputError(f"rearrange={rearrange} is unknown; take one of {', '.join(spellings)}")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
         raise InputError(f"batch={batch} must be at least 1, or None (null) for any")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the file, as in {path / 'net.onnx'}")
 
 
 # What is exported -----------------------------------------------------------------------------------

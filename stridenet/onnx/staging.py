@@ -6,23 +6,40 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from stridenet.files import NAME_KEPT, destination, folder_for, move
 from stridenet.onnx.layout import layout_path
 
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A folder for all files of a conversion, which take their places if nothing fails."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as temporary:
-        folder = Path(temporary)
-        yield folder
-        made = {file.name for file in folder.iterdir()}
-        companions = (path.with_name(f"{path.name}.data"), layout_path(path))
-        for place in (*companions, path):  # the model last, when what it refers to is there
-            if place.name in made:
-                with (folder / place.name).open("rb") as file:
-                    os.fsync(file.fileno())
-                os.replace(folder / place.name, place)
+    """A folder for all files of an export, which take their places if nothing fails.
+
+    Companions of an earlier model at this path that the new one lacks go with it.
+    """
+    companions = (path.with_name(f"{path.name}.data"), layout_path(path))
+    places = [*companions, path]  # the model last, when what it refers to is there
+    with (
+        folder_for(path),
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as made,
+    ):
+        yield Path(made)
+        new = [place for place in places if (Path(made) / place.name).exists()]
+        replaces = path.exists()
+        _take_places(Path(made), new)
         for place in companions:
-            if place.name not in made:  # it is of an export that this one replaces
-                place.unlink(missing_ok=True)
+            if replaces and place not in new and place.is_file() and not place.is_symlink():
+                place.unlink()
+
+
+def _take_places(folder: Path, places: list[Path]) -> None:
+    """Move the files to their places; where one cannot be, those that are new there go again."""
+    new = [place for place in places if not os.path.lexists(place)]
+    for place in places:
+        destination(place)
+    try:
+        for place in places:
+            move(folder / place.name, place)
+    except BaseException:
+        for place in new:
+            place.unlink(missing_ok=True)
+        raise
