@@ -117,7 +117,7 @@ def _whole_numbers(place: str, values: Any, least: int) -> Sequence[int]:
     for value in values:
         if (
             isinstance(value, bool)
-            or not isinstance(value, int)
+            or not isinstance(value, (int, np.integer))
             or not least <= value <= MOST_VALUES
         ):
             raise ValueError(

@@ -6,9 +6,11 @@ import sys
 from pathlib import Path
 
 import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf.errors import OmegaConfBaseException
 
 from experiments import sweep
-from experiments.command import one_line
+from experiments.command import CONF, one_line
 from stridenet.errors import InputError
 from tests.devices import harmless_device
 
@@ -123,7 +125,19 @@ def test_nothing_to_do_and_nowhere_to_write_are_errors(
     assert told in only_line(command(tmp_path, f"experiments.{name}", *rest))
     written = {path.name for path in tmp_path.rglob("*") if path.is_file()}
     assert written <= {"multirun.yaml"}  # Hydra's own
-    assert not Path("/hydra").exists()
+
+
+@pytest.mark.parametrize("of", ["run", "sweep"])
+def test_hydra_gets_no_folder_at_the_root_where_outputs_is_empty(of: str) -> None:
+    with initialize_config_dir(CONF, version_base="1.3"):
+        settings = compose("verify", ["outputs="], return_hydra_config=True)
+        assert compose("verify", [], return_hydra_config=True).hydra[of].dir == "outputs/hydra"
+    with pytest.raises(OmegaConfBaseException, match="outputs='' names no") as caught:
+        _ = settings.hydra[of].dir  # which Hydra makes before it asks for our checks
+    assert (
+        one_line(caught.value)
+        == "outputs='' names no file or folder; name one, or leave outputs= out"
+    )
 
 
 def test_an_export_into_a_device_is_an_error(tmp_path: Path) -> None:

@@ -112,6 +112,19 @@ def test_what_would_take_terabytes_is_refused_before_anything_is_allocated(
         host.space_to_depth(np.zeros((1, 1, 4, 4)), [2, 2], [[2**20, 0], [0, 2**20]])
 
 
+@pytest.mark.parametrize("place", [("image_size", 0), ("factor", 0), ("padding", 0, 0)], ids=str)
+@pytest.mark.parametrize("value", [True, 1.0, "1", np.bool_(True)])
+def test_what_only_equals_a_whole_number_is_refused(place: tuple[Any, ...], value: Any) -> None:
+    ones = {"name": "x", "image_size": [1, 1], "factor": [1], "padding": [[1, 0]]}
+    assert host.rearrange({"inputs": [ones]}, np.zeros((1, 1, 1))).shape == (1, 1, 2)
+    inner: Any = ones
+    for key in place[:-1]:
+        inner = inner[key]
+    inner[place[-1]] = value
+    with pytest.raises(ValueError, match="is no whole number from"):
+        host.rearrange({"inputs": [ones]}, np.zeros((1, 1, 1)))
+
+
 WRONG: list[Callable[[dict[str, Any]], Any]] = [
     lambda good: [],
     lambda good: None,

@@ -164,7 +164,7 @@ SMOKE = ["recipe=smoke", "outputs=results"]
         ("train", ["model.layers={}"], "model.layers={} changes nothing"),
         ("train", ["recipe.learning_rate=???"], "gives no value"),
         ("train", ["-m", "seed=1,1"], "1 is given twice"),
-        ("train", ["-m", "seed=range(0,0)"], "has no values"),
+        ("train", ["-m", "seed=range(0,0)"], "makes no run"),
         ("train", ["-m", "seed=range(0,1000000000)"], "1,000,000,000 runs"),
         ("train", ["-m", "seed=interval(0,1)"], "a sweep takes values"),
         ("train", ["seed=0", "-m", "threads=1,0"], "threads=0 must be from 1"),

@@ -55,7 +55,7 @@ def require_effect(overrides: Sequence[str], settings: DictConfig | None = None)
 
 
 def require_runs(overrides: Sequence[Any]) -> None:
-    """Raise InputError unless these make a sweep of some runs, of a number that can be done, each once.
+    """Raise InputError unless these make a sweep that can be done, each run of it once.
 
     overrides: as Hydra's parser returns them. Ranges are counted before they are written out.
     """
@@ -75,8 +75,6 @@ def require_runs(overrides: Sequence[Any]) -> None:
             twice = [value for value in values if values.count(value) > 1] if count < 1000 else []
             if twice:
                 raise InputError(f"{override.input_line}: {twice[0]} is given twice")
-        if count == 0:
-            raise InputError(f"{override.input_line} has no values: there is nothing to run")
         counts.append(count)
     if prod(counts) > MOST_RUNS:
         raise InputError(f"that makes {prod(counts):,} runs; a sweep has at most {MOST_RUNS:,}")
