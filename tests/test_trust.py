@@ -376,3 +376,17 @@ def test_an_impossible_published_row_is_told(config: Config, tmp_path: Path, cor
     path.write_text(path.read_text().replace(f",{result['test_correct']},50,", f",{correct},50,"))
     with pytest.raises(InputError, match="more test images are right than there are"):
         published_result(mine)
+
+
+def test_a_finished_run_is_reported_without_a_lock(
+    config: Config, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The folder may be read-only, or another user's."""
+    folder, result, _ = run_once(config)
+
+    def refused(*_: object) -> None:
+        raise AssertionError("a finished run is to be left alone")
+
+    monkeypatch.setattr("experiments.runs.run.locked", refused)
+    monkeypatch.setattr(Path, "unlink", lambda *_, **__: (_ for _ in ()).throw(PermissionError()))
+    assert run_once(config) == (folder, result, False)

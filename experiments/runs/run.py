@@ -71,8 +71,14 @@ def run_once(
     row = published_result(config)
     if row is not None:
         return folder, row, False
+    with contextlib.suppress(DamagedResultError):  # which is told below
+        result = read_result(folder, LOOP)
+        if result is not None:  # the folder may be another user's, or read-only: no lock is needed
+            with contextlib.suppress(OSError):
+                (folder / "checkpoint.pt").unlink(missing_ok=True)
+            return folder, result, False
     with locked(folder):
-        result = _trusted_result(folder)
+        result = _trusted_result(folder)  # another process may have finished it meanwhile
         new = result is None
         if result is None:
             result = _done(config, folder, jobs_at_once, bar, sweep)
