@@ -273,7 +273,7 @@ class Comparison(Runner):
         return parts
 
     def _lively(self, node: fx.Node, value: Any) -> Any:
-        """The same map; where a channel is still, random numbers from 0.1 to 0.9, which suit all."""
+        """Return the map; where a channel is still, random numbers from 0.1 to 0.9, which suit all."""
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             return value
         at = self.conversion.map_of(node).channel

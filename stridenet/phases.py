@@ -90,7 +90,7 @@ class FeatureMap:
 
     @property
     def channels(self) -> int:
-        """Of the strided map."""
+        """Return the size of the strided map."""
         return 1 if self.channel is None else self.size[self.channel]
 
     @property

@@ -113,7 +113,7 @@ class EliminationPlan:
 
     @property
     def input_size(self) -> tuple:
-        """As eliminate_stride was given it: the size of the image, or of each input."""
+        """Return what eliminate_stride was given: the size of the image, or of each input."""
         sizes = tuple(given.size for given in self.inputs)
         return sizes[0] if len(sizes) == 1 else sizes
 

@@ -209,7 +209,7 @@ def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = Fals
 
 
 def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[str, str]:
-    """Of each layer that has something to share."""
+    """What each layer shares, where it has something to share."""
     sources = {origin.source for origin in found.values() if not origin.copied}
     layers = dict.fromkeys(_layer(n) for n, origin in found.items() if origin.source in sources)
     if not isinstance(sharing, Mapping):
@@ -262,7 +262,7 @@ def _layer(name: str) -> str:
 
 
 def fan_in(twin: nn.Module) -> dict[str, int]:
-    """Of each changed convolution: how many entries of one of its filters are no structural zeros."""
+    """How many entries of one filter are no structural zeros, for each changed convolution."""
     return {
         _layer(name): int((origin.entries[0] >= 0).sum())
         for name, origin in origins(twin).items()
@@ -271,7 +271,7 @@ def fan_in(twin: nn.Module) -> dict[str, int]:
 
 
 def number_of_copies(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, int]:
-    """Of each parameter of `twin.network`, however it is shared: how often it has a strided number.
+    """How often each parameter of `twin.network` has a strided number, however it is shared.
 
     found: origins(twin), where they are known.
     """

@@ -164,7 +164,7 @@ class _Verification:
         return own, False, traced_report(own, conversion, [self.inputs])
 
     def _add_noise(self) -> Conversion:
-        """The same noise to both networks, and as much as leaves the model's outputs finite."""
+        """Add one noise to both networks, as much as leaves the model's outputs finite."""
         for kind in ("full", "gentle", None):
             noisy = copied(self.model)
             if kind is not None:
@@ -373,7 +373,7 @@ def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> N
 def _differing_settings(
     made: nn.Module, network: nn.Module, plan: EliminationPlan
 ) -> dict[str, LayerReport]:
-    """Of each layer: a setting that is another than it was made with; some show in training only.
+    """Find, in each layer, a setting that is another than it was made with; some show in training only.
 
     Layers of another type than they were made with have to show what they are by their numbers.
     """

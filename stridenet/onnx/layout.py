@@ -12,7 +12,7 @@ def layout_path(path: Path) -> Path:
 
 
 def layout_of(inputs: Iterable[dict[str, Any]]) -> dict[str, Any]:
-    """Of inputs with name, dtype, image_size, padding, factor and phase_form_size."""
+    """Describe inputs that have name, dtype, image_size, padding, factor and phase_form_size."""
     return {
         "format": "phase form: space-to-depth, channel-major as torch's pixel_unshuffle",
         "inputs": [{**each, **_axis_order(len(each["factor"]))} for each in inputs],

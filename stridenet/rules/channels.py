@@ -162,7 +162,7 @@ class AlongPlain(Rule):
 
 
 class AlongChannels(AlongPlain):
-    """The same along the dimension that the phases are with: these go to another one first."""
+    """A rule along the dimension that the phases are with: these go to another one first."""
 
     @staticmethod
     def _goal(call: Call) -> int:

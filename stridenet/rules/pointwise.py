@@ -123,7 +123,7 @@ class Elementwise(Rule):
 
 
 class Cast(Rule):
-    """The same numbers in another type, which may be that of a second tensor."""
+    """A rule for numbers that get another type, which may be that of a second tensor."""
 
     several_channel_axes = no_channel_axis = True
 
@@ -263,7 +263,7 @@ class Dense(ByPixel):
 
 
 def shape_of_weight(call: Call) -> tuple[int, ...]:
-    """Of a Linear layer or of F.linear: (out, in)."""
+    """Return the weight (out, in) of a Linear layer or of F.linear."""
     return tuple(call.module.weight.shape) if call.module is not None else shape(call.constants[0])
 
 

@@ -121,7 +121,7 @@ def _of_each_position(call: Call) -> bool:
 
 
 def _keeps_one_channel(call: Call) -> bool:
-    """The same with keepdim: one channel is left."""
+    """A reduction with keepdim: one channel is left."""
     return _over_channels(call) and bool(call.options("dim", "keepdim").get("keepdim"))
 
 

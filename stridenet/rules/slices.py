@@ -72,7 +72,7 @@ class Indexing(Windowed):
     puts_channels_first = False
 
     def _slices(self, call: Call) -> list[slice] | None:
-        """Of each dimension but the batch; None if the index is more than slices."""
+        """Return a slice for each dimension but the batch; None if the index is more than slices."""
         parts = parts_of(call.node.args[1], len(shape(call.maps[0])))
         whole = bool(parts) and all(isinstance(part, slice) for part in parts)
         return parts[1:] if whole and parts[0] == slice(None) else None

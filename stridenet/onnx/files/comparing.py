@@ -147,7 +147,7 @@ def _largest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nudged(feed: Feed) -> Feed:
-    """The same with each number moved by 1e-7 of itself, or one last place of its type."""
+    """Move each number by 1e-7 of itself, or by one last place of its type."""
     draw = np.random.default_rng(2)
     moved = {}
     for name, array in feed.items():

@@ -22,7 +22,7 @@ class Expansion:
     depth_first: bool = False  # DCR
 
     def size(self, strided: Sequence[int]) -> tuple[int, ...]:
-        """Of the unit-stride filter."""
+        """Return the size of the unit-stride filter."""
         phases = prod(axis.stride for axis in self.axes)
         return (strided[0], strided[1] * phases, *(axis.kernel for axis in self.axes))
 
@@ -65,7 +65,7 @@ class Expansion:
 
     @property
     def _found(self) -> list[tuple[np.ndarray, ...]]:
-        """Of each axis, phase and place of each tap, and the tap."""
+        """Yield phase and place of each tap, and the tap, for each axis."""
         found: list[tuple[np.ndarray, ...]] = []
         for axis in self.axes:
             places = axis.places

@@ -66,7 +66,7 @@ def layouts_of(path: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _Scopes:
-    """The same graph in both files."""
+    """One graph as it is in both files."""
 
     ours: Scope
     theirs: Scope

@@ -72,7 +72,7 @@ def _widened(channels: int | None, grids: Sequence[Grid]) -> int:
 def _axis_by_axis(
     b: Builder, x: ir.Value, grids: Sequence[Grid], channels: int | None, depth_first: bool
 ) -> ir.Value:
-    """The same in steps of rank 5 at most."""
+    """Make the phase form in steps of rank 5 at most."""
     sizes: list[Size] = [b.times(grid.blocks, grid.stride) for grid in grids]
     axes = [axis for axis, grid in enumerate(grids) if grid.stride > 1]
     for axis in reversed(axes) if depth_first else axes:

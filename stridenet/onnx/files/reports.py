@@ -95,7 +95,7 @@ class FileTimes:
 
     @property
     def ratio(self) -> float:
-        """Of the medians: how many times as long the converted file takes."""
+        """How many times as long the converted file takes, by the medians."""
         return median(self.converted) / median(self.original)
 
     def __str__(self) -> str:

@@ -54,7 +54,7 @@ class Window:
         return (size + self.surplus) // self.stride - self.blocks + 1
 
     def at(self, size: int) -> "Window":
-        """The same for maps of one size: padding as numbers, instead of `same`."""
+        """Return the window for maps of one size: padding as numbers, instead of `same`."""
         if not self.same:
             return self
         total = max(0, (self.outputs(size) - 1) * self.stride + self.reach - size)

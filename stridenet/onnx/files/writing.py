@@ -70,7 +70,7 @@ class _Fresh:
         return prod(expansion.size(weight.shape)) * int(weight.dtype.itemsize)
 
     def numbers(self, name: str) -> bytes:
-        """As a file has them."""
+        """Return the numbers as a file has them."""
         weight, expansion = self._made[name]
         return ir.Tensor(expansion.expand(weight.numbers()), dtype=weight.dtype).tobytes()
 
@@ -160,7 +160,7 @@ def _pieces(fresh: _Fresh, name: str) -> Iterator[bytes]:
 
 
 def _size_of(fresh: _Fresh, name: str) -> int:
-    """Of the filter as a message."""
+    """Return the fields of the filter as a message."""
     if name in fresh.external:
         return int(fresh.external[name].ByteSize())
     length = fresh.bytes_of(name)

@@ -48,11 +48,11 @@ class Site:
 
     @property
     def strides(self) -> Sizes:
-        """As the node has them; () if it has none."""
+        """Return the numbers of an attribute as the node has them; () if it has none."""
         return tuple(self.attributes.get("strides", ()))
 
     def known_size(self, axis: int) -> int | None:
-        """Of a spatial axis of the map, from 0; None where it is known only when the file runs."""
+        """Return the size of a spatial axis, from 0; None where only a run of the file knows it."""
         shape = self.x.shape
         if shape is None or not self.trusted:
             return None
@@ -61,12 +61,12 @@ class Site:
 
     @property
     def known_channels(self) -> int | None:
-        """Of the map."""
+        """Return the channels of the map."""
         shape = self.x.shape
         return shape[1] if shape is not None and isinstance(shape[1], int) else None
 
     def sizes(self, builder: Builder, axes: int) -> list[Size]:
-        """Of the map's spatial axes; those that are not known are computed in the graph."""
+        """Return the sizes of the map's spatial axes; unknown ones are computed in the graph."""
         known = [self.known_size(axis) for axis in range(axes)]
         return [
             builder.size_of(self.x, 2 + axis) if size is None else size

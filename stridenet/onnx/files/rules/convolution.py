@@ -46,7 +46,7 @@ class Convolution:
         return common_objection(site, site.windows(weight.shape[2:]))
 
     def windows(self, site: Site) -> tuple[Window, ...]:
-        """Of the filter (out, in / groups, *kernel)."""
+        """Return the windows of the filter (out, in / groups, *kernel)."""
         return site.windows(_weight(site).shape[2:])
 
     def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
@@ -84,7 +84,7 @@ def _weight(site: Site) -> Weight:
 
 
 def _attributes(grids: list[Grid], group: int) -> dict[str, Any]:
-    """Of the unit-stride Conv."""
+    """Return the attributes of the unit-stride Conv."""
     before, after = zip(*(grid.padding for grid in grids), strict=True)
     return {
         "kernel_shape": [grid.filter.kernel for grid in grids],

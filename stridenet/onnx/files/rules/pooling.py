@@ -46,7 +46,7 @@ class _Pooling:
         return common_objection(site, windows)
 
     def windows(self, site: Site) -> tuple[Window, ...]:
-        """Of kernel_shape."""
+        """Return the windows of kernel_shape."""
         return site.windows(tuple(site.attributes.get("kernel_shape", ())))
 
     def phases(
@@ -179,7 +179,7 @@ class AveragePooling(_Pooling):
         sizes: list[Size],
         padded: bool,
     ) -> ir.Value:
-        """The same sum of a map of ones."""
+        """Take the sum of a map of ones, by which the sum is divided."""
         one = b.constant(_number(1, site.x))
         ones = b.one("Expand", one, b.vector([1, 1, *sizes]))
         grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
@@ -193,7 +193,7 @@ class AveragePooling(_Pooling):
 
 
 def _behind_padding(b: Builder, grid: Grid, window: Window) -> Grid:
-    """The same axis of a map that has its padding already."""
+    """Return the axis of a map that has its padding already."""
     size = b.add(grid.size, sum(window.padding))
     return Grid(grid.stride, size, 0, grid.blocks, grid.filter, may_pad=True, may_crop=True)
 
