@@ -90,7 +90,7 @@ class FeatureMap:
 
     @property
     def channels(self) -> int:
-        """Return the size of the strided map."""
+        """Return how many channels the strided map has."""
         return 1 if self.channel is None else self.size[self.channel]
 
     @property

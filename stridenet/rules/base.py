@@ -53,7 +53,7 @@ class Call:
 
     @property
     def named(self) -> str:
-        """Name it as errors do."""
+        """Return what errors call it."""
         sizes = " and ".join(size_of(n) for n in self.maps)
         return f"{place(self.traced, self.node)} on a map {sizes}"
 

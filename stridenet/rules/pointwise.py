@@ -263,7 +263,7 @@ class Dense(ByPixel):
 
 
 def shape_of_weight(call: Call) -> tuple[int, ...]:
-    """Return the weight (out, in) of a Linear layer or of F.linear."""
+    """Return the size (out, in) of the weight of a Linear layer or of F.linear."""
     return tuple(call.module.weight.shape) if call.module is not None else shape(call.constants[0])
 
 

@@ -65,7 +65,7 @@ class Expansion:
 
     @property
     def _found(self) -> list[tuple[np.ndarray, ...]]:
-        """Yield phase and place of each tap, and the tap, for each axis."""
+        """Return phase and place of each tap, and the tap, for each axis."""
         found: list[tuple[np.ndarray, ...]] = []
         for axis in self.axes:
             places = axis.places

@@ -35,7 +35,7 @@ class Scope:
         return any(wanted & set(node.input) for node in self.nodes)
 
     def numbers(self, tensor: Any) -> np.ndarray:
-        """Return the bytes of a TensorProto, from wherever they lie."""
+        """Return the numbers of a TensorProto, from wherever they lie."""
         if not is_external(tensor):
             return ir.from_proto(tensor).numpy()
         place, offset, length = external_place(self.folder, tensor)

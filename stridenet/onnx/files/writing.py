@@ -160,7 +160,7 @@ def _pieces(fresh: _Fresh, name: str) -> Iterator[bytes]:
 
 
 def _size_of(fresh: _Fresh, name: str) -> int:
-    """Return the fields of the filter as a message."""
+    """Return how many bytes the filter takes as a message."""
     if name in fresh.external:
         return int(fresh.external[name].ByteSize())
     length = fresh.bytes_of(name)

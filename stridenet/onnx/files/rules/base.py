@@ -48,7 +48,7 @@ class Site:
 
     @property
     def strides(self) -> Sizes:
-        """Return the numbers of an attribute as the node has them; () if it has none."""
+        """Return the strides as the node has them; () if it has none."""
         return tuple(self.attributes.get("strides", ()))
 
     def known_size(self, axis: int) -> int | None:
