@@ -8,11 +8,11 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from experiments import torchvision_import
 from experiments.runs.files import load_weights
 from experiments.settings.schema import Conversion
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.by_layer.plan import LayersPlan, plan_layers
+from stridenet.cli import torchvision_import
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.plan import EliminationPlan

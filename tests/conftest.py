@@ -11,12 +11,12 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import torchvision_import
 from experiments.command import CONF  # registers the schemas that the settings start from
 from experiments.runs import data
 from experiments.runs.data import Dataset
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
+from stridenet.cli import torchvision_import
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz

