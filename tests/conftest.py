@@ -49,7 +49,7 @@ def composed() -> Composed:
     """
 
     def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
-        schemas = {"train": Config, "verify": Conversion, "zoo": Zoo}
+        schemas = {"train": Config, "zoo": Zoo}
         schema = schemas.get(command, Report)
         if not any(each.startswith(("recipe=", "experiment=")) for each in overrides):
             overrides = ("recipe=sgd", *overrides) if command in ("train", "report") else overrides

@@ -12,7 +12,7 @@ from stridenet.cli import texts
 from stridenet.cli.ending import ended, signals
 from stridenet.cli.options import CONVERT, PLAN, VERIFY, Part, options_of
 from stridenet.cli.pages import Command, Group
-from stridenet.cli.values import JsonObject, Size
+from stridenet.cli.values import Choice, JsonObject, Size
 
 WORK = {
     "plan": "stridenet.cli.planning",
@@ -53,7 +53,7 @@ def _of_models() -> list[click.Option]:
             "PyTorch model, which is run on random numbers.",
         ),
         click.Option(
-            ["--theorem"], type=click.Choice(["1", "2"]), default="1", metavar="1|2",
+            ["--theorem"], type=Choice(["1", "2"]), default="1", metavar="1|2",
             help="1 converts each layer of a PyTorch model by itself, 2 the whole. Default: 1.",
         ),
         click.Option(

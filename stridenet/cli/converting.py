@@ -53,7 +53,7 @@ def _convert_model(request: Request, named: Named) -> None:
 
         require_packages()  # says so before the network is converted
     write = {".onnx": _write_onnx, ".pt2": _write_program, ".pt": _write_state}[target.suffix]
-    with request.model() as model, writing(target):
+    with request.model() as model:
         told = write(request, model, target)
     print(told)
 
@@ -104,7 +104,8 @@ def _write_onnx(request: Request, model: "nn.Module", target: Path) -> str:
             {"input_size": request.sizes} if fixed else {"example_inputs": request.inputs(BATCH)}
         )
         how.update(sizes)
-    return wrapped(str(export_onnx(network, target, **how)))
+    with writing(target):
+        return wrapped(str(export_onnx(network, target, **how)))
 
 
 def _write_program(request: Request, model: "nn.Module", target: Path) -> str:

@@ -105,6 +105,7 @@ def as_typed(text: str) -> str:
         text = re.sub(pattern, spoken, text)
     for name in NAMES:
         typed = name.replace("_", "-")
+        text = re.sub(rf"^{name}: ", f"--{typed}: ", text)
         text = re.sub(rf"(?<![\w.-]){name}=True\b", f"--{typed}", text)
         text = re.sub(rf"(?<![\w.-]){name}=False\b", f"--no-{typed}", text)
         text = re.sub(rf"(?<![\w.-]){name}='([^']*)'", rf"--{typed} \1", text)

@@ -66,24 +66,30 @@ def _meant(typed: str) -> str:
     path = Path(typed)
     if path.suffix == ".py" and path.is_file():
         found = _functions_in(path)
-        return f"; did you mean {typed}:{found[0]}?" if found else f", as in {typed}:make_network"
+        has = f" ({typed} has {', '.join(found[:5])}{', …' if found[5:] else ''})" if found else ""
+        return f", as in {typed}:{(found or ['make_network'])[0]}{has}"
     if path.suffix in (".pt", ".pth", ".bin", ".ckpt", ".safetensors", ".pkl", ".pickle"):
         return "; a file of weights is no network: give its function, and --weights FILE"
     if path.suffix in (".tflite", ".pb", ".keras", ".h5", ".pt2"):
         return f"; {path.suffix} files are not read, see docs/deploy.md"
+    if path.parent.is_dir():
+        near = _did_you_mean(path.name, [each.name for each in path.parent.glob("*.onnx")])
+        if near:
+            return near
     module, dot, name = typed.rpartition(".")
     is_name = dot and re.fullmatch(r"\w+(\.\w+)+", typed) and not path.exists()
     return f"; did you mean {module}:{name}?" if is_name else ""
 
 
 def _functions_in(path: Path) -> list[str]:
-    """Functions and classes of a file, the last first, for which nothing of it is run."""
+    """Functions of a file, then classes, for which nothing of it is run."""
     try:
         body = ast.parse(path.read_text(encoding="utf-8")).body
     except (OSError, ValueError, SyntaxError):
         return []
     kinds = (ast.FunctionDef, ast.ClassDef)
-    return [n.name for n in body if isinstance(n, kinds) and not n.name.startswith("_")][::-1]
+    named = (n.name for kind in kinds for n in body if isinstance(n, kind))
+    return [name for name in named if not name.startswith("_")]
 
 
 def _similar_file(path: Path) -> str:

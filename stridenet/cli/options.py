@@ -7,7 +7,7 @@ from typing import Any
 import click
 
 from stridenet.cli.signatures import Argument, arguments_of
-from stridenet.cli.values import NamedSize, Numbers, Tolerance
+from stridenet.cli.values import Choice, NamedSize, Numbers, Tolerance
 from stridenet.errors import InputError
 
 
@@ -15,7 +15,8 @@ from stridenet.errors import InputError
 class Part:
     """Options of a command that are arguments of one function, and go to it."""
 
-    title: str  # of what they are
+    title: str  # of what they are, in the help
+    purpose: str  # the same within a sentence
     function: str  # "module:name"
     provided: frozenset[str]  # arguments that the command gives itself
     documented: str = ""  # another function, which tells of those that this one does not tell of
@@ -30,37 +31,51 @@ class Part:
 FILES = "stridenet.onnx.files.api:"
 LAYERS = "stridenet.by_layer.conversion:convert_layers"
 WHOLE = "stridenet.elimination:eliminate_stride"
-_ONNX = "An ONNX file"
-_FIRST, _SECOND = "A PyTorch model, layer by layer (--theorem 1)", "As a whole (--theorem 2)"
+_ONNX = ("An ONNX file", "ONNX files")
+_FIRST = (
+    "A PyTorch model, layer by layer (--theorem 1)",
+    "PyTorch models converted layer by layer (--theorem 1)",
+)
+_SECOND = (
+    "A PyTorch model as a whole (--theorem 2)",
+    "PyTorch models converted as a whole (--theorem 2)",
+)
 _OF_LAYERS = frozenset({"model", "example_inputs", "inplace"})
 _OF_WHOLE = frozenset({"model", "input_size"})
 
 PLAN = (
-    Part(_ONNX, f"{FILES}plan_file", frozenset({"source"}), f"{FILES}convert_file"),
-    Part(_FIRST, "stridenet.by_layer.plan:plan_layers", _OF_LAYERS, LAYERS),
-    Part(_SECOND, "stridenet.elimination:plan_elimination", _OF_WHOLE, WHOLE),
+    Part(*_ONNX, f"{FILES}plan_file", frozenset({"source"}), f"{FILES}convert_file"),
+    Part(*_FIRST, "stridenet.by_layer.plan:plan_layers", _OF_LAYERS, LAYERS),
+    Part(*_SECOND, "stridenet.elimination:plan_elimination", _OF_WHOLE, WHOLE),
 )
 CONVERT = (
-    Part(_ONNX, f"{FILES}convert_file", frozenset({"source", "target"})),
-    Part(_FIRST, LAYERS, _OF_LAYERS),
-    Part(_SECOND, WHOLE, _OF_WHOLE),
+    Part(*_ONNX, f"{FILES}convert_file", frozenset({"source", "target"})),
+    Part(*_FIRST, LAYERS, _OF_LAYERS),
+    Part(*_SECOND, WHOLE, _OF_WHOLE),
     Part(
         "A PyTorch model into an ONNX file",
+        "ONNX files of PyTorch models",
         "stridenet.onnx.export:export_onnx",
         frozenset({"network", "path", "input_size", "example_inputs"}),
         f"{FILES}convert_file",
     ),
 )
 VERIFY = (
-    Part("Two ONNX files", f"{FILES}verify_files", frozenset({"original", "converted"})),
+    Part(
+        "Two ONNX files",
+        "two ONNX files",
+        f"{FILES}verify_files",
+        frozenset({"original", "converted"}),
+    ),
     Part(
         "Two ONNX files with --benchmark",
+        "two ONNX files with --benchmark",
         f"{FILES}benchmark_files",
         frozenset({"original", "converted", "sizes"}),  # those of verify_files
     ),
     # What is made is compared by verify, so that it needs no check before.
-    Part(_FIRST, LAYERS, _OF_LAYERS | {"check"}),
-    Part(_SECOND, WHOLE, _OF_WHOLE | {"check"}),
+    Part(*_FIRST, LAYERS, _OF_LAYERS | {"check"}),
+    Part(*_SECOND, WHOLE, _OF_WHOLE | {"check"}),
 )
 
 
@@ -76,7 +91,7 @@ def option_of(argument: Argument, others: Iterable[Argument] = ()) -> click.Opti
         return click.Option([name], type=many[kind], multiple=True, metavar=metavar)
     choices = dict.fromkeys(c for each in (argument, *others) for c in each.choices)
     if choices:
-        return click.Option([name], type=click.Choice([*choices]), metavar=name[2:].upper())
+        return click.Option([name], type=Choice([*choices]), metavar=name[2:].upper())
     types: dict[str, click.ParamType] = {
         "int": click.IntRange(min=1),
         "float": Tolerance(),
@@ -133,7 +148,6 @@ def purposes(parts: Iterable[Part]) -> dict[str, str]:
     """What each option is for, in words."""
     told: dict[str, list[str]] = {}
     for part in parts:
-        title = f"{part.title[0].lower()}{part.title[1:]}"
         for name in part.arguments:
-            told.setdefault(name, []).append(title)
-    return {name: ", or ".join(titles) for name, titles in told.items()}
+            told.setdefault(name, []).append(part.purpose)
+    return {name: ", and for ".join(dict.fromkeys(purposes)) for name, purposes in told.items()}

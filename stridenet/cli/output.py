@@ -82,7 +82,5 @@ def _of_disk(error: BaseException | None) -> str | None:
         if isinstance(error, OSError) and error.errno is not None:
             no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
             return "no room on its disk" if no_room else os.strerror(error.errno)
-        if isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error):
-            return "no room on its disk, or no right to"  # torch does not tell which
-        error = error.__cause__ or error.__context__
+        error = error.__cause__
     return None

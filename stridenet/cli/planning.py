@@ -178,7 +178,7 @@ def _totals(plan: Any, rows: list[Row], reads: bool) -> list[str]:
         return [*lines, "multiply-adds   not known, as no size of the input is"]
     costs = [sum(pair[side] for pair in known) for side in (0, 1)]
     of = "of these layers, one image" if reads else "of one image"
-    return [*lines, f"multiply-adds   {_change(*costs, compact)}, {of}"]
+    return [*lines, f"multiply-adds   {_change(costs[0], costs[1], compact)}, {of}"]
 
 
 def _change(before: int, after: int, written: Callable[[int], str] = "{:,}".format) -> str:

@@ -1,6 +1,7 @@
 """Files that PyTorch reads: programs of torch.export, and state_dicts; each is read and checked."""
 
-from collections.abc import Sequence
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -43,7 +44,7 @@ def save_program(
         batches += _other_sizes(model, program, sizes)
     with appearing(path) as temporary:
         with quietly():
-            torch.export.save(program, temporary)
+            _write(temporary, lambda file: torch.export.save(program, file))
             loaded = torch.export.load(temporary).module()
         outputs = pytorch_outputs(loaded, torch.float32, batches)
         found = compare_outputs(path.name, "the program", outputs, model, batches)
@@ -85,12 +86,18 @@ def save_state(network: nn.Module, path: Path) -> str:
     """Write the network's state_dict. Returns what there is to say of it."""
     state = network.state_dict()
     with appearing(path) as temporary:
-        with temporary.open("wb") as file:
-            torch.save(state, file)
+        _write(temporary, lambda file: torch.save(state, file))
         read = torch.load(temporary, weights_only=True)
         if [*read] != [*state] or not all(map(_is_same, read.values(), state.values())):
             raise NotEqualError(f"{path.name} does not hold the network's numbers when it is read")
     return f"{path}: a state_dict of {len(state)} tensors, equal to the bit when it is read again"
+
+
+def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
+    """Write by Python what torch makes: where a disk is full, torch's own writer ends the process."""
+    made = io.BytesIO()
+    save(made)
+    path.write_bytes(made.getbuffer())
 
 
 def _is_same(one: Tensor, other: Tensor) -> bool:

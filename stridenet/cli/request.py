@@ -57,7 +57,8 @@ class Request:
         arguments = params["args"] or {}
         import torch  # noqa: F401  before the user's folder comes first among those of modules
 
-        with users_code(self.named.folder, self.named.typed):
+        cure = "; see that --input-size is what it takes" if self.sizes else ""
+        with users_code(self.named.folder, self.named.typed, cure):
             yield load(self.named, arguments, params["weights"], params["seed"])
 
     def inputs(self, batch: int) -> "tuple[Tensor, ...] | None":

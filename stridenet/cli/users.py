@@ -13,11 +13,11 @@ from stridenet.errors import InputError, StrideEliminationError
 
 
 @contextlib.contextmanager
-def users_code(folder: Path, what: str) -> Iterator[None]:
+def users_code(folder: Path, what: str, cure: str = "") -> Iterator[None]:
     """Import, make or run a user's network within this.
 
     folder: modules in it can be imported, before those that are installed.
-    what: the code's name, for messages.
+    what: the code's name, for messages; cure: what helps most often, after what the code raised.
 
     What is printed meanwhile, by the code or by torch's compiled parts, goes to the standard error, and
     only if all went well: of an error, the last line is told. Raises InputError where the code leaves
@@ -26,14 +26,14 @@ def users_code(folder: Path, what: str) -> Iterator[None]:
     stopped = stops()
     with tempfile.TemporaryFile() as printed:
         try:
-            with _into(printed), _importable(folder), _without_leaving(what):
+            with _into(printed), _importable(folder), _without_leaving():
                 yield
         except (InputError, StrideEliminationError, MemoryError):
             raise
         except BaseException as error:  # the code may raise anything, SystemExit and the like too
             if isinstance(error, KeyboardInterrupt) and stops() != stopped:
                 raise
-            raise InputError(f"{what} {_told(error)}{_last_line(printed)}") from error
+            raise InputError(f"{what} {_told(error, cure)}{_last_line(printed)}") from error
         printed.seek(0)
         sys.stderr.write(printed.read().decode(errors="replace"))
 
@@ -52,10 +52,14 @@ def one_line(error: BaseException) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-def _told(error: BaseException) -> str:
+class _Left(BaseException):
+    """The code wanted to leave the program; no code that catches errors is to catch this."""
+
+
+def _told(error: BaseException, cure: str) -> str:
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
-    return f"failed: {one_line(error)}"
+    return str(error) if isinstance(error, _Left) else f"failed: {one_line(error)}{cure}"
 
 
 def _last_line(printed: Any) -> str:
@@ -104,14 +108,14 @@ def _importable(folder: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _without_leaving(what: str) -> Iterator[None]:
+def _without_leaving() -> Iterator[None]:
     """Let os._exit raise in this process; in one that was forked from it, it ends that one."""
     leave, process = os._exit, os.getpid()
 
     def refused(code: int) -> Any:
         if os.getpid() != process:
             leave(code)
-        raise InputError(f"{what} called os._exit({code})")
+        raise _Left(f"called os._exit({code})")
 
     os._exit = refused  # type: ignore[assignment]
     try:

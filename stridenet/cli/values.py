@@ -1,11 +1,22 @@
 """What is typed behind an option: sizes, numbers, JSON. Errors are click's, which name the option."""
 
+import difflib
 import json
 import math
 import re
 from typing import Any
 
 import click
+
+
+class Choice(click.Choice):
+    """One of some words, the nearest of which is told to who mistypes it."""
+
+    def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
+        """Say what there is, and what may have been meant."""
+        near = difflib.get_close_matches(str(value), [*map(str, self.choices)], n=1)
+        meant = f"; did you mean {near[0]}?" if near else ""
+        return f"{value!r} is not one of {', '.join(map(str, self.choices))}{meant}"
 
 
 class Numbers(click.ParamType):
