@@ -17,6 +17,7 @@ from experiments.runs.data import Dataset
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
 from stridenet.cli import torchvision_import
+from tests.command import cli  # noqa: F401  a fixture
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz

@@ -131,6 +131,19 @@ def test_onnx_files_say_what_to_install(tmp_path: Path) -> None:
     assert done.stderr.splitlines()[-1] == line
 
 
+@pytest.mark.parametrize(
+    ("absent", "told"),
+    [
+        (ABSENT, "the command stridenet needs click, which is not installed"),
+        (ABSENT - {"click"}, "ONNX files need onnx and onnx-ir (No module named 'onnx')"),
+    ],
+)
+def test_the_command_says_what_to_install(absent: set[str], told: str, tmp_path: Path) -> None:
+    done = python("-m", "stridenet", "plan", "net.onnx", folder=tmp_path, absent=absent)
+    line = f"error: {told}: pip install '.[onnx]' in stridenet's folder\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
+
+
 def test_the_library_alone_converts_verifies_shares_and_folds_back(tmp_path: Path) -> None:
     done = python("-c", ALONE, folder=tmp_path, absent=ABSENT)
     assert (done.returncode, done.stderr) == (0, "")
