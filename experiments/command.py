@@ -27,10 +27,8 @@ from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
     Bench,
     Config,
-    Conversion,
     ConversionBench,
     Evidence,
-    Export,
     Figures,
     Report,
     Survey,
@@ -57,10 +55,9 @@ ConfigStore.instance().store("figures_schema", Figures)
 ConfigStore.instance().store("bench_schema", Bench)
 ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
 ConfigStore.instance().store("survey_schema", Survey)
-for name, conversion in {"conversion": Conversion, "export": Export, "zoo": Zoo}.items():
-    schema = OmegaConf.structured(conversion)
-    OmegaConf.set_struct(schema.model, False)  # takes any argument: model.num_classes=10
-    ConfigStore.instance().store(f"{name}_schema", schema)
+zoo_schema = OmegaConf.structured(Zoo)
+OmegaConf.set_struct(zoo_schema.model, False)  # takes any argument: model.num_classes=10
+ConfigStore.instance().store("zoo_schema", zoo_schema)
 
 RESTARTS = 3  # of a sweep whose runs are killed
 STOPPING = [

@@ -8,14 +8,12 @@ import torch
 from hydra.utils import instantiate
 from torch import Tensor, nn
 
-from experiments import torchvision_import
 from experiments.runs.files import load_weights
 from experiments.settings.schema import Conversion
 from stridenet.by_layer.conversion import convert_layers
-from stridenet.by_layer.plan import LayersPlan, plan_layers
-from stridenet.elimination import eliminate_stride, plan_elimination
+from stridenet.cli import torchvision_import
+from stridenet.elimination import eliminate_stride
 from stridenet.errors import InputError
-from stridenet.plan import EliminationPlan
 
 
 def load_model(config: Conversion) -> nn.Module:
@@ -65,14 +63,6 @@ def convert(model: nn.Module, config: Conversion, check: bool = True) -> nn.Modu
         name: getattr(config, name) for name in ("output_factor", "batch_norm", "max_parameters")
     }
     return eliminate_stride(model, input_size(config), check=check, **how)
-
-
-def planned(model: nn.Module, config: Conversion) -> EliminationPlan | LayersPlan:
-    """What convert makes of the model: sizes and costs."""
-    if config.theorem == 1:
-        return plan_layers(model, config.only, config.pooling, random_inputs(config, 1))
-    how = {name: getattr(config, name) for name in ("output_factor", "batch_norm")}
-    return plan_elimination(model, input_size(config), **how)
 
 
 def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:

@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves, tree_map
 
 from stridenet.copies import copied, same_random_states
-from stridenet.errors import StrideEliminationError
+from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.nodes import tensors
 from stridenet.graph.preparing import traced_network
 from stridenet.noise import add_noise
@@ -435,7 +435,7 @@ def check_conversion(model: nn.Module, conversion: Conversion, twin: UnitStrideN
             reports = _compare(conversion, twin, layers, count)
             wrong = next((r for r in reports if not r.passed and r.layer not in chosen), None)
             if wrong is not None:
-                raise StrideEliminationError(
+                raise NotEqualError(
                     f"{wrong.layer} ({wrong.operation}) is not equal in the twin for {count} images "
                     f"({_how_far(wrong)}): please report this network; convert_layers(model) converts "
                     "layers one by one, and check=False gives this twin as it is"

@@ -9,7 +9,7 @@ from torch import nn
 from stridenet.comparison import check_conversion
 from stridenet.copies import unwrapped
 from stridenet.errors import StrideEliminationError
-from stridenet.options import MOST_PARAMETERS, Options, checked_options
+from stridenet.options import MOST_PARAMETERS, BatchNorm, Options, checked_options
 from stridenet.plan import EliminationPlan, changes
 from stridenet.planner import Conversion
 from stridenet.sizes import Size, checked_sizes
@@ -21,7 +21,7 @@ def eliminate_stride(
     input_size: Sequence[Any],
     *,
     output_factor: int | Sequence[int] = 1,
-    batch_norm: str = "shared",
+    batch_norm: BatchNorm = "shared",
     max_parameters: int | None = MOST_PARAMETERS,
     check: bool = True,
 ) -> UnitStrideNetwork:
@@ -94,7 +94,7 @@ def plan_elimination(
     input_size: Sequence[Any],
     *,
     output_factor: int | Sequence[int] = 1,
-    batch_norm: str = "shared",
+    batch_norm: BatchNorm = "shared",
 ) -> EliminationPlan:
     """Decide the twin of `model`, without its weights; see eliminate_stride for the arguments.
 

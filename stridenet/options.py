@@ -5,12 +5,15 @@ Imports no torch.
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal, get_args
 
 from stridenet.errors import StrideEliminationError
 
 SHARING = ("tied", "masked", "free")
-BATCH_NORM = ("shared", "per_phase")
+BatchNorm = Literal["shared", "per_phase"]
+BATCH_NORM = get_args(BatchNorm)
+Depthwise = Literal["phases", "grouped"]
+DEPTHWISE = get_args(Depthwise)
 
 MOST_PARAMETERS = 300_000_000
 

@@ -3,7 +3,7 @@
 from dataclasses import dataclass
 from itertools import chain
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from stridenet.layers import Padding
 from stridenet.options import Options
@@ -137,7 +137,11 @@ class EliminationPlan:
 
     def to_frame(self) -> "pd.DataFrame":
         """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
-        return data_frame(
+        return data_frame(self.records())
+
+    def records(self) -> list[dict[str, Any]]:
+        """The rows of to_frame, for which pandas need not be installed."""
+        return [
             {
                 "layer": layer.name,
                 "operation": layer.operation,
@@ -158,7 +162,7 @@ class EliminationPlan:
                 "stride_eliminated": layer.strided,
             }
             for layer in self.layers
-        )
+        ]
 
     def __str__(self) -> str:
         filters = [layer for layer in self.layers if layer.weight_size]

@@ -67,9 +67,14 @@ class VerificationReport:
 
     def _shown(self) -> list[LayerReport]:
         """All that a terminal has room for, else those that are nearest to their bounds, or beyond."""
-        order = sorted(self.layers, key=_how_bad, reverse=True)[:_MOST_ROWS]
+        order = nearest_first(self.layers)[:_MOST_ROWS]
         kept = set(map(id, order))
         return [layer for layer in self.layers if id(layer) in kept]
+
+
+def nearest_first(layers: Iterable[LayerReport]) -> list[LayerReport]:
+    """Those that are beyond their bounds, then those that are nearest to them."""
+    return sorted(layers, key=_how_bad, reverse=True)
 
 
 def _row(layer: LayerReport) -> list[str]:

@@ -11,12 +11,13 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig
 
-from experiments import torchvision_import
 from experiments.command import CONF  # registers the schemas that the settings start from
 from experiments.runs import data
 from experiments.runs.data import Dataset
 from experiments.settings.checks import resolve
 from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
+from stridenet.cli import torchvision_import
+from tests.command import cli  # noqa: F401  a fixture
 
 hypothesis.settings.register_profile("stridenet", deadline=None)
 hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz
@@ -49,7 +50,7 @@ def composed() -> Composed:
     """
 
     def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
-        schemas = {"train": Config, "verify": Conversion, "zoo": Zoo}
+        schemas = {"train": Config, "zoo": Zoo}
         schema = schemas.get(command, Report)
         if not any(each.startswith(("recipe=", "experiment=")) for each in overrides):
             overrides = ("recipe=sgd", *overrides) if command in ("train", "report") else overrides

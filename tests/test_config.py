@@ -26,7 +26,7 @@ from experiments.settings.identity import (
     strided_source,
     variant,
 )
-from experiments.settings.schema import Config, Data, Export, Layer, Model, Recipe, Report
+from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report, Zoo
 from stridenet.errors import InputError
 
 GROUPS = {
@@ -777,7 +777,7 @@ MISTYPED = [
     ("report", "seed=1", "take one of model, data, recipe, outputs, reference"),
     ("figures", "layers=conv1", "did you mean layer?"),
     ("benchmark", "round=3", "did you mean rounds?"),
-    ("verify", "theorm=1", "did you mean theorem?"),
+    ("zoo", "theorm=1", "did you mean theorem?"),
     ("zoo", "model_s=lenet", "did you mean models?"),
 ]
 
@@ -862,7 +862,7 @@ def test_help_has_the_values_as_they_are_and_can_be_typed() -> None:
 
 def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
     """A bad value of every setting that has choices is refused with all of them."""
-    for schema, command in ((Config, "train"), (Export, "export")):
+    for schema, command in ((Config, "train"), (Zoo, "zoo")):
         with initialize_config_dir(CONF, version_base="1.3"):
             settings = OmegaConf.to_container(compose(command))
         places = [("", schema)]

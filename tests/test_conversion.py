@@ -1,7 +1,5 @@
 """From settings to any network and its twin: what is accepted, what is refused in one line, verify."""
 
-import os
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -10,12 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from experiments import models as conversion
-from experiments.command import failed, start
 from experiments.models import convert, input_size, load_model, random_inputs
 from experiments.runs.networks import build_strided
 from experiments.settings.schema import Conversion
-from experiments.verify import main
 from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.twin import UnitStrideNetwork
@@ -46,10 +41,16 @@ def folder(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def settings(folder: Path, composed: Composed, monkeypatch: pytest.MonkeyPatch) -> Composed:
-    """Settings of experiments.verify, with that folder as the current one is under `python -m`."""
+    """Settings of experiments.zoo for a model of one's own, by default LeNet as a whole.
+
+    The folder is the current one, as under `python -m`.
+    """
     monkeypatch.syspath_prepend(str(folder))
     monkeypatch.delitem(sys.modules, "my_models", raising=False)
-    return lambda *overrides: composed(*overrides, command="verify")
+    return lambda *overrides: composed(*LENET, *overrides, command="zoo")
+
+
+LENET = ("model._target_=stridenet.zoo.lenet", "input_size=[1,28,28]")
 
 
 def mine(name: str = "small", *overrides: str) -> list[str]:
@@ -57,11 +58,6 @@ def mine(name: str = "small", *overrides: str) -> list[str]:
 
 
 # Settings
-
-
-def test_the_default_is_lenet_as_a_whole(settings: Composed) -> None:
-    assert settings() == Conversion()
-    assert settings().model == {"_target_": "stridenet.zoo.lenet"}
 
 
 def test_arguments_stand_beside_the_target_with_or_without_a_plus(settings: Composed) -> None:
@@ -117,7 +113,7 @@ def test_the_settings_are_arguments_of_the_conversion_of_their_theorem(settings:
         ("max_parameters=0", "max_parameters=0 must be at least 1"),
         ("seed=-1", "seed=-1 must be from 0"),
         ("weights=nowhere.pt", "weights=nowhere.pt is not a file"),
-        ("model._target_=null", "model._target_=None must be package.function"),
+        ("model._target_=3", "model._target_=3 must be package.function"),
     ],
 )
 def test_a_setting_out_of_range_is_named(settings: Composed, override: str, told: str) -> None:
@@ -207,100 +203,3 @@ def test_the_twin_is_made_as_the_settings_say(settings: Composed) -> None:
     (images,) = random_inputs(config, 2)
     torch.testing.assert_close(twin(images), model(images), rtol=1e-5, atol=1e-6)
     assert {m.stride for m in twin.modules() if isinstance(m, nn.Conv2d)} == {(1, 1)}
-
-
-# The command
-
-
-def verify_here(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
-    """The exit code of experiments.verify in this process."""
-    monkeypatch.setenv("HYDRA_FULL_ERROR", "1")  # as the command leaves it
-    monkeypatch.setattr(sys, "argv", ["verify", *overrides])
-    failed.clear()
-    with pytest.raises(SystemExit) as ended:
-        start(main)
-    failed.clear()
-    return int(ended.value.code or 0)
-
-
-def test_verify_takes_a_model_of_the_current_folder(folder: Path) -> None:
-    """As a user runs it, in a folder that is not the repository's."""
-    environment = {name: value for name, value in os.environ.items() if "STRIDENET" not in name}
-    path = [str(ROOT), *filter(None, [environment.get("PYTHONPATH")])]
-    done = subprocess.run(
-        [sys.executable, "-m", "experiments.verify", *mine("small", "model.stride=3")],
-        cwd=folder,
-        env=environment | {"PYTHONPATH": os.pathsep.join(path)},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "4x3x3x3" in done.stdout
-    assert "equal up to rounding" in done.stdout
-
-
-@pytest.mark.parametrize("command", ["verify", "zoo", "export"])
-def test_help_does_not_wait_for_torch(command: str) -> None:
-    program = (
-        "import atexit, runpy, sys\n"
-        'atexit.register(lambda: print("torch" in sys.modules, file=sys.stderr))\n'
-        f'sys.argv = ["{command}", "--help"]\n'
-        f'runpy.run_module("experiments.{command}", run_name="__main__")\n'
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, timeout=100
-    )
-    assert (done.returncode, done.stderr) == (0, "False\n")
-    assert f"python -m experiments.{command} model._target_=my_file.my_function" in done.stdout
-    assert "max_parameters=300000000" in done.stdout
-
-
-def test_verify_prints_the_plan_and_the_report_and_fails_where_the_twin_differs(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
-) -> None:
-    outputs = f"outputs={tmp_path}"
-    assert verify_here(monkeypatch, outputs) == 0
-    printed = capsys.readouterr().out
-    for told in ("320x16x2x2", "conv4_relu", "equal up to rounding"):
-        assert told in printed
-
-    def wrong(model: nn.Module, config: Conversion, check: bool) -> nn.Module:
-        twin = convert(model, config, check)
-        with torch.no_grad():
-            twin.get_submodule("network.conv2").weight *= 1.001
-        return twin
-
-    monkeypatch.setattr(conversion, "convert", wrong)
-    assert verify_here(monkeypatch, outputs) == 1
-    assert "NOT equal, from conv2 on" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(
-    ("overrides", "told"),
-    [
-        (mine("Raises"), "model._target_=my_models.Raises failed: RuntimeError: out of order"),
-        (
-            mine("small", "input_size=[4,9,9]"),
-            "map 4x9x9: Invalid channel dimensions; give the input_",
-        ),
-        (["model.num_clases=3"], "num_clases"),
-        (["sede=3"], "sede"),
-        (["pooling=perhaps"], "perhaps"),
-        (["weights=nowhere.pt"], "weights=nowhere.pt"),
-    ],
-)
-def test_a_mistake_ends_in_one_line(
-    settings: Composed,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
-    overrides: list[str],
-    told: str,
-) -> None:
-    assert verify_here(monkeypatch, *overrides, f"outputs={tmp_path}") == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
-    (line,) = printed.err.splitlines()
-    assert line.startswith("error: ")
-    assert told in line

@@ -12,9 +12,9 @@ from omegaconf.errors import OmegaConfBaseException
 from experiments import sweep
 from experiments.command import CONF, one_line
 from stridenet.errors import InputError
-from tests.devices import harmless_device
 
 ROOT = Path(__file__).resolve().parents[1]
+LENET = ("model._target_=stridenet.zoo.lenet", "input_size=[1,28,28]")
 MODULE = """
 import sys
 import torch
@@ -48,14 +48,6 @@ def at_exit():
     import atexit
     atexit.register(sys.exit, 0)
     raise ValueError("no")
-
-class Threads(torch.nn.Module):
-    def forward(self, images):
-        import threading
-        thread = threading.Thread(target=sys.exit, args=(0,))
-        thread.start()
-        thread.join()
-        raise ValueError("no")
 """
 
 
@@ -81,7 +73,7 @@ def only_line(done: "subprocess.CompletedProcess[str]") -> str:
     return line
 
 
-@pytest.mark.parametrize("name", ["verify", "export", "zoo"])
+@pytest.mark.parametrize("name", ["zoo"])
 def test_a_module_that_exits_on_import_is_an_error(here: Path, name: str) -> None:
     target = ("model._target_=quits.network", "input_size=[1,8,8]")
     line = only_line(command(here, f"experiments.{name}", *target))
@@ -91,13 +83,13 @@ def test_a_module_that_exits_on_import_is_an_error(here: Path, name: str) -> Non
 @pytest.mark.parametrize("target", ["quits", "system_exit", "Forward", "Named"])
 def test_a_network_that_exits_is_an_error(here: Path, target: str) -> None:
     arguments = (f"model._target_=mine.{target}", "input_size=[1,8,8]")
-    assert "sys.exit(" in only_line(command(here, "experiments.verify", *arguments))
+    assert "sys.exit(" in only_line(command(here, "experiments.zoo", *arguments))
 
 
-@pytest.mark.parametrize("target", ["at_exit", "other_end", "Threads"])
+@pytest.mark.parametrize("target", ["at_exit", "other_end"])
 def test_other_ends_are_no_success(here: Path, target: str) -> None:
     arguments = (f"model._target_=mine.{target}", "input_size=[1,8,8]")
-    done = command(here, "experiments.verify", *arguments)
+    done = command(here, "experiments.zoo", *arguments)
     assert done.returncode == 1
     assert "error: " in done.stderr
 
@@ -108,14 +100,13 @@ def test_other_ends_are_no_success(here: Path, target: str) -> None:
         (("train", "-m", "seed=range(0,0)"), "seed=range(0,0) makes no run"),
         (("train", "-m", "model=strided,unit_stride", "seed=range(3,1)"), "makes no run"),
         (("train", "-m", "seed=0,1", "~hydra.callbacks.sweep", "seed=range(0,0)"), "error: "),
-        (("verify", "-m", "seed=range(0,0)"), "nothing was seen to be done"),
+        (("zoo", "-m", "seed=range(0,0)"), "nothing was seen to be done"),
         (("zoo", "models=[]"), "models=[] names nothing"),
         (("survey", "models=[]"), "models=[] names nothing"),
         (("survey", "sources=[]"), "sources=[] names nothing"),
-        (("verify", "theorem=1", "only=[]"), "only=[] names nothing"),
+        (("zoo", *LENET, "theorem=1", "only=[]"), "only=[] names nothing"),
         (("train", "outputs="), "outputs='' names no file or folder"),
         (("train", "-m", "outputs=", "seed=0,1"), "outputs='' names no file or folder"),
-        (("export", "file="), "file='' names no file or folder"),
     ],
 )
 def test_nothing_to_do_and_nowhere_to_write_are_errors(
@@ -130,8 +121,8 @@ def test_nothing_to_do_and_nowhere_to_write_are_errors(
 @pytest.mark.parametrize("of", ["run", "sweep"])
 def test_hydra_gets_no_folder_at_the_root_where_outputs_is_empty(of: str) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
-        settings = compose("verify", ["outputs="], return_hydra_config=True)
-        assert compose("verify", [], return_hydra_config=True).hydra[of].dir == "outputs/hydra"
+        settings = compose("zoo", ["outputs="], return_hydra_config=True)
+        assert compose("zoo", [], return_hydra_config=True).hydra[of].dir == "outputs/hydra"
     with pytest.raises(OmegaConfBaseException, match="outputs='' names no") as caught:
         _ = settings.hydra[of].dir  # which Hydra makes before it asks for our checks
     assert (
@@ -140,25 +131,18 @@ def test_hydra_gets_no_folder_at_the_root_where_outputs_is_empty(of: str) -> Non
     )
 
 
-def test_an_export_into_a_device_is_an_error(tmp_path: Path) -> None:
-    with harmless_device() as device:
-        line = only_line(command(tmp_path, "experiments.export", f"file={device}"))
-        assert f"{device} is a device" in line
-        assert device.is_char_device()
-
-
 def test_jobs_that_another_process_did_are_no_success_of_this_one(here: Path) -> None:
     """Their failures would not be seen, either."""
-    jobs = ("-m", "seed=0,1", "hydra/launcher=joblib")
-    done = command(here, "experiments.verify", *jobs)
+    jobs = ("-m", "layer=conv1,conv2", "hydra/launcher=joblib")
+    done = command(here, "experiments.figures", *jobs)
     assert done.returncode == 1
     assert "error: nothing was seen to be done" in done.stderr
-    assert command(here, "experiments.verify", *jobs[:2]).returncode == 0
+    assert command(here, "experiments.figures", *jobs[:2]).returncode == 0
 
 
 @pytest.mark.parametrize("asked", ["--help", "--hydra-help", "--version", "--cfg=job", "-c=hydra"])
 def test_what_is_only_asked_is_answered(tmp_path: Path, asked: str) -> None:
-    done = command(tmp_path, "experiments.verify", asked)
+    done = command(tmp_path, "experiments.figures", asked)
     assert (done.returncode, done.stderr) == (0, "")
     assert done.stdout
 

@@ -770,7 +770,7 @@ twin(torch.zeros(1, 1, 28, 28))
 assert sys.meta_path == before, sys.meta_path
 """
 WATCHED_IMPORT = """\
-from experiments import torchvision_import
+from stridenet.cli import torchvision_import
 torchvision_import.watch()
 import torchvision
 from torchvision import datasets, transforms

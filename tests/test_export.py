@@ -1,9 +1,7 @@
 """What an export writes computes what the network computes; what is wrong leaves no file."""
 
-import copy
 import itertools
 import json
-import os
 import re
 import subprocess
 import sys
@@ -22,8 +20,6 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, fx, nn
 
-from experiments.settings.checks import resolve
-from experiments.settings.schema import Export
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
@@ -41,7 +37,6 @@ from stridenet.onnx.layout import layout_path
 from stridenet.onnx.strides import POOLING_OPERATORS, StridedNode, check_graph
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet
-from tests.conftest import settings_of
 
 with warnings.catch_warnings():  # of their own imports
     warnings.simplefilter("ignore")
@@ -616,44 +611,3 @@ def test_strides_in_branches_and_functions_are_found(tmp_path: Path) -> None:
 def test_unit_strides_are_none(attributes: dict[str, Any], tmp_path: Path) -> None:
     onnx.save(strided_graph(**attributes), tmp_path / "net.onnx")
     assert check_graph(tmp_path / "net.onnx", none_may_stay)[1] == ()
-
-
-# The command
-
-
-def test_the_file_is_named_after_the_network() -> None:
-    def settings(*overrides: str) -> Export:
-        return resolve(copy.deepcopy(settings_of("export", overrides)), Export)
-
-    assert settings().path == Path("outputs/onnx/lenet-unit_stride.onnx")
-    of_user = settings("model._target_=mine.net", "network=strided", "outputs=there", "batch=1")
-    assert of_user.path == Path("there/onnx/net-strided.onnx")
-    assert settings("file=a/b.onnx").path == Path("a/b.onnx")
-    for overrides, message in {
-        ("network=twin",): "network=twin is unknown; take one of unit_stride, strided",
-        ("rearrange=device",): "rearrange=device is unknown",
-        ("rearrange=host", "network=strided"): "it needs network=unit_stride",
-        ("batch=0",): "batch=0 must be at least 1",
-    }.items():
-        with pytest.raises(InputError, match=message):
-            settings(*overrides)
-
-
-def test_the_command(tmp_path: Path) -> None:
-    """LeNet with trained weights, as a user exports it for a device."""
-    weights = tmp_path / "weights.pt"
-    model = drawn(lenet, seed=5).eval()
-    torch.save(model.state_dict(), weights)
-    run = subprocess.run(
-        [sys.executable, "-m", "experiments.export", "rearrange=host", "batch=1",
-         f"weights={weights}", f"outputs={tmp_path}"],
-        cwd=ROOT, env=dict(os.environ), capture_output=True, text=True, timeout=100,
-    )  # fmt: skip
-    assert (run.returncode, run.stderr) == (0, "")
-    file = tmp_path / "onnx" / "lenet-unit_stride.onnx"
-    assert run.stdout.startswith(f"{file}: ")
-    assert files_in(file.parent) == ["lenet-unit_stride.layout.json", "lenet-unit_stride.onnx"]
-    images = images_of((1, 28, 28), 1)
-    layout = host.read_layout(file.with_suffix(".layout.json"))
-    (scores,) = session_of(file).run(None, {"input": host.rearrange(layout, images.numpy())})
-    np.testing.assert_allclose(scores, model(images).detach().numpy(), rtol=1e-4, atol=1e-6)

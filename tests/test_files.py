@@ -12,7 +12,7 @@ from torch import nn
 
 from experiments.runs.files import load_tensors, lock_file, save_tensors, write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Config, Export
+from experiments.settings.schema import Config, Zoo
 from stridenet import export_onnx
 from stridenet.errors import InputError
 from stridenet.files import folder_for, make_folder, move, read, remove_half_written, write
@@ -180,8 +180,8 @@ def test_a_path_that_names_no_file_is_refused(
     [
         ("train", Config, "outputs"),
         ("train", Config, "published"),
-        ("export", Export, "file"),
-        ("export", Export, "weights"),
+        ("zoo", Zoo, "outputs"),
+        ("zoo", Zoo, "weights"),
     ],
 )
 def test_a_setting_that_names_no_path_is_refused(

@@ -21,7 +21,7 @@ import stridenet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 # filelock and jinja2 come with torch, but the library does not need them itself.
-ABSENT = {*experiments.NEEDED, "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
+ABSENT = {*experiments.NEEDED, "click", "onnx", "onnx_ir", "onnxruntime", "onnxscript"}
 # Python imports this module as it starts. Packages in ABSENT are then as if they were not installed.
 SITECUSTOMIZE = """
 import os
@@ -38,7 +38,7 @@ PathFinder.find_spec = find_spec
 MODULES_OF_THE_LIBRARY = sorted(
     module.name for module in pkgutil.walk_packages(stridenet.__path__, "stridenet.")
 )
-OF_ONNX_FILES = "stridenet.onnx.files."  # of the extra
+OF_THE_EXTRA = ("stridenet.onnx.files.", "stridenet.cli.")
 COMMANDS = sorted(
     path.stem for path in (ROOT / "experiments").glob("*.py") if "__main__" in path.read_text()
 )
@@ -116,7 +116,7 @@ def test_the_library_has_four_dependencies() -> None:
 
 def test_every_module_of_the_library_can_be_imported_without_the_extras(tmp_path: Path) -> None:
     assert "stridenet.onnx.export" in MODULES_OF_THE_LIBRARY
-    modules = [name for name in MODULES_OF_THE_LIBRARY if not name.startswith(OF_ONNX_FILES)]
+    modules = [name for name in MODULES_OF_THE_LIBRARY if not name.startswith(OF_THE_EXTRA)]
     done = python("-c", f"import {', '.join(modules)}", folder=tmp_path, absent=ABSENT)
     assert (done.returncode, done.stderr) == (0, "")
 
@@ -129,6 +129,19 @@ def test_onnx_files_say_what_to_install(tmp_path: Path) -> None:
         "pip install '.[onnx]' in stridenet's folder"
     )
     assert done.stderr.splitlines()[-1] == line
+
+
+@pytest.mark.parametrize(
+    ("absent", "told"),
+    [
+        (ABSENT, "the command stridenet needs click, which is not installed"),
+        (ABSENT - {"click"}, "ONNX files need onnx and onnx-ir (No module named 'onnx')"),
+    ],
+)
+def test_the_command_says_what_to_install(absent: set[str], told: str, tmp_path: Path) -> None:
+    done = python("-m", "stridenet", "plan", "net.onnx", folder=tmp_path, absent=absent)
+    line = f"error: {told}: pip install '.[onnx]' in stridenet's folder\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
 def test_the_library_alone_converts_verifies_shares_and_folds_back(tmp_path: Path) -> None:
@@ -186,7 +199,7 @@ def test_the_experiments_import_nothing_that_is_not_installed_with_them() -> Non
 def test_without_the_extra_every_command_says_in_one_line_what_to_install(
     command: str, tmp_path: Path
 ) -> None:
-    assert {"train", "report", "verify", "export", "zoo"} <= set(COMMANDS)
+    assert {"train", "report", "survey", "zoo"} <= set(COMMANDS)
     done = python("-m", f"experiments.{command}", folder=tmp_path, absent={"hydra", "pandas"})
     line = "error: hydra and 1 more not installed: pip install '.[experiments]'\n"
     assert (done.returncode, done.stdout, done.stderr) == (1, "", line)

@@ -26,8 +26,6 @@ COMMANDS: dict[str, Any] = {
     "conversion_benchmark": schema.ConversionBench,
     "figures": schema.Figures,
     "evidence": schema.Evidence,
-    "verify": schema.Conversion,
-    "export": schema.Export,
     "zoo": schema.Zoo,
     "survey": schema.Survey,
 }

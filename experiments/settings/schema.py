@@ -6,7 +6,6 @@
 import copy
 import math
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
@@ -293,23 +292,3 @@ class Survey:
     seed: int = setting(0, "of weights and inputs", most=math.inf)
     force: bool = setting(False, "measure again what has been measured")
     outputs: str = setting("outputs", "folder of the results")
-
-
-@dataclass
-class Export(Conversion):
-    """What is written as an ONNX file."""
-
-    network: str = setting("unit_stride", "the twin, or the original", ("unit_stride", "strided"))
-    rearrange: str = setting(
-        "graph",
-        "what rearranges the twin's images; NET.layout.json tells the host how",
-        ("graph", "host"),
-    )
-    batch: int | None = setting(None, "images at once; null: any")
-    file: str | None = setting(None, "null: OUTPUTS/onnx/MODEL-NETWORK.onnx")
-
-    @property
-    def path(self) -> Path:
-        """The file to write."""
-        model = self.model["_target_"].rpartition(".")[2]
-        return Path(self.file or Path(self.outputs) / "onnx" / f"{model}-{self.network}.onnx")

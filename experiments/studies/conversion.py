@@ -15,7 +15,6 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments import torchvision_import
 from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
 from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
@@ -23,6 +22,7 @@ from experiments.settings.schema import ConversionBench
 from experiments.studies.training_step import Chunk, seconds
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.by_layer.plan import plan_layers
+from stridenet.cli import torchvision_import
 from stridenet.errors import StrideEliminationError
 from stridenet.sizes import format_size
 from stridenet.zoo import calibrate

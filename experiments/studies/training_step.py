@@ -23,7 +23,6 @@ from torch.profiler import ProfilerActivity, profile
 from torch.utils.data import DataLoader
 from tqdm import tqdm
 
-from experiments import torchvision_import
 from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
@@ -34,6 +33,7 @@ from experiments.runs.training import Examples, normalise, synchronise, train
 from experiments.settings.identity import model_identity, rate_for
 from experiments.settings.schema import Bench, Report
 from experiments.studies.table2 import is_the_papers
+from stridenet.cli import torchvision_import
 from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError
 from stridenet.twin import UnitStrideNetwork

@@ -47,8 +47,8 @@ def main() -> None:
 
 def _prepared(request: dict[str, Any], say: Say) -> Any:
     """The source, and its package imported; None, and why, where that fails."""
-    from experiments import torchvision_import
     from experiments.surveying.sources import imported, load, version_of
+    from stridenet.cli import torchvision_import
 
     torchvision_import.watch()
     _warm_up()

@@ -15,10 +15,11 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
+from stridenet.by_layer.exchange import mixin_for
 from stridenet.by_layer.modules import UnitStrideForward, converted_layers
 from stridenet.comparison import cloned, leaves, seed, undisturbed
 from stridenet.copies import copied
-from stridenet.errors import StrideEliminationError
+from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.places import users_line
 from stridenet.reports import LayerReport, compared
 from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
@@ -79,7 +80,7 @@ def check_network(
         for report in reports:
             _require(report)
         if _are_apart(difference, largest) and not _agree_in_float64(model, same, inputs):
-            raise StrideEliminationError(
+            raise NotEqualError(
                 f"the converted network differs from the model by {difference:.2g} at outputs up to "
                 f"{largest:.2g}, though each converted call is equal: its forward reads what a "
                 "conversion changes (a layer's weight, stride or type); leave that layer out, with "
@@ -106,6 +107,28 @@ def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool
     return all(report.passed for report in reports) and not _are_apart(difference, largest)
 
 
+def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
+    """What of a converted network has a stride above one: layers, then calls with their places.
+
+    example_inputs: as of convert_layers; without them, layers alone are told of.
+    """
+    kinds = {name: mixin_for(module, True) for name, module in network.named_modules()}
+    left = [name for name, kind in kinds.items() if kind not in (None, UnitStrideForward)]
+    if example_inputs is None:
+        return left
+    marks: list[int] = []
+    with undisturbed():
+        copy = copied(network).eval()
+        with _WatchAll(network, True) as watch:
+            watch.converted = True
+            for name in left:  # the calls of these are no news
+                layer = copy.get_submodule(name)
+                layer.register_forward_pre_hook(lambda *_: marks.append(len(watch.left)))
+                layer.register_forward_hook(lambda *_: watch.forget(marks.pop()))
+            run(copy, as_inputs(example_inputs))
+    return [*left, *dict.fromkeys(watch.left)]
+
+
 class _Watch(TorchFunctionMode):
     """Sees that nothing that runs computes with the parameters of a model of which it has copies, and
     which strided calls come while `converted` runs."""
@@ -117,6 +140,14 @@ class _Watch(TorchFunctionMode):
         self.converted = False  # whether it is the converted network that runs
         self.left: list[str] = []
 
+    def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call is one that is to have unit strides."""
+        return has_stride(func, args, kwargs, self.pooling)
+
+    def forget(self, count: int) -> None:
+        """All calls that were left, but for the first ones."""
+        del self.left[count:]
+
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         """Torch's way to pass a call through a mode."""
         kwargs = kwargs or {}
@@ -127,9 +158,21 @@ class _Watch(TorchFunctionMode):
                     "itself: some function of its keeps it where a copy cannot reach (a global, a "
                     "class); take it from self"
                 )
-        if self.converted and has_stride(func, args, kwargs, self.pooling):
+        if self.converted and self.has_stride(func, args, kwargs):
             self.left.append(f"{func.__name__}{users_line()}")
         return func(*args, **kwargs)
+
+
+class _WatchAll(_Watch):
+    """Sees strided calls of every kind, but for pooling of whole maps."""
+
+    def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
+        """Whether a call has a stride above one."""
+        if not super().has_stride(func, args, kwargs):
+            return False
+        if not func.__name__.startswith("adaptive"):
+            return True
+        return set(numbers([*args, *kwargs.values()][1], 1)) != {1}
 
 
 def compare(
@@ -293,7 +336,7 @@ def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
 
 def _require(report: LayerReport) -> None:
     if not report.passed:
-        raise StrideEliminationError(
+        raise NotEqualError(
             f"{report.layer} ({report.operation}) is not equal to the strided layer: by "
             f"{report.largest_error:.2g} at values up to {report.largest_value:.2g}, "
             f"{report.share_of_bound:.2g} times the bound on rounding; a hook may change its weight. "

@@ -22,6 +22,7 @@ from stridenet.by_layer.modules import (
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
+from stridenet.options import Depthwise
 from stridenet.sizes import format_size
 
 Model = TypeVar("Model", bound=nn.Module)
@@ -33,7 +34,7 @@ def convert_layers(
     pooling: bool = False,
     example_inputs: Any = None,
     inplace: bool = False,
-    depthwise: str = "phases",
+    depthwise: Depthwise = "phases",
     check: bool = True,
 ) -> Model:
     """The same model with unit strides at each of its strided convolutions (Theorem 1), for any size.

@@ -30,10 +30,10 @@ from stridenet.by_layer.modules import (
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
+from stridenet.options import DEPTHWISE
 from stridenet.sizes import format_size
 
 Model = TypeVar("Model", bound=nn.Module)
-DEPTHWISE = ("phases", "grouped")
 KINDS: tuple[tuple[tuple[type[nn.Module], ...], Mixin], ...] = (
     (CONVOLUTIONS, UnitStrideConvolution),
     (TRANSPOSED, UnitStrideTransposed),
@@ -82,7 +82,7 @@ def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -
     found = [
         Step(name, module, mixin)
         for name, module in model.named_modules()
-        if (mixin := _mixin_for(module, pooling or only is not None)) is not None
+        if (mixin := mixin_for(module, pooling or only is not None)) is not None
     ]
     if only is not None:
         names = {step.name for step in found}
@@ -96,7 +96,7 @@ def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -
     return found
 
 
-def _mixin_for(module: Any, pooling: bool) -> Mixin | None:
+def mixin_for(module: Any, pooling: bool) -> Mixin | None:
     """What a module is to become; None if it has no stride above one to lose."""
     if isinstance(module, UnitStrideLayer):
         return None

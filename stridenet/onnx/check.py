@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from stridenet.errors import StrideEliminationError
+from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.onnx.strides import reason
 from stridenet.sizes import format_size
 
@@ -54,16 +54,31 @@ def compare(
 
     Raises StrideEliminationError where an output differs by more, or onnxruntime refuses the file.
     """
-    expected = _pytorch_outputs(network, torch.float32, batches)
+    outputs = _onnxruntime_outputs(path, feeds)
+    return compare_outputs(path.name, "onnxruntime", outputs, network, batches, tolerance)
+
+
+def compare_outputs(
+    name: str,
+    by: str,
+    obtained: list[Arrays],
+    network: nn.Module,
+    batches: list[Images],
+    tolerance: float | None = None,
+) -> Comparison:
+    """What a file has given for each batch, beside the network in PyTorch.
+
+    name: of the file; by: what ran it, for messages. Raises StrideEliminationError as compare does.
+    """
+    expected = pytorch_outputs(network, torch.float32, batches)
     if tolerance is None:
         tolerances = _rounding_tolerances(network, batches, expected)
     else:
         tolerances = [[tolerance] * len(outputs) for outputs in expected]
-    obtained = _onnxruntime_outputs(path, feeds)
     for theirs, ours in zip(chain(*obtained), chain(*expected), strict=True):
         if theirs.shape != ours.shape:
-            raise StrideEliminationError(
-                f"{path.name} is not the network at every size: onnxruntime gives "
+            raise NotEqualError(
+                f"{name} is not the network at every size: {by} gives "
                 f"{format_size(theirs.shape)}, PyTorch {format_size(ours.shape)}, as where a forward "
                 "rounds sizes up (ONNX divides towards zero); input_size=… instead of example_inputs "
                 "fixes the sizes"
@@ -76,8 +91,8 @@ def compare(
     ]
     worst = max(found, key=lambda each: (not each.passed, each.difference - each.tolerance))
     if not worst.passed:
-        raise StrideEliminationError(
-            f"{path.name} is not the network: an output of onnxruntime differs by "
+        raise NotEqualError(
+            f"{name} is not the network: an output of {by} differs by "
             f"{worst.difference:.2g} from PyTorch's (the largest is {worst.largest_output:.2g}), and "
             f"{worst.tolerance:.2g} is allowed; tolerance=… allows more"
         )
@@ -93,7 +108,7 @@ def _rounding_tolerances(
 ) -> list[list[float]]:
     """What rounding may do to each output of each batch."""
     try:
-        double = _pytorch_outputs(network, torch.float64, batches)
+        double = pytorch_outputs(network, torch.float64, batches)
     except StrideEliminationError as error:
         raise StrideEliminationError(
             f"{error}; float64 tells how exact it is in float32: tolerance=… makes up for it"
@@ -107,7 +122,7 @@ def _rounding_tolerances(
     ]
 
 
-def _pytorch_outputs(network: nn.Module, dtype: torch.dtype, batches: list[Images]) -> list[Arrays]:
+def pytorch_outputs(network: nn.Module, dtype: torch.dtype, batches: list[Images]) -> list[Arrays]:
     """PyTorch's outputs for each batch, computed in `dtype`, as float64."""
     if dtype != torch.float32:
         network = copy.deepcopy(network).to(dtype)

@@ -17,7 +17,7 @@ import warnings
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -38,6 +38,7 @@ from stridenet.plan import EliminationPlan
 from stridenet.sizes import Size, checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork
 
+ExportRearrange = Literal["graph", "host", "reshape", "two-step", "space_to_depth"]
 FILE_SPELLINGS = ("reshape", "two-step", "space_to_depth")
 PACKAGES = ("onnx", "onnxscript", "onnxruntime")
 SINGLE_FILE_LIMIT = (
@@ -77,7 +78,7 @@ def export_onnx(
     input_size: Sequence[Any] | None = None,
     *,
     example_inputs: Any = None,
-    rearrange: str = "graph",
+    rearrange: ExportRearrange = "graph",
     kernel: Kernel = "minimal",
     pooling: bool = False,
     batch: int | None = None,
@@ -95,7 +96,7 @@ def export_onnx(
         host makes ("host"). How is then described in NET.layout.json beside NET.onnx and in the file's
         metadata; stridenet.host does it in NumPy. Of a strided network, "reshape", "two-step" and
         "space_to_depth": its file is converted by onnx.files.convert_file, which says what they mean.
-    kernel, pooling: of that conversion.
+    kernel, pooling: as of convert_file.
     batch: images at once; None leaves it free.
     tolerance: largest difference allowed between onnxruntime and PyTorch; by default what rounding
         may do to this network, see onnx.check.compare.
@@ -156,7 +157,7 @@ def _by_file(
 def require_packages() -> None:
     """Raise InputError unless everything that an export needs is installed."""
     try:
-        with _quietly():
+        with quietly():
             for package in PACKAGES:
                 importlib.import_module(package)
     except ImportError as error:
@@ -167,7 +168,7 @@ def require_packages() -> None:
 
 
 def _check_arguments(rearrange: str, batch: int | None) -> None:
-    spellings = ("graph", "host", *FILE_SPELLINGS)
+    spellings = get_args(ExportRearrange)
     if rearrange not in spellings:
         raise InputError(f"rearrange={rearrange} is unknown; take one of {', '.join(spellings)}")
     if batch is not None and (not isinstance(batch, int) or batch < 1):
@@ -323,7 +324,7 @@ def describe_layout(plan: EliminationPlan) -> dict[str, Any]:
 
 
 @contextlib.contextmanager
-def _quietly() -> Iterator[None]:
+def quietly() -> Iterator[None]:
     """Without what torch's exporter prints, logs and warns of: its errors come as exceptions."""
     disabled = logging.root.manager.disable
     logging.disable(logging.CRITICAL)
@@ -351,7 +352,7 @@ def _checked_images(
     if not subject.free or subject.layout:
         return images
     sizes = [
-        tuple(map(_another, size, axes[1:]))
+        tuple(map(another_size, size, axes[1:]))
         for size, axes in zip(subject.sizes, given, strict=True)
     ]
     if tuple(sizes) == subject.sizes:
@@ -364,7 +365,7 @@ def _checked_images(
     return [*images, others]
 
 
-def _another(size: int, axis: Any) -> int:
+def another_size(size: int, axis: Any) -> int:
     """Another size of an axis that is free and spatial: a quarter more."""
     return size if isinstance(axis, int) else size + size // 4 + 1
 
@@ -376,7 +377,7 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
     outputs = len(outputs_of(network, inputs))
     names = ["output"] if outputs == 1 else [f"output_{number}" for number in range(outputs)]
     try:
-        with _quietly():
+        with quietly():
             program = torch.onnx.export(
                 network,
                 inputs,
@@ -384,7 +385,7 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
                 verbose=False,
                 input_names=subject.names,
                 output_names=names,
-                dynamic_shapes=_free_axes(network, inputs, batch, subject.free),
+                dynamic_shapes=free_axes(network, inputs, batch, subject.free),
             )
     except Exception as error:  # what the user's forward raises while it is traced varies
         fixed = "" if batch else ", or give batch=1 if they depend on the number of images"
@@ -396,7 +397,7 @@ def _translate(subject: _Subject, batch: int | None) -> torch.onnx.ONNXProgram:
     return program
 
 
-def _free_axes(
+def free_axes(
     network: nn.Module, inputs: tuple[Tensor, ...], batch: int | None, free: bool
 ) -> tuple[Any, ...] | None:
     """For each parameter of forward which axes may have any size, a tuple for *inputs."""
@@ -427,5 +428,5 @@ def _annotate(program: torch.onnx.ONNXProgram, subject: _Subject) -> None:
 def _save(program: torch.onnx.ONNXProgram, path: Path) -> None:
     weights = program.model.graph.initializers.values()
     size = sum(value.const_value.nbytes for value in weights if value.const_value is not None)
-    with _quietly():
+    with quietly():
         program.save(path, external_data=size > SINGLE_FILE_LIMIT)

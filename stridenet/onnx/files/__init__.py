@@ -7,11 +7,10 @@ Nothing here imports torch. `convert_file` writes a file, `plan_file` says what 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from stridenet.errors import InputError
+from stridenet.errors import InputError, NotEqualError
 
 if TYPE_CHECKING:
     from stridenet.onnx.files.api import benchmark_files, convert_file, plan_file, verify_files
-    from stridenet.onnx.files.errors import NotEqualError
     from stridenet.onnx.files.options import Kernel, Rearrange
     from stridenet.onnx.files.reports import ConversionReport, FilesReport, FileTimes
 
@@ -32,7 +31,6 @@ _HOME = {
     "FileTimes": "reports",
     "FilesReport": "reports",
     "Kernel": "options",
-    "NotEqualError": "errors",
     "Rearrange": "options",
 }
 

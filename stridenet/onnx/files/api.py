@@ -13,7 +13,7 @@ from typing import Any
 import onnx
 
 from stridenet import host
-from stridenet.errors import InputError
+from stridenet.errors import InputError, NotEqualError
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
 from stridenet.onnx.files.comparing import (
     Feed,
@@ -23,7 +23,6 @@ from stridenet.onnx.files.comparing import (
     sizes_of,
 )
 from stridenet.onnx.files.conversion import Conversion, Done, converted
-from stridenet.onnx.files.errors import NotEqualError
 from stridenet.onnx.files.grafting import graft, pairs_of
 from stridenet.onnx.files.matching import layouts_of, match_files
 from stridenet.onnx.files.options import Kernel, Rearrange, checked_options

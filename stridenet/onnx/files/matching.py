@@ -9,8 +9,8 @@ import numpy as np
 import onnx_ir as ir
 
 from stridenet import host
+from stridenet.errors import NotEqualError
 from stridenet.onnx.files.conversion import Step, every_step
-from stridenet.onnx.files.errors import NotEqualError
 from stridenet.onnx.files.grafting import pairs_of
 from stridenet.onnx.files.options import Options
 from stridenet.onnx.files.proof import (

@@ -16,8 +16,8 @@ import onnx
 import onnx_ir as ir
 
 from stridenet import host
+from stridenet.errors import NotEqualError
 from stridenet.onnx.files.conversion import Conversion, Done
-from stridenet.onnx.files.errors import NotEqualError
 from stridenet.onnx.files.running import Runner, small_model
 from stridenet.onnx.files.scopes import Scope, scopes_of
 from stridenet.onnx.files.windows import Window

@@ -3,7 +3,7 @@
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from statistics import median
+from statistics import median, quantiles
 
 from stridenet.onnx.files.comparing import FileComparison
 from stridenet.onnx.files.proof import NodeProof
@@ -99,8 +99,14 @@ class FileTimes:
         return median(self.converted) / median(self.original)
 
     def __str__(self) -> str:
-        one, other = median(self.original), median(self.converted)
+        one, other = _spread(self.original), _spread(self.converted)
         return (
-            f"onnxruntime, {self.size}, {self.threads} threads, median of {len(self.original)}: "
-            f"{one:.3g} ms -> {other:.3g} ms ({self.ratio:.2f} times)"
+            f"onnxruntime, {self.size}, {self.threads} threads, median of {len(self.original)} "
+            f"(quartiles): {one} ms -> {other} ms ({self.ratio:.2f} times)"
         )
+
+
+def _spread(times: tuple[float, ...]) -> str:
+    """Their median, and their quartiles in brackets."""
+    low, middle, high = quantiles(times, n=4, method="inclusive") if times[1:] else times * 3
+    return f"{middle:.3g} ({low:.3g}–{high:.3g})"

@@ -3,7 +3,7 @@
 torchvision's default build for Linux expects torch with CUDA: elsewhere its compiled operators are
 missing, and its import stops where it refers to them. Nothing here uses them, so declaring them is
 enough. Where the builds match, nothing is changed. The commands call `watch` where they load data or a
-network; the library never does, as the process of whoever imports it is not its own.
+network; the library's functions never do, as the process of whoever calls them is not theirs.
 """
 
 import sys
