@@ -78,7 +78,9 @@ def test_the_readmes_commands_run(cli: Cli, tmp_path: Path) -> None:
         "    return nn.Sequential(nn.Conv2d(3, num_classes, 3, 2), nn.ReLU())\n"
     )
     torch.save(nn.Sequential(nn.Conv2d(3, 10, 3, 2)).state_dict(), tmp_path / "my.pt")
-    commands = re.findall(r"^(stridenet (?:plan|convert|verify) .*?)(?: +#.*)?$", README, re.MULTILINE)
+    commands = re.findall(
+        r"^(stridenet (?:plan|convert|verify) .*?)(?: +#.*)?$", README, re.MULTILINE
+    )
     assert len(commands) > 5
     for line in commands:
         if "torchvision" in line:  # in a test of its own
