@@ -142,7 +142,7 @@ NAMED = [
     ("torch.nn.ReLU", "did you mean torch.nn:ReLU?"),
     ("bad.py:", "nothing after the colon is no function's name"),
     ("bad.py:a b", "a b after the colon is no function's name"),
-    ("net.pkl:f", "no module named 'net'"),
+    ("nett.pkl:f", "no module named 'nett'"),
     ("other.pt:f", "other.pt cannot be imported"),
     ("/etc/passwd:f", "/etc/passwd is neither FILE.py nor a module"),
     ("bad.py:smal", "bad.py has no smal; did you mean small?"),

@@ -2,6 +2,7 @@
 
 import io
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -46,7 +47,7 @@ def save_program(
         with quietly():
             _write(temporary, lambda file: torch.export.save(program, file))
             loaded = torch.export.load(temporary).module()
-        outputs = pytorch_outputs(loaded, torch.float32, batches)
+        outputs = partial(pytorch_outputs, loaded, torch.float32, batches)
         found = compare_outputs(path.name, "the program", outputs, model, batches)
     tried = ", ".join("x".join(map(str, images[0].shape)) for images in batches)
     return (

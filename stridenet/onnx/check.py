@@ -1,7 +1,9 @@
 """Is an ONNX file equal to the network that it was made of?"""
 
 import copy
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from itertools import chain
 from pathlib import Path
 
@@ -54,27 +56,31 @@ def compare(
 
     Raises StrideEliminationError where an output differs by more, or onnxruntime refuses the file.
     """
-    outputs = _onnxruntime_outputs(path, feeds)
+    outputs = partial(_onnxruntime_outputs, path, feeds)
     return compare_outputs(path.name, "onnxruntime", outputs, network, batches, tolerance)
 
 
 def compare_outputs(
     name: str,
     by: str,
-    obtained: list[Arrays],
+    outputs: Callable[[], list[Arrays]],
     network: nn.Module,
     batches: list[Images],
     tolerance: float | None = None,
 ) -> Comparison:
-    """What a file has given for each batch, beside the network in PyTorch.
+    """What a file gives for each batch, beside the network in PyTorch.
 
-    name: of the file; by: what ran it, for messages. Raises StrideEliminationError as compare does.
+    name: of the file; by: what runs it, for messages.
+    outputs: runs it on the batches.
+
+    Raises StrideEliminationError as compare does.
     """
     expected = pytorch_outputs(network, torch.float32, batches)
     if tolerance is None:
         tolerances = _rounding_tolerances(network, batches, expected)
     else:
         tolerances = [[tolerance] * len(outputs) for outputs in expected]
+    obtained = outputs()
     for theirs, ours in zip(chain(*obtained), chain(*expected), strict=True):
         if theirs.shape != ours.shape:
             raise NotEqualError(
