@@ -384,7 +384,7 @@ def test_a_failing_run_is_named_the_others_go_on_and_the_next_sweep_does_what_is
 
 
 def test_a_run_that_diverges_is_done_and_the_sweep_goes_on(outputs: Path) -> None:
-    rates = "recipe.learning_rate=1e10,0.01"
+    rates = "recipe.learning_rate=1e9,0.01"
     done = command("train", "-m", *FEW, "recipe.steps=30", rates, outputs=outputs)
     assert (done.returncode, done.stderr) == (0, "")
     said = [line for line in done.stdout.splitlines() if "(diverged)" in line]
