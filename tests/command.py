@@ -1,6 +1,7 @@
 """The command stridenet, called within the process of a test, and what it says."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -27,8 +28,10 @@ Cli = Callable[..., Said]
 
 
 @pytest.fixture
-def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Cli:
-    """Call the command in a folder of its own."""
+def cli(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Cli]:
+    """Call the command in a folder of its own, from which no module stays imported."""
     monkeypatch.chdir(tmp_path)
 
     def call(*arguments: object) -> Said:
@@ -36,7 +39,10 @@ def cli(capsys: pytest.CaptureFixture[str], tmp_path: Path, monkeypatch: pytest.
         code = run([str(each) for each in arguments])
         return Said(code, *capsys.readouterr())
 
-    return call
+    yield call
+    for name, module in list(sys.modules.items()):
+        if str(getattr(module, "__file__", None)).startswith(str(tmp_path)):
+            del sys.modules[name]
 
 
 def files_in(folder: Path) -> list[str]:

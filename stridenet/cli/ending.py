@@ -11,6 +11,7 @@ from typing import Any
 
 import click
 
+from stridenet.cli.options import CONVERT, PLAN, VERIFY
 from stridenet.cli.users import one_line, stops
 from stridenet.errors import InputError, NotEqualError, StrideEliminationError
 
@@ -21,11 +22,6 @@ SPOKEN = {
     r"convert_layers\(model(, only=\[…\])?\)": "--theorem 1",
     r"only=\[…\]": "--only NAME",
 }
-# Arguments of the library's functions that messages name, and options are.
-NAMES = (
-    "batch", "batch_norm", "check", "depthwise", "input_size", "kernel", "max_parameters", "only",
-    "output_factor", "pooling", "rearrange", "rounds", "sizes", "threads", "tolerance",
-)  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -103,7 +99,7 @@ def as_typed(text: str) -> str:
     """A message of the library with options as they are typed: pooling=True as --pooling."""
     for pattern, spoken in SPOKEN.items():
         text = re.sub(pattern, spoken, text)
-    for name in NAMES:
+    for name in _names():
         typed = name.replace("_", "-")
         text = re.sub(rf"^{name}: ", f"--{typed}: ", text)
         text = re.sub(rf"(?<![\w.-]){name}=True\b", f"--{typed}", text)
@@ -111,3 +107,9 @@ def as_typed(text: str) -> str:
         text = re.sub(rf"(?<![\w.-]){name}='([^']*)'", rf"--{typed} \1", text)
         text = re.sub(rf"(?<![\w.-]){name}=", f"--{typed} ", text)
     return text
+
+
+def _names() -> list[str]:
+    """Arguments of the library's functions that are options."""
+    parts = (*PLAN, *CONVERT, *VERIFY)
+    return sorted({"input_size", *(name for part in parts for name in part.arguments)})
