@@ -118,6 +118,18 @@ def rounding_of_division(proto: Any) -> None:
     tensor.CopyFrom(numpy_helper.from_array(array, name))
 
 
+def another_bias(proto: Any) -> None:
+    """The constant of a converted node that is not converted itself."""
+    tensor = next(t for t in proto.graph.initializer if t.name == "c")
+    array = numpy_helper.to_array(tensor).copy()
+    one_last_place(array)
+    tensor.CopyFrom(numpy_helper.from_array(array, "c"))
+
+
+def another_node(proto: Any) -> None:
+    node_of(proto, "Relu").op_type = "Sigmoid"
+
+
 FAULTS: dict[str, tuple[Spoil, str]] = {
     "a weight off by one last place": (change_filter(one_last_place), "folded back"),
     "a structural zero that is none": (change_filter(structural_zero), "folded back"),
@@ -130,6 +142,8 @@ FAULTS: dict[str, tuple[Spoil, str]] = {
     ),
     "another window": (another_attribute("MaxPool", "kernel_shape", [1, 2]), "does not run"),
     "sizes rounded down": (rounding_of_division, "gives other numbers|does not run"),
+    "a bias off by one last place": (another_bias, "c: its numbers are not the original's"),
+    "a node that was to stay": (another_node, "2: the node that makes it is not the original's"),
 }
 
 

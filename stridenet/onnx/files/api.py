@@ -26,7 +26,7 @@ from stridenet.onnx.files.conversion import Conversion, Done, converted
 from stridenet.onnx.files.grafting import graft, pairs_of
 from stridenet.onnx.files.matching import layouts_of, match_files
 from stridenet.onnx.files.options import Kernel, Rearrange, checked_options
-from stridenet.onnx.files.proof import NodeProof, prove
+from stridenet.onnx.files.proof import NodeProof, prove, require_untouched
 from stridenet.onnx.files.reading import (
     check_external_data,
     external_place,
@@ -100,10 +100,12 @@ def convert_file(
             _check_with_onnx(path, NotEqualError)
             written = parsed(path)
             _left(conversion, before, written)
+            original = parsed(source)
+            require_untouched(conversion, original, source.parent, written, folder)
             proofs = prove(conversion, written, folder)
             hosted = [d.converted.layout for d in conversion.done if d.converted.layout]
             fed = fed_by({layout["name"]: layout for layout in hosted})
-            comparison = compare_files(source, path, parsed(source), sizes, fed)
+            comparison = compare_files(source, path, original, sizes, fed)
         data = target.with_name(f"{target.name}.data")
         has_data = (folder / data.name).exists()
     return ConversionReport(

@@ -18,6 +18,7 @@ import onnx_ir as ir
 from stridenet import host
 from stridenet.errors import NotEqualError
 from stridenet.onnx.files.conversion import Conversion, Done
+from stridenet.onnx.files.reading import is_external, subgraphs
 from stridenet.onnx.files.running import Runner, small_model
 from stridenet.onnx.files.scopes import Scope, scopes_of
 from stridenet.onnx.files.windows import Window
@@ -54,6 +55,40 @@ def prove(conversion: Conversion, written: Any, folder: Path) -> tuple[NodeProof
     return tuple(
         _prove(done, _scope_of(done, where, scopes[()]), written) for done in conversion.done
     )
+
+
+def require_untouched(
+    conversion: Conversion, original: Any, source: Path, written: Any, folder: Path
+) -> None:
+    """Raise NotEqualError unless what was not converted is in the written file as in the original.
+
+    source, folder: where the external data of each lies. Nodes and constants are compared by their
+    names; a node with graphs inside it by these.
+    """
+    before, after = scopes_of(original, source), scopes_of(written, folder)
+    new = {name for done in conversion.done for name in (*done.nodes, done.y)}
+    for way, scope in before.items():
+        other = after.get(way)
+        if other is None:
+            raise NotEqualError(f"the graph {'/'.join(way)} has not been written")
+        for name, tensor in scope.constants.items():
+            copy = other.constants.get(name)
+            if copy is not None and not _is_same(scope, tensor, other, copy):
+                raise NotEqualError(f"{name}: its numbers are not the original's")
+        for name, node in scope.producers.items():
+            copy = other.producers.get(name)
+            plain = not [graph for each in node.attribute for graph in subgraphs(each)]
+            changed = copy is not None and copy.SerializeToString() != node.SerializeToString()
+            if changed and plain and name not in new:
+                raise NotEqualError(f"{name}: the node that makes it is not the original's")
+
+
+def _is_same(scope: Scope, tensor: Any, other: Scope, copy: Any) -> bool:
+    if not (is_external(tensor) or is_external(copy)):
+        return bool(tensor.SerializeToString() == copy.SerializeToString())
+    if (tensor.data_type, *tensor.dims) != (copy.data_type, *copy.dims):
+        return False
+    return scope.numbers(tensor).tobytes() == other.numbers(copy).tobytes()
 
 
 def _prove(done: Done, scope: Scope, written: Any) -> NodeProof:
