@@ -15,7 +15,15 @@ from experiments.settings.checks import resolve
 from experiments.settings.schema import Config, Zoo
 from stridenet import export_onnx
 from stridenet.errors import InputError
-from stridenet.files import folder_for, make_folder, move, read, remove_half_written, write
+from stridenet.files import (
+    destination,
+    folder_for,
+    make_folder,
+    move,
+    read,
+    remove_half_written,
+    write,
+)
 from tests.conftest import settings_of
 from tests.devices import harmless_device
 
@@ -270,3 +278,16 @@ def test_only_what_writing_left_is_removed(tmp_path: Path) -> None:
     (tmp_path / ".folder-12345678").mkdir()
     remove_half_written(tmp_path)
     assert names(tmp_path) == {".my-notes", ".folder-12345678"}
+
+
+def test_a_file_that_another_process_makes_meanwhile_is_a_destination(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, realpath = tmp_path / "lock", os.path.realpath
+
+    def made_meanwhile(given: Path) -> str:
+        path.touch()
+        return realpath(given)
+
+    monkeypatch.setattr(os.path, "realpath", made_meanwhile)
+    assert destination(path) == path
