@@ -445,8 +445,9 @@ def optimizers() -> list[type[torch.optim.Optimizer]]:
 
 def test_sparse_adam_and_muon_take_no_dense_filters() -> None:
     weight = nn.Parameter(torch.ones(2, 2, 2, 2))
-    with pytest.raises(ValueError, match="2D"):
-        torch.optim.Muon([weight])
+    if hasattr(torch.optim, "Muon"):  # not before torch 2.9
+        with pytest.raises(ValueError, match="2D"):
+            torch.optim.Muon([weight])
     weight.grad = torch.ones_like(weight)
     with pytest.raises(RuntimeError, match="does not support dense"):
         torch.optim.SparseAdam([weight]).step()
