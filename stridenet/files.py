@@ -41,7 +41,7 @@ def destination(path: str | os.PathLike[str]) -> Path:
         raise InputError(f"{text} is {KINDS[kind]}, which no file replaces; name another place")
     target = Path(os.path.realpath(path))
     now = _kind(target)  # another process may have made the file meanwhile
-    # As /dev/stdout, where its file has been removed.
+    # A name such as /dev/stdout may lead to a file that has been removed.
     if now not in (None, stat.S_IFREG) or (kind == stat.S_IFREG and now is None):
         raise InputError(f"{text} names no place that a file could have; name another one")
     return target

@@ -39,7 +39,7 @@ def written_by(model: Any, folder: Path, **options: Any) -> Any:
 
 
 def highest_rank(written: Any) -> int:
-    """Of all maps, by onnx's own inference; those whose rank is not inferred do not pass."""
+    """Find the ranks of all maps by onnx's own inference; a map without a rank does not pass."""
     inferred = onnx.shape_inference.infer_shapes(written, strict_mode=True, data_prop=True)
     maps = {name for node in written.graph.node for name in node.output}
     ranks = {
@@ -242,7 +242,7 @@ def test_the_host_is_refused_where_there_is_nothing_for_it(tmp_path: Path) -> No
 
 
 def network() -> Any:
-    """Of several strided nodes, one behind a Pad."""
+    """Make a model of several strided nodes, one of which stands behind a Pad."""
     weights = {"a": integers(8, 3, 3, 3), "b": integers(8, 8, 3, 3, seed=3), "c": integers(8)}
     by = {"strides": [2, 2], "pads": [1, 1, 1, 1]}
     pool = {"strides": [2, 2], "kernel_shape": [2, 2]}

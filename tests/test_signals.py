@@ -65,7 +65,7 @@ def test_workers_end_when_the_process_that_started_them_is_gone(outputs: Path) -
 
 
 def test_a_signal_that_is_ignored_stays_ignored() -> None:
-    """As under nohup, whose commands outlive the terminal."""
+    """A signal is ignored under nohup, whose commands outlive the terminal."""
     program = (
         "import signal; signal.signal(signal.SIGHUP, signal.SIG_IGN)\n"
         "from experiments.command import _listen; _listen(); signal.raise_signal(signal.SIGHUP)\n"

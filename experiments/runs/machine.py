@@ -112,7 +112,7 @@ def _commit() -> str:
 
 
 def commit() -> str:
-    """As `_commit`, for whoever wants it said beforehand."""
+    """Return the code's commit, or the hash that stands for it; the first call says so if it is one."""
     return _commit()
 
 

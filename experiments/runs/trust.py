@@ -225,7 +225,7 @@ def hashed(result: dict[str, Any], weights: str) -> dict[str, Any]:
 
 
 def _hash_of(result: dict[str, Any]) -> str:
-    """Of everything in the result but this hash itself, however the file is spaced."""
+    """Hash everything in the result but this hash itself, however the file is spaced."""
     parts = {name: value for name, value in result["sha256"].items() if name != "result"}
     text = json.dumps(result | {"sha256": parts}, sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()

@@ -47,7 +47,7 @@ class Request:
 
     @property
     def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Of one image of each input; () where none was typed."""
+        """Return the size of one image of each input; () where none was typed."""
         return tuple(self.ctx.params["input_size"])
 
     @contextmanager

@@ -50,7 +50,7 @@ def _values(proto: Any) -> Iterable[str]:
 def graft(conversion: Conversion, pairs: list[Pair]) -> None:
     """Put the new nodes and constants into the file's own protobuf, in place.
 
-    Of the main graph, filters that are made when the file is written are left out.
+    This leaves out the main graph's filters that are made only when the file is written.
     """
     proto = conversion.file.proto
     for pair in reversed(

@@ -60,7 +60,7 @@ def _weight(value: ir.Value, chain: list[ir.Node], tensor: Any, folder: Path) ->
 def _constant(
     value: ir.Value, node: ir.Node, chain: list[ir.Node], folder: Path
 ) -> Weight | Refused:
-    """Of a Constant: a tensor; numbers in any other attribute have no axes enough for a filter."""
+    """Return a Constant's tensor; numbers in other attributes have too few axes for a filter."""
     attribute = node.attributes.get("value")
     if attribute is None or attribute.is_ref():
         kinds = ", ".join(node.attributes) or "nothing"

@@ -127,7 +127,7 @@ def _refer(tensor: Any, file: BinaryIO, offset: int, length: int) -> None:
 
 
 def _write_model(proto: Any, fresh: _Fresh, file: BinaryIO) -> None:
-    """As protobuf writes it, but without ever holding all of it in memory once more.
+    """Write the file as protobuf does, but without ever holding all of it in memory once more.
 
     A message is the concatenation of its fields in any order, so that the initializers can come last.
     """
