@@ -82,7 +82,7 @@ test-all: .venv/ready ## the tests, and simulations for the statistics (some min
 	$(PYTHON) -m pytest -m ''
 
 fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)
-	$(PYTHON) -m pytest tests/test_graphs.py --hypothesis-profile=fuzz
+	$(PYTHON) -m pytest tests/library/test_graphs.py --hypothesis-profile=fuzz
 
 check: .venv/ready ## lint, formatting, types, which module may import which
 	$(PYTHON) -m ruff check

@@ -8,11 +8,11 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from graphs import randomise
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stridenet import UnitStrideNetwork, eliminate_stride, verify
+from tests.graphs import randomise
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZES = (

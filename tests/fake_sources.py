@@ -1,4 +1,4 @@
-"""Sources of tiny models for tests/test_survey.py, in the place of big packages."""
+"""Sources of tiny models for tests/experiments/test_survey.py, in the place of big packages."""
 
 import os
 import sys

@@ -1,0 +1,204 @@
+"""The search of rates: the rule of docs/protocol.md, on runs whose numbers were chosen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import yaml
+
+from experiments.command import CONF
+from experiments.reporting.style import COLOURS
+from experiments.runs.published import read_published
+from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
+
+ROOT = Path(__file__).parents[2]
+VALIDATION = 5_000
+Seeds = Sequence[int | None]
+
+
+def searched(
+    arm: str, right: Mapping[float, Seeds], train_size: int | None = None
+) -> list[dict[str, Any]]:
+    """Runs of one arm. right: of each rate and seed, how many validation images; None: diverged."""
+    network, _, variant = arm.partition(" ")
+    return [
+        {
+            "network": network,
+            "variant": variant,
+            "seed": seed,
+            "learning_rate": rate,
+            "train_size": train_size,
+            "validation_correct": correct,
+            "validation_images": VALIDATION,
+            "diverged": correct is None,
+        }
+        for rate, seeds in right.items()
+        for seed, correct in enumerate(seeds)
+    ]
+
+
+def table_of(*arms: list[dict[str, Any]]) -> pd.DataFrame:
+    kinds = {"validation_correct": "Int64", "train_size": "Int64"}
+    return rates_table(pd.DataFrame([row for arm in arms for row in arm]).astype(kinds))
+
+
+def chosen(table: pd.DataFrame) -> dict[str, tuple[float, bool]]:
+    """Of each arm: the chosen rate, and whether it has tried ones on both sides."""
+    rows = table[table.chosen]
+    return {row.arm: (row.learning_rate, bool(row.inside)) for row in rows.itertuples()}
+
+
+GOOD = {0.01: [4900, 4910, 4905], 0.02: [4930, 4920, 4940], 0.04: [4800, 4950, 4910]}
+
+
+def test_the_least_mean_error_is_chosen_and_not_the_best_seed() -> None:
+    table = table_of(searched("strided", GOOD))
+    assert chosen(table) == {"strided": (0.02, True)}
+    row = table[table.learning_rate == 0.04].iloc[0]
+    assert row.error_percent_mean == pytest.approx(100 * (200 + 50 + 90) / 3 / VALIDATION)
+    assert row.error_percent_std == pytest.approx(100 * math.sqrt(12_066.667 / 2) / VALIDATION)
+    assert (row.n, row.diverged) == (3, 0)
+
+
+@pytest.mark.parametrize(
+    "equal", [([4930, 4920, 4940], [4920, 4940, 4930]), ([4961, 4921, 4897], [4969, 4913, 4897])]
+)
+def test_of_equal_rates_the_smaller_is_chosen_however_their_numbers_round(
+    equal: tuple[Seeds, Seeds],
+) -> None:
+    for first, second in (equal, equal[::-1]):
+        right = {0.01: [4800] * 3, 0.02: first, 0.04: second, 0.08: [4800] * 3}
+        assert chosen(table_of(searched("strided", right))) == {"strided": (0.02, True)}
+        right = dict(reversed(right.items()))  # whatever the order of the rows
+        assert chosen(table_of(searched("strided", right))) == {"strided": (0.02, True)}
+
+
+@pytest.mark.parametrize("bad", [None, 2499])
+def test_a_rate_with_a_diverged_seed_is_not_eligible_and_still_a_tried_one(bad: int | None) -> None:
+    table = table_of(searched("strided", {**GOOD, 0.04: [4990, 4990, bad]}))
+    assert chosen(table) == {"strided": (0.02, True)}  # inside: what is beyond may have diverged
+    assert table[table.learning_rate == 0.04].diverged.item() == 1
+
+
+def test_half_of_the_validation_images_are_enough() -> None:
+    table = table_of(searched("strided", {0.01: [2500] * 3, 0.02: [2499] * 3}))
+    assert chosen(table) == {"strided": (0.01, False)}
+
+
+def test_where_every_rate_diverged_nothing_is_chosen() -> None:
+    table = table_of(searched("strided", {0.01: [None, 4900], 0.02: [4900, None]}))
+    assert chosen(table) == {}
+    assert to_try(table) == []
+
+
+def test_each_arm_and_number_of_images_has_its_own_rate() -> None:
+    other = {0.01: [4950], 0.02: [4900], 0.04: [4800]}
+    table = table_of(
+        searched("strided", GOOD, 300),
+        searched("unit_stride", other, 300),
+        searched("unit_stride masked", GOOD, 300),
+        searched("unit_stride", GOOD, 1000),
+    )
+    rows = table[table.chosen].set_index(["train_size", "arm"])
+    assert rows.learning_rate.to_dict() == {
+        (300, "strided"): 0.02,
+        (300, "unit_stride"): 0.01,
+        (300, "unit_stride masked"): 0.02,
+        (1000, "unit_stride"): 0.02,
+    }
+    assert [*rows.inside] == [True, False, True, True]
+
+
+@pytest.mark.parametrize(
+    ("best", "expected"),
+    [
+        ({"strided": 0.02, "unit_stride": 0.02}, []),
+        ({"strided": 0.01, "unit_stride": 0.02}, [0.005]),
+        ({"strided": 0.02, "unit_stride": 0.04}, [0.08]),
+        ({"strided": 0.01, "unit_stride": 0.04}, [0.005, 0.08]),
+    ],
+)
+def test_beyond_an_edge_one_more_rate_is_to_be_tried(
+    best: dict[str, float], expected: list[float]
+) -> None:
+    arms = [
+        searched(arm, {rate: [4900 + 50 * (rate == at)] for rate in (0.01, 0.02, 0.04)})
+        for arm, at in best.items()
+    ]
+    assert to_try(table_of(*arms)) == pytest.approx(expected)
+
+
+def test_readers_see_the_chosen_rate_and_images_only_where_they_differ() -> None:
+    table = table_of(searched("unit_stride", GOOD))
+    section = rates_section("rates", table, "")
+    assert "over 3 seeds" in section.caption
+    assert [*section.readable.columns] == ["Rate", "Unity Stride"]
+    assert section.readable.iloc[1].tolist() == ["0.02", "1.40 ± 0.20 *"]
+    assert [entry.endswith("*") for entry in section.readable["Unity Stride"]] == [
+        False,
+        True,
+        False,
+    ]
+    lost = table_of(searched("strided", {**GOOD, 0.08: [None, 4900, None]}))
+    assert rates_section("rates", lost, "").readable.iloc[-1].tolist() == [
+        "0.08",
+        "2 of 3 diverged",
+    ]
+    sizes = table_of(searched("strided", GOOD, 300), searched("strided", GOOD, 1000))
+    images = rates_section("rates", sizes, "").readable.Images
+    assert [*images] == ["300"] * 3 + ["1,000"] * 3
+
+
+def test_the_figure_has_a_curve_an_arm_without_diverged_rates_and_rings_the_chosen() -> None:
+    table = table_of(searched("strided", {**GOOD, 0.08: [None]}), searched("unit_stride", GOOD))
+    (axes,) = rates_figure(table).axes
+    curves = [(c.lines[0].get_color(), [*c.lines[0].get_xdata()]) for c in axes.containers]
+    assert curves == [(COLOURS[a], [0.01, 0.02, 0.04]) for a in ("strided", "unit_stride")]
+    rings = [line for line in axes.get_lines() if line.get_markersize() == 14]
+    assert [[*ring.get_xdata()] for ring in rings] == [[0.02], [0.02]]
+
+
+def test_the_readme_has_the_published_search() -> None:
+    """A table of README, line by line."""
+    table = rates_table(read_published(ROOT / "outputs" / "reference" / "rates").runs)
+    readable = rates_section("rates", table, "").readable
+    lines = readable.to_markdown(index=False, disable_numparse=True).splitlines()
+    assert "\n".join(lines) in (ROOT / "README.md").read_text()
+
+
+# What the settings say
+
+SEARCHES = {
+    "rates": (Path(CONF) / "recipe" / "validated.yaml", None),
+    "fashion_rates": (Path(CONF) / "experiment" / "fashion.yaml", None),
+    "adam_rates": (Path(CONF) / "experiment" / "adam.yaml", None),
+    **{f"train_size_rates {size}": (Path(CONF) / "size" / f"images_{size}.yaml", size)
+       for size in (300, 1000, 3000, 10000)},
+}  # fmt: skip
+ARMS = {"strided": "strided", "unit_stride": "free", "unit_stride masked": "masked"}
+
+
+@pytest.mark.parametrize("search", SEARCHES)
+def test_the_rates_in_the_settings_are_those_that_the_published_search_chooses(search: str) -> None:
+    path, size = SEARCHES[search]
+    name = search.partition(" ")[0]
+    settings = yaml.safe_load((Path(CONF) / "experiment" / f"{name}.yaml").read_text())
+    params = settings["hydra"]["sweeper"]["params"]
+    arms, rates = (params[key].split(",") for key in ("arm", "recipe.learning_rate"))
+    runs = read_published(ROOT / "outputs" / "reference" / name).runs
+    if size is not None and len(runs):
+        runs = runs[runs.train_size == size]
+    if len(runs) < len(arms) * len(rates) * 3:
+        pytest.skip(f"{len(runs)} runs of experiment={name} are published, which is not all of it")
+    table = rates_table(runs)
+    assert {*zip(table.arm.map(ARMS), table.learning_rate, table.n, strict=True)} == {
+        (arm, float(rate), 3) for arm in arms for rate in rates
+    }
+    assert to_try(table) == []
+    names = {**ARMS, "unit_stride": "unit_stride"}  # as rates are given
+    expected = {names[row.arm]: row.learning_rate for row in table[table.chosen].itertuples()}
+    content = yaml.safe_load(path.read_text())
+    assert content.get("recipe", content)["learning_rate"] == expected
