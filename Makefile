@@ -31,7 +31,7 @@ $(error unknown variable $(UNKNOWN).$(if $(MEANT), Did you mean $(MEANT)?) There
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench evidence zoo survey publish test test-all fuzz check clean
+.PHONY: help reproduce report bench evidence zoo survey publish test-fast test test-all fuzz check clean
 
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -75,13 +75,17 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
 
-test: .venv/ready ## run the tests
+test-fast: .venv/ready ## test the library while you work (under a CPU-minute)
+	$(PYTHON) -m pytest -n 0 -x --hypothesis-profile=fast tests/library tests/by_layer tests/paper
+
+test: .venv/ready ## run the tests (five CPU-minutes)
 	$(PYTHON) -m pytest
 
-test-all: .venv/ready ## the tests, and simulations for the statistics (some minutes more)
-	$(PYTHON) -m pytest -m ''
+test-all: .venv/ready ## and whole commands, clusters, signals, simulations, random networks (an hour)
+	$(PYTHON) -m pytest -m '' --hypothesis-profile=all
+	$(MAKE) fuzz
 
-fuzz: .venv/ready ## test 2,000 random networks instead of 200 (some minutes)
+fuzz: .venv/ready ## test 2,000 random networks
 	$(PYTHON) -m pytest tests/library/test_graphs.py --hypothesis-profile=fuzz
 
 check: .venv/ready ## lint, formatting, types, which module may import which

@@ -18,9 +18,9 @@ from experiments.settings.checks import resolve
 from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
 from stridenet.cli import torchvision_import
 from tests.command import cli  # noqa: F401  a fixture
+from tests.examples import register_profiles
 
-hypothesis.settings.register_profile("stridenet", deadline=None)
-hypothesis.settings.register_profile("fuzz", deadline=None, max_examples=2000)  # make fuzz
+register_profiles()
 hypothesis.settings.load_profile("stridenet")
 torchvision_import.watch()  # some tests import torchvision themselves
 torch.set_num_threads(1)  # tests run in several processes at once, which would wait for each other

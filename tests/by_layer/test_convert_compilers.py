@@ -9,6 +9,8 @@ from torch.export import Dim, export
 from stridenet import convert_layers, export_onnx
 from stridenet.errors import InputError
 
+pytestmark = pytest.mark.slow
+
 
 class Net(nn.Module):
     """Every kind of converted layer, and a strided call."""

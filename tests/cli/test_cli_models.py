@@ -162,6 +162,7 @@ def run_onnx(path: Path, *arrays: np.ndarray) -> np.ndarray:
     return session.run(None, dict(zip(names, arrays, strict=True)))[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("options", "operators"),
     [

@@ -292,6 +292,7 @@ sys.exit(codes != [2] * len(codes))
 """
 
 
+@pytest.mark.slow
 def test_a_disk_without_room_is_told_and_nothing_is_left(folder: Path) -> None:
     """A limit on the size of files, which the system refuses as it does a full disk."""
     big = np.zeros((64, 16, 3, 3), np.float32)
@@ -339,6 +340,7 @@ def test_a_report_that_cannot_be_printed_is_no_success(folder: Path) -> None:
 # How it is stopped, and what is not foreseen
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sent", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
 def test_a_conversion_that_is_stopped_leaves_nothing(
     sent: signal.Signals, code: int, folder: Path

@@ -37,6 +37,7 @@ def export_net(folder: Path) -> None:
     onnx.save(model, str(folder / "net.onnx"))
 
 
+@pytest.mark.slow
 def test_every_command_and_program_of_the_document_runs(cli: Cli, tmp_path: Path) -> None:
     export_net(tmp_path)
     names: dict[str, object] = {}
@@ -70,6 +71,7 @@ def test_every_command_and_program_of_the_document_runs(cli: Cli, tmp_path: Path
     assert abs(first - second).max() < step / 100
 
 
+@pytest.mark.slow
 def test_the_readmes_commands_run(cli: Cli, tmp_path: Path) -> None:
     """In a folder with the files that they name, one after the other."""
     export_net(tmp_path)

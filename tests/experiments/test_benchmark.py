@@ -175,6 +175,7 @@ def same_torch() -> Iterator[None]:
     torch.set_num_threads(1)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_torch")
 def test_a_benchmark_times_both_networks_in_every_round_and_counts_by_hand(
     config: Bench, tiny_data: Dataset, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch

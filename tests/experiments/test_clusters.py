@@ -28,7 +28,7 @@ RUNS = (
     "seed=0,1,2,3",
 )
 DASK = "hydra/launcher=dask"
-pytestmark = pytest.mark.slow
+pytestmark = pytest.mark.long
 
 
 def train(folder: Path, *overrides: str) -> subprocess.Popen[str]:

@@ -349,6 +349,7 @@ def test_of_two_at_once_one_fetches_and_the_other_waits(tmp_path: Path, use: Use
 # The sources themselves
 
 
+@pytest.mark.slow
 def test_torchvision_downloads_in_a_child_process(
     tmp_path: Path, use: Use, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -20,6 +20,8 @@ import sys
 import torch
 from stridenet.zoo import lenet
 
+pytestmark = pytest.mark.slow
+
 def quits():
     sys.exit()
 

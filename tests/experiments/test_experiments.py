@@ -776,6 +776,8 @@ import torchvision
 from torchvision import datasets, transforms
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("program", [CONVERTING, WATCHED_IMPORT])
 def test_only_the_commands_change_how_torchvision_is_imported(program: str) -> None:

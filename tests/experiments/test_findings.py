@@ -179,6 +179,7 @@ def left_in(folder: Path, results: list[dict[str, Any]]) -> None:
         (path / "result.json").write_text(json.dumps(whole(one)))
 
 
+@pytest.mark.slow
 def test_the_report_writes_tables_figure_and_all_numbers(
     run: Callable[..., dict], composed: Composed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

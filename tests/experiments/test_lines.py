@@ -143,7 +143,7 @@ def test_a_wrong_line_is_told_in_one_line(name: str, line: str, somewhere: Path)
     assert [path.name for path in somewhere.iterdir()] in ([], [named])
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(("name", "line"), lines(360)[60:])
 def test_three_hundred_more_wrong_lines(name: str, line: str, somewhere: Path) -> None:
     test_a_wrong_line_is_told_in_one_line(name, line, somewhere)

@@ -23,6 +23,8 @@ from experiments.runs.results import read_result
 from experiments.runs.run import run_once
 from experiments.settings.schema import Config, Data, Layer, Model, Recipe
 
+pytestmark = pytest.mark.slow
+
 ROOT = Path(__file__).resolve().parents[2]
 HASH = r"sources-[0-9a-f]{40}"
 

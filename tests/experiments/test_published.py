@@ -401,6 +401,7 @@ def swept(outputs: Path, published: Path, mnist: Path) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_a_sweep_publishes_as_it_goes_and_another_without_its_outputs_does_nothing(
     tmp_path: Path, mnist_folder: Path
 ) -> None:

@@ -135,6 +135,8 @@ if sys.argv[1] == "0":
 assert child.wait(10) == 1
 """
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.parametrize("other", [0, 1])  # the parent ends; it had ended before
 def test_a_process_ends_with_its_parent(other: int) -> None:

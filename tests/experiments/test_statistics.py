@@ -6,7 +6,7 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -19,6 +19,7 @@ from experiments.reporting.statistics import (
     tost,
     verdict,
 )
+from tests.examples import examples
 
 SPREAD = np.array([-0.2, 0.1, 0.0, 0.2, -0.1])  # of mean 0, deviation sqrt(0.1 / 4)
 DEVIATION = math.sqrt(0.1 / 4)
@@ -106,7 +107,7 @@ def test_too_few_or_equal_differences_have_blanks_and_the_reason(
 
 
 @given(st.lists(st.integers(-10_000, 10_000), max_size=7))
-@settings(max_examples=40)
+@examples(40)
 def test_nothing_is_ever_not_a_number_and_what_is_missing_has_a_reason(images: list[int]) -> None:
     found = difference(np.array(images) / 100, margin=0.06)
     numbers = [value for value in astuple(found) if isinstance(value, float)]
@@ -340,7 +341,7 @@ class Simulated:
         return 100 * math.sqrt(true), 100 * math.sqrt(taken)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_students_interval_holds_the_truth_on_these_images_in_95_percent() -> None:
     generator = np.random.default_rng(0)
     model = Simulated(seeds=20, images=200)  # scipy takes long over ties in few pairs
@@ -356,7 +357,7 @@ def test_students_interval_holds_the_truth_on_these_images_in_95_percent() -> No
     assert held / SIMULATIONS == pytest.approx(0.95, abs=two_errors(0.95))
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_the_interval_on_new_images_holds_the_truth_in_95_percent_or_slightly_more() -> None:
     """It is too wide by what counting the noise of one image and seed three times makes of it, and no
     more: here that is 97.6 % instead of 95."""
@@ -377,7 +378,7 @@ def test_the_interval_on_new_images_holds_the_truth_in_95_percent_or_slightly_mo
     assert 0.95 - two_errors(0.95) <= coverage <= expected + two_errors(expected)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize("sign", [1, -1])
 def test_tost_finds_a_mean_that_lies_on_the_margin_within_it_in_5_percent(sign: int) -> None:
     generator = np.random.default_rng(0)
@@ -386,7 +387,7 @@ def test_tost_finds_a_mean_that_lies_on_the_margin_within_it_in_5_percent(sign: 
     assert 0.05 - two_errors(0.05) <= found <= 0.05 + two_errors(0.05)
 
 
-@pytest.mark.slow
+@pytest.mark.long
 def test_holm_contradicts_any_of_seven_true_nulls_in_at_most_5_percent(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:

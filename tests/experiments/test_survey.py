@@ -289,6 +289,7 @@ def surveyed(config: Survey) -> tuple[dict[str, Row], dict[str, str]]:
     return {row["model"]: row for row in rows}, missing
 
 
+@pytest.mark.slow
 def test_each_model_is_in_a_process_of_its_own_so_that_none_stops_the_survey(
     surveyed: tuple[dict[str, Row], dict[str, str]],
 ) -> None:

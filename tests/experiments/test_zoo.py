@@ -428,6 +428,7 @@ def test_a_mistake_is_one_line(
     assert printed.out == ""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["all_cnn_c", "resnet20"])
 def test_the_small_networks_have_twins_as_a_whole(name: str, tmp_path: Path) -> None:
     config = Zoo(model={"_target_": None}, models=[name], rounds=1, outputs=str(tmp_path))

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -29,9 +29,10 @@ from stridenet import (
 from stridenet.layers import PhantomMask
 from stridenet.rules.registry import ELEMENTWISE
 from tests import reference
+from tests.examples import examples
 
-many = settings(max_examples=200)
-some = settings(max_examples=60)
+many = examples(200)
+some = examples(60)
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}

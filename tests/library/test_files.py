@@ -115,6 +115,7 @@ def test_a_device_itself_is_refused() -> None:
     assert stat.S_ISCHR(path.stat().st_mode)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("companion", ["net.onnx.data", "net.layout.json"])
 def test_what_an_earlier_export_did_not_make_stays(tmp_path: Path, companion: str) -> None:
     mine = tmp_path / companion
@@ -153,6 +154,7 @@ def test_a_link_is_followed_to_its_file_and_stays_a_link(tmp_path: Path, there: 
     assert names(tmp_path / "elsewhere") == {"file"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("umask", [0o022, 0o027, 0o077, 0o002])
 def test_new_files_follow_the_umask_and_replaced_ones_keep_their_permissions(
     tmp_path: Path, umask: int

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import HealthCheck, event, given, reject, settings
+from hypothesis import event, given, reject, settings
 from hypothesis import strategies as st
 from torch import nn
 from torch.utils import _pytree as pytree
@@ -19,14 +19,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stridenet import StrideEliminationError, convert_layers, eliminate_stride, verify
 from stridenet.by_layer.modules import is_converted
+from tests.examples import examples
 from tests.graphs import Network, TwoInputs, images, networks, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-# 200, or more where the profile says so: make fuzz
-many = settings(
-    max_examples=max(200, settings.default.max_examples),
-    suppress_health_check=[HealthCheck.too_slow],
-)
+many = examples(200)  # 2,000 in make fuzz
 
 NAMED: dict[str, tuple[tuple, Network]] = {
     "a residual block with a strided shortcut on a ragged map": (

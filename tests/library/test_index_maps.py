@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -18,6 +18,7 @@ from stridenet import StrideEliminationError, eliminate_stride, plan_elimination
 from stridenet.index_maps import PositionMap
 from stridenet.phases import FeatureMap
 from tests.between_strides import SIZES, Does, between, check, check_training, images
+from tests.examples import examples
 from tests.graphs import randomise
 
 BLOCKS: dict[str, tuple[Callable | nn.Module, int, int]] = {
@@ -87,7 +88,7 @@ def shuffled(x: np.ndarray, r: int) -> np.ndarray:
     return y
 
 
-@settings(max_examples=30, deadline=None)
+@examples(30)
 @given(st.integers(1, 3), st.tuples(*[st.integers(1, 5)] * 2), st.tuples(*[st.integers(1, 3)] * 2))
 def test_pixel_shuffles_by_loops(r: int, size: tuple[int, int], factor: tuple[int, int]) -> None:
     x = images((r * r, *size))
@@ -108,7 +109,7 @@ def place(mode: str, position: int, size: int) -> int:
     return position if position < size else 2 * (size - 1) - position
 
 
-@settings(max_examples=60, deadline=None)
+@examples(60)
 @given(
     st.sampled_from(["reflect", "replicate", "circular"]), st.integers(2, 7),
     st.tuples(*[st.integers(0, 6)] * 2), st.integers(1, 4),
@@ -124,7 +125,7 @@ def test_padding_by_loops(mode: str, size: int, pair: tuple[int, int], factor: i
 
 
 @pytest.mark.parametrize("corners", [False, True])
-@settings(max_examples=40, deadline=None)
+@examples(40)
 @given(st.integers(1, 7), st.integers(1, 4), st.integers(1, 3))
 def test_linear_upsampling_by_loops(corners: bool, size: int, scale: int, factor: int) -> None:
     x, length = images((2, size)), size * scale

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from experiments.paper import theory
@@ -22,8 +22,9 @@ from stridenet import depth_to_space, space_to_depth
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.taps import TapMap, phase_size
 from tests import reference
+from tests.examples import examples
 
-many = settings(max_examples=300)
+many = examples(300)
 
 
 def integers(shape: Sequence[int], seed: int = 0) -> np.ndarray:

@@ -6,13 +6,14 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from stridenet import StrideEliminationError, eliminate_stride, share, verify
 from stridenet.comparison import check_conversion
 from stridenet.planner import Conversion
+from tests.examples import examples
 from tests.graphs import networks, randomise
 from tests.library.test_graphs import NAMED
 
@@ -193,7 +194,7 @@ def test_a_network_of_many_branches_passes(name: str, dtype: torch.dtype) -> Non
     model.double()
 
 
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@examples(25)
 @given(networks())
 def test_a_random_network_passes(example: tuple) -> None:
     network, size = example

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
@@ -33,12 +33,10 @@ from stridenet.phases import FeatureMap, expand_bias, expand_filter
 from stridenet.plan import LayerPlan
 from stridenet.taps import TapMap, TransposedTapMap, phase_size
 from tests import reference
+from tests.examples import examples
 
-some = settings(
-    max_examples=max(40, settings.default.max_examples // 10),
-    suppress_health_check=[HealthCheck.too_slow],
-)
-many = settings(max_examples=100)
+some = examples(40)
+many = examples(100)
 # Added to a rule's input in half of the examples, so that phantoms hold no zeros. Sums stay above zero.
 SHIFT = 20
 LARGEST = {1: 11, 2: 6, 3: 4}
@@ -517,7 +515,7 @@ def spatial(axes: int) -> tuple[int, ...]:
 
 
 @pytest.mark.parametrize("name", ANY_ORDER)
-@settings(some, max_examples=20)
+@examples(20)
 @given(maps_and_factors(channels=4))
 def test_what_treats_all_positions_alike(name: str, case: tuple) -> None:
     layer, oracle = ANY_ORDER[name]
@@ -610,7 +608,7 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
 
 
 @pytest.mark.parametrize("name", OPERATIONS)
-@settings(some, max_examples=20)
+@examples(20)
 @given(maps_and_factors(channels=3))
 def test_arithmetic_with_broadcasting(name: str, case: tuple) -> None:
     corner = (slice(None), slice(None), *[slice(0, 1)] * (case[0].ndim - 2))

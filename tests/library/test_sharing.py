@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import given, settings
+from hypothesis import given
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
@@ -48,6 +48,7 @@ from stridenet.sharing import (
 )
 from stridenet.zoo import lenet, resnet20
 from tests import graphs
+from tests.examples import examples
 
 COPIES = {
     "conv1": 16,
@@ -316,7 +317,7 @@ def twins(network: nn.Module, size: tuple) -> Iterator[nn.Module]:
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@settings(max_examples=30)
+@examples(30)
 @given(graphs.networks())
 def test_the_twin_of_a_random_network_is_the_same_however_it_is_shared(example: tuple) -> None:
     network, size = example
@@ -394,6 +395,7 @@ def test_sharing_leaves_the_twin_alone_and_keeps_what_it_is_not_about() -> None:
     assert all(torch.equal(t, twin.state_dict()[n]) for n, t in before.items())
 
 
+@pytest.mark.slow
 def test_a_shared_twin_can_be_copied_saved_and_exported(tmp_path: Path) -> None:
     _, twin = twin_of("residual", torch.float32)
     images = graphs.images((1, 11, 14))[0].float()
@@ -606,7 +608,7 @@ def test_folding_an_unchanged_twin_gives_the_original_bit_for_bit(
 
 
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
-@settings(max_examples=30)
+@examples(30)
 @given(graphs.networks())
 def test_folding_the_twin_of_a_random_network_gives_the_original(example: tuple) -> None:
     network, size = example

@@ -61,6 +61,7 @@ def failures_of(*jobs: Callable[[], None]) -> list[BaseException]:
     return failures
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("quick_switches")
 def test_threads_that_convert_and_threads_that_train_do_not_disturb_each_other() -> None:
     shared = Residual().eval()

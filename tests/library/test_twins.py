@@ -220,6 +220,7 @@ def test_a_compiled_twin_computes_the_same(options: dict) -> None:
     assert torch.equal(compiled(x), twin(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("training", [False, True])
 def test_a_twin_is_compiled_into_one_graph_also_in_training(training: bool) -> None:
@@ -232,6 +233,7 @@ def test_a_twin_is_compiled_into_one_graph_also_in_training(training: bool) -> N
         assert torch.equal(one, two)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no C++ compiler")
 def test_a_twin_can_be_compiled_to_machine_code() -> None:

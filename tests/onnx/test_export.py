@@ -220,6 +220,7 @@ def test_branches_and_ragged_maps_are_exported(settings: dict[str, Any], file: P
     assert_computes_the_same(file, model, size)
 
 
+@pytest.mark.slow
 def test_a_stride_that_was_to_stay_is_told(file: Path) -> None:
     model = drawn(residual).eval()
     for settings, kept in (

@@ -231,6 +231,7 @@ def test_maps_with_infinities_are_pooled_as_they_were(tmp_path: Path) -> None:
 # Files of others
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("path", sorted(LIGHT.glob("*.onnx")), ids=lambda path: path.stem)
 def test_the_light_models_of_onnx_convert(path: Path, tmp_path: Path) -> None:
     model = version_converter.convert_version(onnx.load(str(path)), 13)

@@ -481,6 +481,7 @@ def contents(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_command_writes_every_figure_and_again_the_same_bytes(tmp_path: Path) -> None:
     done = command(outputs=tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
@@ -507,6 +508,7 @@ def test_the_command_writes_every_figure_and_again_the_same_bytes(tmp_path: Path
     assert contents(folder) == first
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("override", "told"),
     [

@@ -14,7 +14,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 from scipy.signal import correlate2d
 from torch import nn
@@ -23,9 +23,10 @@ from experiments.paper import theory
 from stridenet import eliminate_stride, space_to_depth
 from stridenet.phases import expand_filter
 from stridenet.taps import TapMap
+from tests.examples import examples
 
-many = settings(max_examples=200)
-some = settings(max_examples=50)
+many = examples(200)
+some = examples(50)
 Case = tuple[np.ndarray, np.ndarray]
 
 

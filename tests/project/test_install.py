@@ -144,6 +144,7 @@ def test_the_command_says_what_to_install(absent: set[str], told: str, tmp_path:
     assert (done.returncode, done.stdout, done.stderr) == (2, "", line)
 
 
+@pytest.mark.slow
 def test_the_library_alone_converts_verifies_shares_and_folds_back(tmp_path: Path) -> None:
     done = python("-c", ALONE, folder=tmp_path, absent=ABSENT)
     assert (done.returncode, done.stderr) == (0, "")
