@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import BinaryIO
 
-from stridenet.errors import InputError
+from stridenet.errors import InputError, StrideEliminationError
 
 KINDS = {
     stat.S_IFDIR: "a folder",
@@ -98,6 +98,29 @@ def move(source: Path, path: Path) -> None:
         with _replacing(path) as file, source.open("rb") as whole:  # on another disk, by a link
             shutil.copyfileobj(whole, file)
         source.unlink()
+
+
+@contextlib.contextmanager
+def disk_errors(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Raise InputError for this path where the system refuses to write what is written within.
+
+    What writes a file may have wrapped the system's error in one of its own.
+    """
+    try:
+        yield
+    except (InputError, StrideEliminationError):
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not (isinstance(cause, OSError) and cause.errno):
+            cause = cause.__cause__
+        if not isinstance(cause, OSError) or not cause.errno:
+            raise
+        if cause.errno in (errno.ENOSPC, errno.EDQUOT):
+            why = "no room on its disk; free some, or"
+        else:
+            why = f"{os.strerror(cause.errno)};"
+        raise InputError(f"{os.fspath(path)} cannot be written: {why} write elsewhere") from error
 
 
 def read(path: Path) -> bytes:
