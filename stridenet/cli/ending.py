@@ -12,7 +12,7 @@ from typing import Any
 import click
 
 from stridenet.cli.options import CONVERT, PLAN, VERIFY, flag
-from stridenet.cli.users import Stopped, one_line
+from stridenet.cli.users import Stopped, kind_and_message
 from stridenet.errors import InputError, NotEqualError, StrideEliminationError
 
 NOT_EQUAL, BAD_INPUT = 1, 2
@@ -72,7 +72,7 @@ def _message(error: BaseException) -> str:
         return "there is not enough memory; a smaller --input-size, or --no-check, needs less"
     if isinstance(error, OSError) and error.strerror:
         return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"
-    return f"{one_line(error)} (STRIDENET_TRACEBACK=1 shows where)"
+    return f"{kind_and_message(error)} (STRIDENET_TRACEBACK=1 shows where)"
 
 
 def _click_message(error: click.ClickException) -> str:

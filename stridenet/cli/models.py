@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 import click
 
 from stridenet.cli.options import Part, did_you_mean
-from stridenet.cli.users import one_line, users_code
+from stridenet.cli.users import kind_and_message, users_code
 from stridenet.errors import InputError
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def load(
         network = function(**arguments)
     except Exception as error:
         raise InputError(
-            f"{factory.typed} failed: {one_line(error)}; its arguments are given as in --args "
+            f"{factory.typed} failed: {kind_and_message(error)}; its arguments are given as in --args "
             "'{\"num_classes\": 10}'"
         ) from error
     if not isinstance(network, nn.Module):
@@ -166,7 +166,9 @@ def _import(factory: Factory) -> Any:
         sys.modules[name] = module
         spec.loader.exec_module(module)
     except Exception as error:
-        raise InputError(f"{factory.module} cannot be imported: {one_line(error)}") from error
+        raise InputError(
+            f"{factory.module} cannot be imported: {kind_and_message(error)}"
+        ) from error
     return module
 
 

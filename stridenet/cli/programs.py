@@ -12,8 +12,14 @@ from stridenet.cli.models import random_inputs
 from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.files import disk_errors, write
 from stridenet.onnx.check import Images, compare_outputs, outputs_of, pytorch_outputs
-from stridenet.onnx.export import CHECKED_BATCHES, TRACED_BATCH, another_size, free_axes, quietly
 from stridenet.onnx.strides import reason
+from stridenet.onnx.tracing import (
+    CHECKED_BATCHES,
+    TRACED_BATCH,
+    another_size,
+    free_axes,
+    without_torch_output,
+)
 from stridenet.sizes import Size, format_size
 
 
@@ -37,7 +43,7 @@ def save_program(
     """
     inputs = random_inputs(sizes, batch or TRACED_BATCH, seed=0)
     try:
-        with quietly():
+        with without_torch_output():
             axes = free_axes(network, inputs, batch, any_size)
             program = torch.export.export(network, inputs, dynamic_shapes=axes)
     except Exception as error:  # what the user's forward raises while it is traced varies
@@ -51,7 +57,7 @@ def save_program(
         batches += _other_sizes(model, program, sizes)
     # In memory, since torch's own writer ends the process where a disk is full.
     content = io.BytesIO()
-    with quietly():
+    with without_torch_output():
         torch.export.save(program, content)
         content.seek(0)
         loaded = torch.export.load(content).module()

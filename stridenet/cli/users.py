@@ -48,7 +48,7 @@ def users_code(folder: Path, name: str, cure: str = "") -> Iterator[None]:
         sys.stderr.write(printed.read().decode(errors="replace"))
 
 
-def one_line(error: BaseException) -> str:
+def kind_and_message(error: BaseException) -> str:
     """Return the kind of an error and what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
@@ -56,7 +56,7 @@ def one_line(error: BaseException) -> str:
 def _what_it_did(error: BaseException, cure: str) -> str:
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
-    return str(error) if isinstance(error, _Left) else f"failed: {one_line(error)}{cure}"
+    return str(error) if isinstance(error, _Left) else f"failed: {kind_and_message(error)}{cure}"
 
 
 def _last_line(printed: Any) -> str:
