@@ -251,7 +251,7 @@ class Unpickled:
         ("pipe.onnx", "pipe.onnx is a pipe, which no file replaces"),
         ("/dev/null", "/dev/null must end in .onnx"),
         ("gone/out.onnx", "there is no folder gone for out.onnx: mkdir -p gone"),
-        ("bad.py/out.onnx", "there is no folder bad.py"),
+        ("bad.py/out.onnx", "bad.py/out.onnx: part of this path is a file"),
         ("out.onx", "did you mean out.onnx?"),
         ("out.pt", "out.pt must end in .onnx"),
         ("out", "out must end in .onnx"),

@@ -1,4 +1,4 @@
-"""The commands, what they take and what their help says; and how they are run and end."""
+"""Defines the commands, what they take and what their help says, and runs them."""
 
 import os
 import sys

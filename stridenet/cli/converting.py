@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, get_args
 
 import click
 
-from stridenet.cli.models import COMPARED_BATCH, Request, read_model
+from stridenet.cli.models import COMPARED_BATCH, Factory, Request, read_model, request_of
 from stridenet.cli.options import CONVERT, refuse_others, typed
 from stridenet.cli.output import checked_output, wrapped
 from stridenet.errors import InputError
@@ -15,7 +15,7 @@ from stridenet.onnx.files.options import Rearrange
 if TYPE_CHECKING:
     from torch import nn
 
-FILE, BY_LAYER, AS_A_WHOLE, EXPORT = CONVERT
+FILE, _, _, EXPORT = CONVERT
 ENDINGS = (".onnx", ".pt2", ".pt")
 # How the file of a strided network can be rearranged when it is converted; a twin's file has its
 # rearrangement already, or leaves it to the host.
@@ -25,11 +25,7 @@ SPELLINGS = tuple(each for each in get_args(Rearrange) if each != "host")
 def convert(ctx: click.Context) -> int:
     """Do what was typed. Returns the exit code."""
     model = read_model(ctx.params["model"])
-    if isinstance(model, Path):
-        text = _convert_file(ctx, model)
-    else:
-        text = _convert_model(Request(ctx, model, BY_LAYER, AS_A_WHOLE))
-    print(text)
+    print(_convert_file(ctx, model) if isinstance(model, Path) else _convert_model(ctx, model))
     return 0
 
 
@@ -41,11 +37,12 @@ def _convert_file(ctx: click.Context, source: Path) -> str:
     return wrapped(str(convert_file(source, target, **FILE.typed(ctx))))
 
 
-def _convert_model(request: Request) -> str:
-    paths = [request.factory.path, Path(request.ctx.params["weights"] or "")]
+def _convert_model(ctx: click.Context, factory: Factory) -> str:
+    request = request_of(ctx, factory)
+    paths = [factory.path, Path(ctx.params["weights"] or "")]
     reads = [path for path in paths if path.is_file()]
-    target = checked_output(request.ctx.params["output"], ENDINGS, reads)
-    refuse_others(request.ctx, _options_with_effect(request, target))
+    target = checked_output(ctx.params["output"], ENDINGS, reads)
+    refuse_others(ctx, _options_with_effect(request, target))
     if request.theorem == 2 or target.suffix != ".pt":
         request.require_sizes("--theorem 2" if request.theorem == 2 else f"{target.suffix} file")
     if target.suffix == ".onnx":

@@ -1,4 +1,4 @@
-"""How the command ends: it is stopped, or says in one line what an error was; and its exit code."""
+"""Ends the command: stops it on a signal, prints an error in one line, and gives the exit code."""
 
 import contextlib
 import os

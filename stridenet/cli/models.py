@@ -1,4 +1,4 @@
-"""MODEL on the command line: an ONNX file, or a function that makes a PyTorch network.
+"""Reads MODEL on the command line: an ONNX file, or a function that makes a PyTorch network.
 
 Nothing is unpickled, and what a function does is kept apart from what the command says.
 """
@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stridenet.cli.options import Part, did_you_mean
+from stridenet.cli.options import Command, Part, did_you_mean
 from stridenet.cli.users import kind_and_message, users_code
 from stridenet.errors import InputError
 
@@ -215,28 +215,10 @@ class Request:
 
     ctx: click.Context
     factory: Factory
-    by_layer: Part  # the options of Theorem 1
-    as_a_whole: Part  # the options of Theorem 2
-
-    @property
-    def theorem(self) -> int:
-        """Return 1 for a conversion layer by layer, 2 for one as a whole."""
-        return int(self.ctx.params["theorem"])
-
-    @property
-    def part(self) -> Part:
-        """Return the options of the theorem."""
-        return self.by_layer if self.theorem == 1 else self.as_a_whole
-
-    @property
-    def options(self) -> dict[str, Any]:
-        """Return the arguments of the theorem's function that were typed."""
-        return self.part.typed(self.ctx)
-
-    @property
-    def sizes(self) -> tuple[tuple[int, ...], ...]:
-        """Return the size of one image of each input; () if none was typed."""
-        return self.ctx.params["input_size"]
+    theorem: int  # 1 for a conversion layer by layer, 2 for one as a whole
+    part: Part  # the options of the theorem
+    options: dict[str, Any]  # those that were typed, as arguments of the theorem's function
+    sizes: tuple[tuple[int, ...], ...]  # of one image of each input; () if none was typed
 
     @contextmanager
     def model(self) -> Iterator["nn.Module"]:
@@ -264,9 +246,17 @@ class Request:
         from stridenet.by_layer.conversion import convert_layers
         from stridenet.elimination import eliminate_stride
 
-        options = self.options if check is None else {**self.options, "check": check}
+        options = {**self.options, **({} if check is None else {"check": check})}
         if self.theorem == 2:
             return eliminate_stride(model, self.sizes, **options)
         if options.get("check", True):
             options["example_inputs"] = self.inputs(COMPARED_BATCH)
         return convert_layers(model, **options)
+
+
+def request_of(ctx: click.Context, factory: Factory) -> Request:
+    """Return what was typed of a PyTorch model, with the options of the theorem that was chosen."""
+    assert isinstance(ctx.command, Command)
+    theorem = int(ctx.params["theorem"])
+    part = ctx.command.parts[theorem]
+    return Request(ctx, factory, theorem, part, part.typed(ctx), ctx.params["input_size"])

@@ -48,6 +48,7 @@ _OF_LAYERS = frozenset({"model", "example_inputs", "inplace"})
 _OF_WHOLE = frozenset({"model", "input_size"})
 _COMPARED = frozenset({"original", "converted"})
 
+# The parts of every command: for ONNX files, Theorem 1, Theorem 2, and in some cases one more.
 PLAN = (
     Part("ONNX files", f"{_FILES}plan_file", frozenset({"source"}), f"{_FILES}convert_file"),
     Part(_BY_LAYER, "stridenet.by_layer.plan:plan_layers", _OF_LAYERS, _LAYERS),

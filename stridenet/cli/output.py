@@ -1,4 +1,4 @@
-"""What a command writes: a file whose place is checked before any work, or text for 80 columns."""
+"""Checks where a command may write before it does any work, and lays out text for 80 columns."""
 
 import difflib
 import os

@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from stridenet.cli.models import Request, read_model
+from stridenet.cli.models import Factory, read_model, request_of
 from stridenet.cli.options import PLAN, refuse_others
 from stridenet.cli.output import checked_output, compact, counted, table, wrapped
 from stridenet.files import disk_errors, write
@@ -24,10 +24,7 @@ def plan(ctx: click.Context) -> int:
     place = ctx.params["csv"]
     if place not in (None, "-"):
         checked_output(place, (".csv",), [model if isinstance(model, Path) else model.path])
-    if isinstance(model, Path):
-        found = _plan_file(ctx, model)
-    else:
-        found = _plan_model(Request(ctx, model, *PLAN[1:]))
+    found = _plan_file(ctx, model) if isinstance(model, Path) else _plan_model(ctx, model)
     if place != "-":
         print(show(found, ctx.params["every"]))
     if place is not None:
@@ -43,8 +40,9 @@ def _plan_file(ctx: click.Context, file: Path) -> Any:
     return plan_file(file, **part.typed(ctx))
 
 
-def _plan_model(request: Request) -> Any:
-    refuse_others(request.ctx, request.part.arguments)
+def _plan_model(ctx: click.Context, factory: Factory) -> Any:
+    request = request_of(ctx, factory)
+    refuse_others(ctx, request.part.arguments)
     if request.theorem == 2:
         request.require_sizes("--theorem 2")
     from stridenet.by_layer.plan import plan_layers

@@ -8,16 +8,16 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from stridenet.cli.models import random_inputs
-from stridenet.errors import NotEqualError, StrideEliminationError
+from stridenet.errors import NotEqualError
 from stridenet.files import disk_errors, write
-from stridenet.onnx.check import Images, compare_outputs, outputs_of, pytorch_outputs
-from stridenet.onnx.strides import reason
+from stridenet.onnx.check import compare_outputs, pytorch_outputs
 from stridenet.onnx.tracing import (
     CHECKED_BATCHES,
     TRACED_BATCH,
-    another_size,
     free_axes,
+    images_of_other_sizes,
+    random_images,
+    tracing,
     without_torch_output,
 )
 from stridenet.sizes import Size, format_size
@@ -41,20 +41,16 @@ def save_program(
     Raises StrideEliminationError where the network cannot be exported, and NotEqualError where the
     program is not the model.
     """
-    inputs = random_inputs(sizes, batch or TRACED_BATCH, seed=0)
-    try:
-        with without_torch_output():
-            axes = free_axes(network, inputs, batch, any_size)
-            program = torch.export.export(network, inputs, dynamic_shapes=axes)
-    except Exception as error:  # what the user's forward raises while it is traced varies
-        fixed = "" if batch else ", or give batch=1 if they depend on sizes"
-        raise StrideEliminationError(
-            f"{type(model).__name__} cannot be exported ({reason(error)}); write its forward without "
-            f"decisions on values{fixed}"
-        ) from error
-    batches = [random_inputs(sizes, n, seed=n) for n in ([batch] if batch else CHECKED_BATCHES)]
+    inputs = random_images(sizes, batch or TRACED_BATCH)
+    with tracing(model, batch):
+        axes = free_axes(network, inputs, batch, any_size)
+        program = torch.export.export(network, inputs, dynamic_shapes=axes)
+    counts = [batch] if batch else [*CHECKED_BATCHES]
+    batches = [random_images(sizes, count) for count in counts]
     if any_size:
-        batches += _other_sizes(model, program, sizes)
+        names = program.graph_signature.user_inputs
+        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in names]
+        batches += images_of_other_sizes(model, sizes, shapes, counts[-1])
     # In memory, since torch's own writer ends the process where a disk is full.
     content = io.BytesIO()
     with without_torch_output():
@@ -71,25 +67,6 @@ def save_program(
         f"difference {found.difference:.2g} of at most {found.tolerance:.2g} (largest output "
         f"{found.largest_output:.2g})"
     )
-
-
-def _other_sizes(
-    model: nn.Module, program: torch.export.ExportedProgram, sizes: Sequence[Size]
-) -> list[Images]:
-    """Return a batch of other sizes where the program leaves them free, if the model takes them."""
-    names = program.graph_signature.user_inputs
-    shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in names]
-    others = [
-        tuple(map(another_size, size, shape[1:])) for size, shape in zip(sizes, shapes, strict=True)
-    ]
-    if others == [*sizes]:
-        return []
-    images = random_inputs(others, CHECKED_BATCHES[-1], seed=CHECKED_BATCHES[-1])
-    try:
-        outputs_of(model, images)
-    except StrideEliminationError:
-        return []
-    return [images]
 
 
 def save_state(network: nn.Module, path: Path) -> str:

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from stridenet.cli.models import COMPARED_BATCH, Request, read_model
+from stridenet.cli.models import COMPARED_BATCH, Factory, read_model, request_of
 from stridenet.cli.options import VERIFY, refuse_others, typed
 from stridenet.cli.output import counted, table, wrapped
 from stridenet.errors import InputError
@@ -13,7 +13,7 @@ from stridenet.errors import InputError
 if TYPE_CHECKING:
     from stridenet.reports import LayerReport
 
-FILES, BY_LAYER, AS_A_WHOLE, TIMES = VERIFY
+FILES, _, _, TIMES = VERIFY
 MOST_ROWS = 10
 HEADING = ("layer", "operation", "largest value", "error", "of bound", "equal")
 
@@ -27,7 +27,7 @@ def verify(ctx: click.Context) -> int:
         raise InputError(
             f"{other}: a PyTorch model is compared with what is made of it here, and is given alone"
         )
-    return _verify_model(Request(ctx, model, BY_LAYER, AS_A_WHOLE))
+    return _verify_model(ctx, model)
 
 
 def _verify_files(ctx: click.Context, original: Path, other: str | None) -> int:
@@ -52,9 +52,10 @@ def _verify_files(ctx: click.Context, original: Path, other: str | None) -> int:
     return 0 if report.passed else 1
 
 
-def _verify_model(request: Request) -> int:
-    refuse_others(request.ctx, request.part.arguments)
-    if request.ctx.params["benchmark"]:
+def _verify_model(ctx: click.Context, factory: Factory) -> int:
+    request = request_of(ctx, factory)
+    refuse_others(ctx, request.part.arguments)
+    if ctx.params["benchmark"]:
         raise InputError("--benchmark times two ONNX files, and this is a PyTorch model")
     if request.theorem == 2:
         request.require_sizes("--theorem 2")
@@ -66,7 +67,7 @@ def _verify_model(request: Request) -> int:
         twin = request.converted(model, check=False)  # it is compared here
         report = compare(model, twin, request.inputs(COMPARED_BATCH))
         left = strides_left(twin, request.inputs(1))
-    print(_layers_table(nearest_first(report.layers), request.ctx.params["every"]))
+    print(_layers_table(nearest_first(report.layers), ctx.params["every"]))
     print(wrapped(f"strides above 1: {', '.join(left) or 'none'}"))
     verdict = str(report).splitlines()[-1]
     print(wrapped(verdict))

@@ -19,19 +19,21 @@ from torch import nn
 
 from stridenet.by_layer.modules import is_converted
 from stridenet.copies import unwrapped
-from stridenet.errors import InputError, StrideEliminationError
+from stridenet.errors import InputError
 from stridenet.files import destination
 from stridenet.onnx.check import Images, OutputComparison, compare, outputs_of
 from stridenet.onnx.exportable import ExportableNetwork, may_have_stride, prepare_network, sizes_of
 from stridenet.onnx.files.options import Kernel
 from stridenet.onnx.layout import layout_path, write_layout
 from stridenet.onnx.staging import staged
-from stridenet.onnx.strides import StridedNode, check_graph, reason
+from stridenet.onnx.strides import StridedNode, check_graph
 from stridenet.onnx.tracing import (
     CHECKED_BATCHES,
     TRACED_BATCH,
-    another_size,
     free_axes,
+    images_of_other_sizes,
+    random_images,
+    tracing,
     without_torch_output,
 )
 from stridenet.twin import UnitStrideNetwork
@@ -100,13 +102,14 @@ def export_onnx(
     missing package, and StrideEliminationError where the network cannot be exported, or the file fails
     a check: a stride above 1 in a twin, or an output that is not PyTorch's. An earlier file then stays.
     """
-    destination(path)  # says so before the work if no file can be there
+    destination(path)  # refuses a path that no file can have, before any work
     path = Path(path)
     _check_arguments(rearrange, batch)
     require_packages()
     if rearrange in FILE_SPELLINGS:
-        given = {"example_inputs": example_inputs, "batch": batch, "tolerance": tolerance}
-        return _by_file(network, path, input_size, given, (rearrange, kernel, pooling))
+        export = {"example_inputs": example_inputs, "batch": batch, "tolerance": tolerance}
+        conversion = {"rearrange": rearrange, "kernel": kernel, "pooling": pooling}
+        return _export_and_convert(network, path, {"input_size": input_size, **export}, conversion)
     if kernel != "minimal" or pooling:
         raise InputError(
             f"kernel={kernel}, pooling={pooling} are of a file's conversion, which rearrange="
@@ -129,26 +132,24 @@ def export_onnx(
     return ExportReport(path, layout, operators, strided, comparison)
 
 
-def _by_file(
-    network: nn.Module, path: Path, input_size: Any, given: dict[str, Any], spelling: Any
+def _export_and_convert(
+    network: nn.Module, path: Path, export: dict[str, Any], conversion: dict[str, Any]
 ) -> ExportReport:
     """Export a strided network, and convert its file.
 
-    given: other arguments of export_onnx; spelling: rearrange, kernel and pooling of convert_file.
+    export: arguments of export_onnx; conversion: arguments of convert_file.
     """
     from stridenet.onnx.files.api import convert_file  # needs onnx, which the library does not
 
-    rearrange, kernel, pooling = spelling
     if isinstance(unwrapped(network), UnitStrideNetwork) or is_converted(unwrapped(network)):
         raise InputError(
-            f"rearrange={rearrange} converts the file of a strided network, and this one has been "
-            "converted: give the network that it was made of"
+            f"rearrange={conversion['rearrange']} converts the file of a strided network, and this one "
+            "has been converted: give the network that it was made of"
         )
     with tempfile.TemporaryDirectory() as folder:
         strided = Path(folder) / path.name
-        report = export_onnx(network, strided, input_size, **given)
-        options = {"rearrange": rearrange, "kernel": kernel, "pooling": pooling}
-        done = convert_file(strided, path, **options)
+        report = export_onnx(network, strided, **export)
+        done = convert_file(strided, path, **conversion)
     return replace(report, path=path, operators=done.operators, strided=done.kept)
 
 
@@ -184,50 +185,32 @@ def _checked_images(
     They are two where the number of images is free; and one more, of other sizes, where the sizes are.
     """
     counts = [batch] if batch else [*CHECKED_BATCHES]
-    given = [[*value.shape] if value.shape else [] for value in program.model.graph.inputs]
-    if exportable.free and given and isinstance(given[0][0], int):  # the network fixed its batch
-        counts = [given[0][0]]
-    images = [exportable.images(count) for count in counts]
-    if not exportable.free or exportable.layout:
-        return images
-    sizes = [
-        tuple(map(another_size, size, axes[1:]))
-        for size, axes in zip(exportable.sizes, given, strict=True)
-    ]
-    if tuple(sizes) == exportable.sizes:
-        return images
-    others = exportable.images(counts[-1], sizes)
-    try:
-        outputs_of(exportable.network, others)
-    except StrideEliminationError:  # a file cannot say that sizes of its inputs must go together
-        return images
-    return [*images, others]
+    shapes = [[*value.shape] if value.shape else [] for value in program.model.graph.inputs]
+    if exportable.free and shapes and isinstance(shapes[0][0], int):  # the network fixed its batch
+        counts = [shapes[0][0]]
+    batches = [random_images(exportable.sizes, count) for count in counts]
+    if exportable.free and not exportable.layout:
+        network, sizes = exportable.network, exportable.sizes
+        batches += images_of_other_sizes(network, sizes, shapes, counts[-1])
+    return batches
 
 
 def _translate(exportable: ExportableNetwork, batch: int | None) -> torch.onnx.ONNXProgram:
     """Let torch translate the network. Raises StrideEliminationError where it cannot be traced."""
     network = exportable.exported
-    arrays = exportable.feed(exportable.images(batch or TRACED_BATCH)).values()
-    inputs = tuple(map(torch.from_numpy, arrays))
+    feed = exportable.feed(random_images(exportable.sizes, batch or TRACED_BATCH))
+    inputs = tuple(map(torch.from_numpy, feed.values()))
     outputs = len(outputs_of(network, inputs))
-    names = ["output"] if outputs == 1 else [f"output_{number}" for number in range(outputs)]
-    try:
-        with without_torch_output():
-            program = torch.onnx.export(
-                network,
-                inputs,
-                dynamo=True,
-                verbose=False,
-                input_names=exportable.names,
-                output_names=names,
-                dynamic_shapes=free_axes(network, inputs, batch, exportable.free),
-            )
-    except Exception as error:  # what the user's forward raises while it is traced varies
-        fixed = "" if batch else ", or give batch=1 if they depend on the number of images"
-        raise StrideEliminationError(
-            f"{type(exportable.network).__name__} cannot be exported ({reason(error)}); write its "
-            f"forward without decisions on values{fixed}"
-        ) from error
+    with tracing(exportable.network, batch):
+        program = torch.onnx.export(
+            network,
+            inputs,
+            dynamo=True,
+            verbose=False,
+            input_names=exportable.names,
+            output_names=["output"] if outputs == 1 else [f"output_{n}" for n in range(outputs)],
+            dynamic_shapes=free_axes(network, inputs, batch, exportable.free),
+        )
     assert program is not None
     return program
 

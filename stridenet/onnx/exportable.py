@@ -40,14 +40,6 @@ class ExportableNetwork:
             return self.network.network
         return self.network
 
-    def images(self, count: int, sizes: Sequence[Size] | None = None) -> Images:
-        """Return random ordinary images (count, c, h, w) for each input, of its own or other sizes."""
-        generator = torch.Generator().manual_seed(count)
-        return tuple(
-            torch.randn(count, *size, generator=generator, dtype=torch.float32, device="cpu")
-            for size in sizes or self.sizes
-        )
-
     def feed(self, images: Images) -> dict[str, np.ndarray]:
         """Return what the file's inputs get for these images: rearranged, if the host does that."""
         arrays = tuple(tensor.numpy() for tensor in images)

@@ -116,11 +116,13 @@ class Builder:
 
     def size_of(self, value: ir.Value, axis: int) -> ir.Value:
         """Return the size of an axis that is known when the file runs."""
-        key = ("shape", value)
-        if key not in self._known:
-            self._known[key] = self.one("Shape", value)
-        index = self.constant(np.array([axis], np.int64))
-        return self.one("Gather", self._known[key], index, axis=0)
+        shape, size = ("shape", value), ("size", value, axis)
+        if shape not in self._known:
+            self._known[shape] = self.one("Shape", value)
+        if size not in self._known:
+            index = self.constant(np.array([axis], np.int64))
+            self._known[size] = self.one("Gather", self._known[shape], index, axis=0)
+        return self._known[size]
 
     # What a rearrangement is made of
 

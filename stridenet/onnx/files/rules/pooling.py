@@ -1,8 +1,9 @@
 """Converts MaxPool and AveragePool: padding, a rearrangement, and the phases' results combined."""
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
@@ -48,23 +49,30 @@ class _Pooling:
         """Return the windows of kernel_shape."""
         return site.windows(tuple(site.attributes.get("kernel_shape", ())))
 
-    def phases(
-        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[GraphSize], fill: Any
-    ) -> tuple[list[Grid], list[tuple[ir.Value, list[Blocks]]]]:
-        """Return the phases that the windows read, each with the blocks in which it has taps."""
-        grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
-        x = fit_to_blocks(b, site.x, grids, fill)
+    def phases(self, site: Site, b: Builder, fill: float) -> "list[Phase]":
+        """Build the map's phases, which has `fill` around it: those that the windows read."""
+        windows = self.windows(site)
+        grids = [
+            minimal_grid(b, window, size)
+            for window, size in zip(windows, site.sizes(b, len(windows)), strict=True)
+        ]
+        x = fit_to_blocks(b, site.x, grids, _number(fill, site.x))
         x = to_phases(b, x, grids, site.known_channels, site.rearrange, depth_first=True)
-        return grids, _split_phases(b, x, windows)
+        return _split_phases(b, x, windows)
 
 
-def _split_phases(
-    b: Builder, x: ir.Value, windows: tuple[Window, ...]
-) -> list[tuple[ir.Value, list[Blocks]]]:
+class Phase(NamedTuple):
+    """One phase of the map, and where the windows have taps in it."""
+
+    map: ir.Value
+    taps: tuple[Blocks, ...]  # one an axis
+
+
+def _split_phases(b: Builder, x: ir.Value, windows: tuple[Window, ...]) -> list[Phase]:
     """Split the channels (p, q, c) of a phase form into its phases, those without taps left out."""
-    parts = b.split(x, prod(window.stride for window in windows))
-    taps = list(product(*(_taps(window) for window in windows)))
-    return [(part, list(each)) for part, each in zip(parts, taps, strict=True) if all(each)]
+    maps = b.split(x, prod(window.stride for window in windows))
+    taps = product(*(_taps(window) for window in windows))
+    return [Phase(map_, each) for map_, each in zip(maps, taps, strict=True) if all(each)]
 
 
 def _taps(window: Window) -> list[Blocks]:
@@ -77,7 +85,11 @@ def _taps(window: Window) -> list[Blocks]:
 
 
 def _crop_to_blocks(
-    b: Builder, part: ir.Value, windows: tuple[Window, ...], firsts: list[int], lasts: list[int]
+    b: Builder,
+    part: ir.Value,
+    windows: tuple[Window, ...],
+    firsts: Sequence[int],
+    lasts: Sequence[int],
 ) -> ir.Value:
     """Return what the windows find from their `firsts` to their `lasts` block on each axis."""
     axes, starts, ends = [], [], []
@@ -91,13 +103,13 @@ def _crop_to_blocks(
 
 
 def _map_of_each_tap(
-    b: Builder, parts: list[tuple[ir.Value, list[Blocks]]], windows: tuple[Window, ...]
+    b: Builder, phases: list[Phase], windows: tuple[Window, ...]
 ) -> list[ir.Value]:
     """Return one map for each tap of the window: what each window finds at that tap."""
     return [
-        _crop_to_blocks(b, part, windows, list(blocks), list(blocks))
-        for part, taps in parts
-        for blocks in product(*taps)
+        _crop_to_blocks(b, phase.map, windows, blocks, blocks)
+        for phase in phases
+        for blocks in product(*phase.taps)
     ]
 
 
@@ -118,27 +130,29 @@ class MaxPooling(_Pooling):
         return super().declines(site)
 
     def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
-        """With kernel=odd, windows of an even size have their taps taken one by one instead."""
+        """Build the pooling of each phase, and the largest of the results.
+
+        With kernel=odd, windows of an even size are not pooled: their taps are taken one by one.
+        """
         windows = self.windows(site)
-        sizes = site.sizes(b, len(windows))
-        lowest = _number(-np.inf, site.x)
-        _, parts = self.phases(site, b, windows, sizes, lowest)
         found: list[ir.Value] = []
-        for part, taps in parts:
-            kernel = [len(blocks) for blocks in taps]
+        for phase in self.phases(site, b, -np.inf):
+            kernel = [len(blocks) for blocks in phase.taps]
             if site.kernel == "odd" and any(size % 2 == 0 for size in kernel):
-                found += _map_of_each_tap(b, [(part, taps)], windows)
-                continue
-            read = _crop_to_blocks(b, part, windows, [t[0] for t in taps], [t[-1] for t in taps])
-            found.append(_unit_stride_pool(b, read, taps))
+                found += _map_of_each_tap(b, [phase], windows)
+            else:
+                found.append(_unit_stride_pool(b, phase, windows))
         return Replacement(_combine(b, "Max", found))
 
 
-def _unit_stride_pool(b: Builder, x: ir.Value, taps: list[Blocks]) -> ir.Value:
-    kernel = [len(blocks) for blocks in taps]
+def _unit_stride_pool(b: Builder, phase: Phase, windows: tuple[Window, ...]) -> ir.Value:
+    firsts, lasts = [t[0] for t in phase.taps], [t[-1] for t in phase.taps]
+    x = _crop_to_blocks(b, phase.map, windows, firsts, lasts)
+    kernel = [len(blocks) for blocks in phase.taps]
     if max(kernel) == 1:
         return x
-    steps = [blocks[1] - blocks[0] if len(blocks) > 1 else 1 for blocks in taps]
+    # Taps of one phase are equally far apart, so that a window with dilation reads them all.
+    steps = [blocks[1] - blocks[0] if len(blocks) > 1 else 1 for blocks in phase.taps]
     ones = [1] * len(kernel)
     return b.one("MaxPool", x, kernel_shape=kernel, strides=ones, dilations=steps)
 
@@ -149,16 +163,13 @@ class AveragePooling(_Pooling):
     def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
         """Build a sum. A convolution with ones and zeros would spread infinities, as 0 · ∞ is NaN."""
         windows = self.windows(site)
-        sizes = site.sizes(b, len(windows))
-        zero = _number(0, site.x)
-        _, parts = self.phases(site, b, windows, sizes, zero)
-        total = _combine(b, "Sum", _map_of_each_tap(b, parts, windows))
-        return Replacement(b.one("Div", total, self._count(site, b, windows, sizes)))
+        phases = self.phases(site, b, 0)
+        total = _combine(b, "Sum", _map_of_each_tap(b, phases, windows))
+        return Replacement(b.one("Div", total, self._count(site, b, windows)))
 
-    def _count(
-        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[GraphSize]
-    ) -> ir.Value:
+    def _count(self, site: Site, b: Builder, windows: tuple[Window, ...]) -> ir.Value:
         """Return what each sum is divided by: the taps on the map, or on the padding, too."""
+        sizes = site.sizes(b, len(windows))
         padded = bool(site.attributes.get("count_include_pad", 0))
         always_full = all(
             not w.ceil and (padded or not (w.same or any(w.padding))) for w in windows
@@ -202,9 +213,8 @@ def _known_counts(
 ) -> np.ndarray:
     """Return how many taps count in each window, (1, 1, *outputs); one number if all have as many."""
     axes = []
-    for window, size in zip(
-        (w.at(s) for w, s in zip(windows, sizes, strict=True)), sizes, strict=True
-    ):
+    for strided, size in zip(windows, sizes, strict=True):
+        window = strided.at(size)
         before, after = window.padding
         starts = window.stride * np.arange(window.outputs(size))[:, None] - before
         position = starts + window.dilation * np.arange(window.kernel)
