@@ -152,7 +152,7 @@ def test_a_planted_fault_is_seen_and_nothing_is_written(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil, why = FAULTS[fault]
-    write = api.write
+    write = api.write_onnx
 
     def spoiled(conversion: Any, path: Path, data: str) -> None:
         write(conversion, path, data)
@@ -160,7 +160,7 @@ def test_a_planted_fault_is_seen_and_nothing_is_written(
         spoil(proto)
         onnx.save(proto, str(path))
 
-    monkeypatch.setattr(api, "write", spoiled)
+    monkeypatch.setattr(api, "write_onnx", spoiled)
     source = saved(network(), tmp_path)
     with pytest.raises(NotEqualError, match=why):
         convert_file(source, tmp_path / "out.onnx", pooling=True)

@@ -59,7 +59,7 @@ def show(plan: Any, every: bool) -> str:
 
     every: whether all layers are shown, not the dearest ten alone.
 
-    Layers without filters that Theorem 2 does not change are not shown.
+    Of the layers of Theorem 2, only those with filters are shown.
     """
     by_layer = _is_by_layer(plan)
     records = [each for each in _dearest_first(plan) if by_layer or each["strided_filter"]]
@@ -106,10 +106,8 @@ def _rows(record: Record, by_layer: bool) -> list[list[str]]:
         weights = [compact(record[f"{network}_weights"]), zeros] if size else ["", ""]
         return [size, *weights, compact(record[f"{network}_multiply_adds"])]
 
-    strided, twin = (
-        numbers("strided", ""),
-        numbers("unit_stride", compact(record["structural_zeros"])),
-    )
+    strided = numbers("strided", "")
+    twin = numbers("unit_stride", compact(record["structural_zeros"]))
     stays = strided[0] == twin[0] and (by_layer or before == after)
     return [
         [record["layer"], before, *strided],

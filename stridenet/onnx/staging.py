@@ -21,12 +21,13 @@ def staged(path: Path) -> Iterator[Path]:
     places = [*companions, path]  # the model last, when what it refers to is there
     with (
         folder_for(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as made,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as name,
     ):
-        yield Path(made)
-        new = [place for place in places if (Path(made) / place.name).exists()]
+        folder = Path(name)
+        yield folder
+        new = [place for place in places if (folder / place.name).exists()]
         replaces = path.exists()
-        _take_places(Path(made), new)
+        _take_places(folder, new)
         for place in companions:
             if replaces and place not in new and place.is_file() and not place.is_symlink():
                 place.unlink()

@@ -32,12 +32,12 @@ from stridenet.onnx.files.reading import (
     external_data,
     is_external,
     parse,
-    read,
+    read_onnx,
     tensors_of,
 )
 from stridenet.onnx.files.reports import ConversionReport, FilesReport, FileTimes
 from stridenet.onnx.files.running import require_onnxruntime, session
-from stridenet.onnx.files.writing import write, write_host_layout
+from stridenet.onnx.files.writing import write_host_layout, write_onnx
 from stridenet.onnx.layout import layout_of, layout_path
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import StridedNode, all_nodes, reason, strided_nodes
@@ -79,7 +79,7 @@ def convert_file(
     if check:
         require_onnxruntime()
     source, target = Path(source), Path(target)
-    file = read(source)
+    file = read_onnx(source)
     _check_target(source, target, file.proto)
     if check:
         require_names(file.proto, sizes)
@@ -94,7 +94,7 @@ def convert_file(
     comparison = None
     data, layout = target.with_name(f"{target.name}.data"), layout_path(target)
     with disk_errors(target), staged(target) as folder:
-        write(conversion, folder / target.name, data.name)
+        write_onnx(conversion, folder / target.name, data.name)
         write_host_layout(conversion, folder / layout.name)
         if check:
             written = _check_written(conversion, strides, folder / target.name)
@@ -131,7 +131,7 @@ def plan_file(
     weight read. Raises what convert_file raises.
     """
     options = checked_file_options(only, pooling, rearrange, kernel)
-    file = read(source)
+    file = read_onnx(source)
     before = sum(prod(tensor.dims) for tensor in file.proto.graph.initializer)
     conversion = convert_graph(file, options)
     layers = tuple(_converted_layer(done) for done in conversion.done)
@@ -160,7 +160,7 @@ def verify_files(
     file that cannot be read.
     """
     require_onnxruntime()
-    file, path = read(original), Path(converted)
+    file, path = read_onnx(original), Path(converted)
     other = parse(path)
     check_external_data(path, other)
     require_names(file.proto, sizes)

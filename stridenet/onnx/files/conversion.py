@@ -213,22 +213,31 @@ def _convert_node(
     windows = planned.rule.windows(site)
     sizes = tuple(site.known_size(axis) for axis in range(len(windows)))
     channels = site.known_channels
-    made = planned.rule.convert(site, builder, new_filters)
+    replacement = planned.rule.convert(site, builder, new_filters)
     old = node.outputs[0]
     x, y = site.x.name, old.name
-    weights = node.inputs[1] if made.filter is not None else None
-    _keep_name_and_notes(builder.nodes, node, made.output)
+    weights = node.inputs[1] if replacement.filter is not None else None
+    _keep_name_and_notes(builder.nodes, node, replacement.output)
     # The new output takes the old one's name, by which the file's readers know it. For a moment both
     # are in the graph, where no two values may have one name.
-    old.name, made.output.name = f"{y}/strided", y
-    made.output.type, made.output.shape = old.type, old.shape
-    old.replace_all_uses_with(made.output, replace_graph_outputs=True)
+    old.name, replacement.output.name = f"{y}/strided", y
+    replacement.output.type, replacement.output.shape = old.type, old.shape
+    old.replace_all_uses_with(replacement.output, replace_graph_outputs=True)
     graph.insert_before(node, builder.nodes)
     graph.remove(node, safe=True)
-    if made.filter is not None:
+    if replacement.filter is not None:
         _drop_unread(weights)
-    names = tuple(str(each.outputs[0].name) for each in builder.nodes)
-    return ConvertedNode(planned, original, str(x), str(y), windows, sizes, channels, names, made)
+    return ConvertedNode(
+        planned,
+        original,
+        x=str(x),
+        y=str(y),
+        windows=windows,
+        sizes=sizes,
+        channels=channels,
+        nodes=tuple(str(each.outputs[0].name) for each in builder.nodes),
+        replacement=replacement,
+    )
 
 
 def _keep_name_and_notes(nodes: list[ir.Node], strided: ir.Node, output: ir.Value) -> None:

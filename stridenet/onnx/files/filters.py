@@ -76,9 +76,10 @@ def _constant_of_shape(
     if isinstance(shape_of, str):
         return f"computes its weights' shape when it runs ({value.name})"
     shape = tuple(int(size) for size in shape_of.numbers())
-    given = node.attributes.get("value")
-    fill = np.zeros(1, np.float32) if given is None else given.as_tensor().numpy()
-    dtype = ir.DataType.FLOAT if given is None else given.as_tensor().dtype
+    attribute = node.attributes.get("value")
+    zero = ir.Tensor(np.zeros(1, np.float32))  # what ONNX defines for nodes without the attribute
+    tensor = zero if attribute is None else attribute.as_tensor()
+    fill, dtype = tensor.numpy(), tensor.dtype
     return Weight(value, tuple(chain), shape, dtype, lambda: np.full(shape, fill.reshape(())))
 
 
@@ -109,8 +110,8 @@ class FilterExpansion:
         # A tap's phases and places are an outer product over the axes, as np.ix_ makes it.
         phases, places = zip(*(np.nonzero(axis.places >= 0) for axis in self.axes), strict=True)
         taps = [axis.places[axis.places >= 0] for axis in self.axes]
-        given: Any = weight
-        view[:, :, *np.ix_(*phases), *np.ix_(*places)] = given[:, :, *np.ix_(*taps)]
+        source: Any = weight
+        view[:, :, *np.ix_(*phases), *np.ix_(*places)] = source[:, :, *np.ix_(*taps)]
         return wide.reshape(self.size(weight.shape))
 
     def fold(self, wide: np.ndarray) -> tuple[np.ndarray, bool]:

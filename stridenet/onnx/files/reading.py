@@ -37,7 +37,7 @@ class OnnxFile:
         return self.path.parent
 
 
-def read(path: str | os.PathLike[str]) -> OnnxFile:
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
     """Read a file, and check that this package can work on it.
 
     Raises InputError for a file that is no ONNX, is truncated, is newer than the installed onnx or

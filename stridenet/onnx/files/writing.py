@@ -18,7 +18,7 @@ CHUNK = 2**24
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto, TensorProto
 
 
-def write(conversion: ConvertedFile, path: Path, data: str) -> None:
+def write_onnx(conversion: ConvertedFile, path: Path, data: str) -> None:
     """Write the file that has been grafted; its protobuf is empty afterwards.
 
     data: the name of the file of external data beside it, which appears where the original has one, or
