@@ -1,11 +1,12 @@
-"""A twin's input on a host without torch: NumPy and the standard library, nothing else.
+"""Rearranges images for a twin on a host without torch, with NumPy and the standard library alone.
 
-A file of its own, so that it can be copied next to the .onnx file and its .layout.json. On the device:
+This file imports nothing of stridenet, so that it can be copied next to the .onnx file and its
+.layout.json. On the device:
 
     layout = read_layout("lenet-unit_stride.layout.json")
     session.run(None, {"input": rearrange(layout, images)})
 
-What it does to an image is also in the layout in words, for a host that runs no Python.
+The layout also says in words what is done to an image, for a host that runs no Python.
 """
 
 import json
@@ -23,9 +24,9 @@ OPTIONAL = {"dtype", "phase_form_size", "einops", "steps"}
 
 
 def read_layout(path: str | PathLike[str]) -> dict[str, Any]:
-    """The layout that an export has put next to its .onnx file.
+    """Return the layout that an export has put next to its .onnx file.
 
-    Raises OSError where it cannot be read, ValueError where it is no layout that an export writes.
+    Raises OSError where it cannot be read, and ValueError where it is no layout that an export writes.
     """
     if os.path.exists(path) and not os.path.isfile(path):  # a pipe, say, might never end
         raise ValueError(
@@ -48,52 +49,55 @@ def check_layout(layout: Any) -> None:
     if not isinstance(layout, dict) or not layout.keys() <= {"format", "inputs"}:
         raise ValueError("a layout is {format: …, inputs: […]} and nothing else")
     if not isinstance(layout.get("format", ""), str):
-        raise ValueError(f"format={_shown(layout['format'])} is no text")
+        raise ValueError(f"format={_shortened(layout['format'])} is no text")
     inputs = layout.get("inputs")
     if not isinstance(inputs, list) or not inputs:
-        raise ValueError(f"inputs={_shown(inputs)} is no list of one input or more")
+        raise ValueError(f"inputs={_shortened(inputs)} is no list of one input or more")
     for number, entry in enumerate(inputs):
         _check_input(f"inputs[{number}]", entry)
     names = [entry["name"] for entry in inputs]
     if len({*names}) < len(names):
-        raise ValueError(f"two inputs have one name, in {_shown(names)}")
+        raise ValueError(f"two inputs have one name, in {_shortened(names)}")
 
 
 def _check_input(place: str, entry: Any) -> None:
     if not isinstance(entry, dict) or not REQUIRED <= entry.keys() <= REQUIRED | OPTIONAL:
         found = sorted(map(str, entry)) if isinstance(entry, dict) else entry
         raise ValueError(
-            f"{place} must have {', '.join(sorted(REQUIRED))}, and has {_shown(found)}"
+            f"{place} must have {', '.join(sorted(REQUIRED))}, and has {_shortened(found)}"
         )
     for key in ("name", "einops"):
         if not isinstance(entry.get(key, "…"), str) or not entry.get(key, "…"):
-            raise ValueError(f"{place}.{key}={_shown(entry[key])} is no text")
+            raise ValueError(f"{place}.{key}={_shortened(entry[key])} is no text")
     steps = entry.get("steps", [])
     if not isinstance(steps, list) or not all(isinstance(step, str) for step in steps):
-        raise ValueError(f"{place}.steps={_shown(steps)} is no list of texts")
+        raise ValueError(f"{place}.steps={_shortened(steps)} is no list of texts")
     if entry.get("dtype", "float32") != "float32":
-        raise ValueError(f"{place}.dtype={_shown(entry['dtype'])} is not float32")
+        raise ValueError(f"{place}.dtype={_shortened(entry['dtype'])} is not float32")
     size = _whole_numbers(f"{place}.image_size", entry["image_size"], 1)
     if len(size) < 2:
-        raise ValueError(f"{place}.image_size={_shown(size)} lacks channels or an axis")
+        raise ValueError(f"{place}.image_size={_shortened(size)} lacks channels or an axis")
     form = _phase_form(place, size, entry["factor"], entry["padding"])
     if "phase_form_size" in entry:
         _whole_numbers(f"{place}.phase_form_size", entry["phase_form_size"], 1)
         if list(entry["phase_form_size"]) != form:
             raise ValueError(
-                f"{place}.phase_form_size={_shown(entry['phase_form_size'])}, but size, factor and "
+                f"{place}.phase_form_size={_shortened(entry['phase_form_size'])}, but size, factor and "
                 f"padding make {form}"
             )
 
 
 def _phase_form(place: str, size: Sequence[int], factor: Any, padding: Any) -> list[int]:
-    """The size of one image (channels, extents…) in its phase form, if it is a possible one."""
+    """Return the size of one image (channels, extents…) in its phase form.
+
+    Raises ValueError where factor and padding cannot be those of an image of this size.
+    """
     _whole_numbers(f"{place}.factor", factor, 1)
     if not isinstance(padding, (list, tuple)):
-        raise ValueError(f"{place}.padding={_shown(padding)} is no list of [before, after]")
+        raise ValueError(f"{place}.padding={_shortened(padding)} is no list of [before, after]")
     for pair in padding:
         if len(_whole_numbers(f"{place}.padding", pair, 0)) != 2:
-            raise ValueError(f"{place}.padding={_shown(padding)} is no list of [before, after]")
+            raise ValueError(f"{place}.padding={_shortened(padding)} is no list of [before, after]")
     if not len(size) - 1 == len(factor) == len(padding):
         raise ValueError(
             f"{place}: {len(size) - 1} axes have {len(factor)} factors and {len(padding)} paddings"
@@ -105,30 +109,31 @@ def _phase_form(place: str, size: Sequence[int], factor: Any, padding: Any) -> l
     form = [size[0] * math.prod(factor), *blocks]
     if math.prod(form) > MOST_VALUES:
         raise ValueError(
-            f"{place}: an image would have {_shown(math.prod(form))} values, {MOST_VALUES} at most"
+            f"{place}: an image would have {_shortened(math.prod(form))} values, {MOST_VALUES} at most"
         )
     return form
 
 
 def _whole_numbers(place: str, values: Any, least: int) -> Sequence[int]:
-    """The values, if they are a list of whole numbers from `least` to MOST_VALUES."""
+    """Return the values. Raises ValueError unless they are whole numbers, `least` to MOST_VALUES."""
     if not isinstance(values, (list, tuple)) or not values:
-        raise ValueError(f"{place}={_shown(values)} is no list of whole numbers")
+        raise ValueError(f"{place}={_shortened(values)} is no list of whole numbers")
     for value in values:
-        if (
+        if (  # bool is a subclass of int, and JSON's true would count as 1
             isinstance(value, bool)
             or not isinstance(value, (int, np.integer))
             or not least <= value <= MOST_VALUES
         ):
             raise ValueError(
-                f"{place} has {_shown(value)}, which is no whole number from {least} to {MOST_VALUES}"
+                f"{place} has {_shortened(value)}, which is no whole number from {least} to "
+                f"{MOST_VALUES}"
             )
     return values
 
 
-def _shown(value: Any) -> str:
-    """A value in a message, cut where it is long."""
-    if isinstance(value, int) and abs(value) > 10**40:
+def _shortened(value: Any) -> str:
+    """Return a value as text for a message, cut where it is long."""
+    if isinstance(value, int) and abs(value) > 10**40:  # Python refuses to print very long numbers
         return "a number of more than 40 digits"
     text = repr(value)
     return text if len(text) <= 60 else f"{text[:57]}…"
@@ -139,7 +144,7 @@ def _refuse(name: str) -> float:
 
 
 def rearrange(layout: dict[str, Any], *images: np.ndarray) -> Any:
-    """What `twin.rearrange(*images)` gives, bit for bit: the phase form of each input.
+    """Return what `twin.rearrange(*images)` gives, bit for bit: the phase form of each input.
 
     images: one array (n, c, h, w) for each of the layout's inputs, in their order; 1-D and 3-D alike.
     Returns an array (n, c·f_h·f_w, ceil(h/f_h), ceil(w/f_w)), where h and w count the padding; for
@@ -169,8 +174,9 @@ def rearrange(layout: dict[str, Any], *images: np.ndarray) -> Any:
 def space_to_depth(
     images: np.ndarray, factor: Sequence[int], padding: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Images (n, c, h, w) with zeros around them, then at the end up to a multiple of the factor, as
-    their phase form: channel (c·f_h + p)·f_w + q holds rows p, p + f_h, … and columns q, q + f_w, …
+    """Return the phase form of images (n, c, h, w), with zeros put around them and then, at the end,
+    up to a multiple of the factor. Its channel (c·f_h + p)·f_w + q holds rows p, p + f_h, … and columns
+    q, q + f_w, …
 
     >>> space_to_depth(np.arange(5.0).reshape(1, 1, 5), factor=[2], padding=[[1, 0]])
     array([[[0., 1., 3.],
@@ -189,10 +195,12 @@ def space_to_depth(
     ]
     images = np.pad(images, [(0, 0), (0, 0), *zeros])
     count, channels = images.shape[:2]
+    # Each spatial axis becomes (blocks, factor); then the factors, which are the phases, come before
+    # all blocks, so that the last reshape merges them with the channels.
     split = images.reshape(
         count, channels, *(extent for pair in zip(blocks, factor, strict=True) for extent in pair)
     )
     phase_axes, block_axes = range(3, split.ndim, 2), range(2, split.ndim, 2)
     phases = split.transpose(0, 1, *phase_axes, *block_axes)
     phases = phases.reshape(count, channels * int(np.prod(factor)), *blocks)
-    return np.ascontiguousarray(phases)  # where it is handed to a device as plain memory
+    return np.ascontiguousarray(phases)  # a runtime may hand it to a device as plain memory

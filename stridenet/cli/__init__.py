@@ -1,4 +1,4 @@
-"""The command stridenet: plan, convert and verify networks from a terminal."""
+"""The command stridenet plans, converts and verifies networks from a terminal."""
 
 import sys
 from importlib.util import find_spec

@@ -1,4 +1,4 @@
-"""How the command ends: with an exit code, and of an error, with one line in a terminal's words."""
+"""Ends the command: stops it on a signal, prints an error in one line, and gives the exit code."""
 
 import contextlib
 import os
@@ -11,13 +11,13 @@ from typing import Any
 
 import click
 
-from stridenet.cli.options import CONVERT, PLAN, VERIFY
-from stridenet.cli.users import one_line, stops
+from stridenet.cli.options import CONVERT, PLAN, VERIFY, flag
+from stridenet.cli.users import Stopped, kind_and_message
 from stridenet.errors import InputError, NotEqualError, StrideEliminationError
 
 NOT_EQUAL, BAD_INPUT = 1, 2
-# What the library calls otherwise than the command, as regular expressions.
-SPOKEN = {
+# What the library's messages advise, as regular expressions, and what the command has for it.
+ADVICE = {
     r"input_size=… instead of example_inputs": "--batch 1",
     r"convert_layers\(model(, only=\[…\])?\)": "--theorem 1",
     r"only=\[…\]": "--only NAME",
@@ -25,91 +25,74 @@ SPOKEN = {
 
 
 @contextlib.contextmanager
-def signals() -> Iterator[list[int]]:
-    """Let Ctrl-C and a request to end stop what runs, with an exception; yields which of them came."""
-    came: list[int] = []
+def stoppable() -> Iterator[None]:
+    """Let Ctrl-C and a request to end stop what runs within, by raising Stopped."""
 
     def stop(number: int, _: Any) -> None:
-        came.append(number)
-        stops(number)
-        raise KeyboardInterrupt
+        raise Stopped(number)
 
     before = {}
     for each in (signal.SIGINT, signal.SIGTERM):
-        with contextlib.suppress(ValueError):  # not in the main thread, where none arrives
+        with contextlib.suppress(ValueError):  # outside of the main thread, where no signal arrives
             before[each] = signal.signal(each, stop)
     try:
-        yield came
+        yield
     finally:
         for each, handler in before.items():
             signal.signal(each, handler)
 
 
-def ended(error: BaseException, stopped: list[int]) -> int:
-    """Say what an error was; returns the exit code.
-
-    stopped: signals that asked the process to end.
-    """
+def exit_code_of(error: BaseException) -> int:
+    """Print an error in one line, and return the exit code that stands for it."""
     if os.environ.get("STRIDENET_TRACEBACK") == "1":
         traceback.print_exception(error)
-    if isinstance(error, KeyboardInterrupt) and stopped:
+    if isinstance(error, Stopped):
         print("stopped: nothing was written", file=sys.stderr)
-        return 128 + stopped[-1]  # as shells have it
-    if isinstance(error, BrokenPipeError):  # as of `| head`, which has seen enough
-        _forget_output()
-        return 128 + 13
+        return 128 + error.signal  # as shells have it
     if isinstance(error, OSError):
-        _forget_output()
-    print(f"error: {_line(error)}", file=sys.stderr)
+        _discard_output()
+    if isinstance(error, BrokenPipeError):  # as after `| head`, which reads no further
+        return 128 + signal.SIGPIPE
+    print(f"error: {_message(error)}", file=sys.stderr)
     return NOT_EQUAL if isinstance(error, NotEqualError) else BAD_INPUT
 
 
-def _forget_output() -> None:
-    """What could not be printed is not tried once more as Python ends."""
+def _discard_output() -> None:
+    """Keep Python from trying once more, as it ends, to print what could not be printed."""
     with contextlib.suppress(ValueError, OSError):
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
-def _line(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     if isinstance(error, click.ClickException):
-        return _of_click(error)
+        return _click_message(error)
     if isinstance(error, (InputError, StrideEliminationError)):
-        return as_typed(" ".join(str(error).split()))
+        return with_options(" ".join(str(error).split()))
     if isinstance(error, MemoryError):
-        return "there is no memory left for it; a smaller --input-size, or --no-check, needs less"
+        return "there is not enough memory; a smaller --input-size, or --no-check, needs less"
     if isinstance(error, OSError) and error.strerror:
         return f"{f'{error.filename}: ' if error.filename else ''}{error.strerror}"
-    return f"{one_line(error)} (STRIDENET_TRACEBACK=1 shows where)"
+    return f"{kind_and_message(error)} (STRIDENET_TRACEBACK=1 shows where)"
 
 
-def _of_click(error: click.ClickException) -> str:
+def _click_message(error: click.ClickException) -> str:
     text = " ".join(error.format_message().split()).rstrip(".")
     text = f"{text[0].lower()}{text[1:]}".replace("? did", "?; did")
-    where = getattr(error, "ctx", None)
-    if (
-        isinstance(error, click.UsageError)
-        and where is not None
-        and "did you mean" not in text.lower()
-    ):
-        text += f"; {where.command_path} --help lists what there is"
+    ctx = getattr(error, "ctx", None)
+    if ctx is not None and "did you mean" not in text.lower():
+        text += f"; {ctx.command_path} --help lists what there is"
     return text
 
 
-def as_typed(text: str) -> str:
-    """A message of the library with options as they are typed: pooling=True as --pooling."""
-    for pattern, spoken in SPOKEN.items():
-        text = re.sub(pattern, spoken, text)
-    for name in _names():
-        typed = name.replace("_", "-")
-        text = re.sub(rf"^{name}: ", f"--{typed}: ", text)
-        text = re.sub(rf"(?<![\w.-]){name}=True\b", f"--{typed}", text)
-        text = re.sub(rf"(?<![\w.-]){name}=False\b", f"--no-{typed}", text)
-        text = re.sub(rf"(?<![\w.-]){name}='([^']*)'", rf"--{typed} \1", text)
-        text = re.sub(rf"(?<![\w.-]){name}=", f"--{typed} ", text)
+def with_options(text: str) -> str:
+    """Return a message of the library with options as they are typed: pooling=True as --pooling."""
+    for pattern, option in ADVICE.items():
+        text = re.sub(pattern, option, text)
+    arguments = {name for part in (*PLAN, *CONVERT, *VERIFY) for name in part.arguments}
+    for name in sorted({"input_size", *arguments}):
+        text = re.sub(rf"^{name}: ", f"{flag(name)}: ", text)
+        text = re.sub(rf"(?<![\w.-]){name}=True\b", flag(name), text)
+        text = re.sub(rf"(?<![\w.-]){name}=False\b", flag(f"no_{name}"), text)
+        text = re.sub(rf"(?<![\w.-]){name}='([^']*)'", rf"{flag(name)} \1", text)
+        text = re.sub(rf"(?<![\w.-]){name}=", f"{flag(name)} ", text)
     return text
-
-
-def _names() -> list[str]:
-    """Arguments of the library's functions that are options."""
-    parts = (*PLAN, *CONVERT, *VERIFY)
-    return sorted({"input_size", *(name for part in parts for name in part.arguments)})

@@ -1,18 +1,21 @@
-"""Where a command writes: looked at before any work, and written whole or not at all."""
+"""Checks where a command may write before it does any work, and lays out text for 80 columns."""
 
-import contextlib
 import difflib
-import errno
 import os
-import tempfile
-from collections.abc import Iterable, Iterator, Sequence
+import textwrap
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from stridenet.errors import InputError, NotEqualError, StrideEliminationError
+from stridenet.errors import InputError
+from stridenet.files import destination
+
+WIDTH = 80
+SHORTEST = 10  # columns that a name keeps in a table, however little room there is
+GAP = "  "
 
 
 def checked_output(typed: str, endings: Sequence[str], reads: Iterable[Path]) -> Path:
-    """The file that a command may write. Raises InputError where it may not.
+    """Return the file that a command may write. Raises InputError where it may not.
 
     endings: what its name may end in.
     reads: files that the command reads, none of which may be written over.
@@ -20,67 +23,61 @@ def checked_output(typed: str, endings: Sequence[str], reads: Iterable[Path]) ->
     path = Path(typed)
     if path.suffix not in endings:
         near = difflib.get_close_matches(path.suffix, endings, n=1, cutoff=0.5)
-        meant = f"did you mean {path.with_suffix(near[0])}" if near and path.stem else "name it so"
-        raise InputError(
-            f"{typed} must end in {' or '.join(endings)}; {meant}?".replace("so?", "so")
-        )
+        meant = f"; did you mean {path.with_suffix(near[0])}?" if near and path.stem else ""
+        raise InputError(f"{typed} must end in {' or '.join(endings)}{meant}")
     if path.is_symlink():
         raise InputError(f"{path} is a link to {os.readlink(path)}; name the file itself")
-    if path.is_dir():
-        raise InputError(f"{path} is a folder; name the file, as in {path / f'net{endings[0]}'}")
-    if path.exists() and not path.is_file():
-        raise InputError(f"{path} is no regular file; name another, as in net{endings[0]}")
+    destination(path)
     if not path.parent.is_dir():
         raise InputError(
             f"there is no folder {path.parent} for {path.name}: mkdir -p {path.parent}"
         )
     for read in reads:
-        if _is_same(path, read):
+        if path.resolve() == read.resolve() or (path.exists() and path.samefile(read)):
             raise InputError(
                 f"{path} would be written over {read}, which is read from; name another"
             )
     return path
 
 
-def _is_same(path: Path, read: Path) -> bool:
-    if path.exists() and read.exists():
-        return path.samefile(read)  # hard links too
-    return path.resolve() == read.resolve()
+def table(heading: Sequence[str], rows: Sequence[Sequence[str]], names: int = 1) -> str:
+    """Return rows below their heading: the first `names` columns flush left, the others flush right.
+
+    A name for which there is no room stands on a line of its own, above its row.
+    """
+    widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
+    while sum(widths) + len(GAP) * (len(widths) - 1) > WIDTH and max(widths[:names]) > SHORTEST:
+        widths[widths.index(max(widths[:names]))] -= 1
+    lines = []
+    for row in (heading, *rows):
+        cells = []
+        for column, (cell, width) in enumerate(zip(row, widths, strict=True)):
+            if column < names and len(cell) > width:
+                lines.append(cell)
+                cell = ""
+            cells.append(cell.ljust(width) if column < names else cell.rjust(width))
+        lines.append(GAP.join(cells).rstrip())
+    return "\n".join(lines)
 
 
-@contextlib.contextmanager
-def appearing(path: Path) -> Iterator[Path]:
-    """A file in a hidden folder beside its place, which it takes if nothing fails."""
-    with (
-        writing(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}-") as folder,
-    ):
-        temporary = Path(folder) / path.name
-        yield temporary
-        with temporary.open("rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
+def wrapped(text: str) -> str:
+    """Return the text with its long lines continued below, indented."""
+    wrapper = textwrap.TextWrapper(
+        WIDTH, subsequent_indent="    ", break_on_hyphens=False, break_long_words=False
+    )
+    return "\n".join(map(wrapper.fill, text.splitlines()))
 
 
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """What the disk refuses while a file is written, as an InputError."""
-    try:
-        yield
-    except (InputError, NotEqualError, StrideEliminationError):
-        raise
-    except Exception as error:
-        cause = _of_disk(error)
-        if cause is None:
-            raise
-        raise InputError(f"{path} cannot be written: {cause}; write elsewhere") from error
+def compact(number: int | None) -> str:
+    """Return thousands with commas, larger numbers in M or G; "" for a number that is not known."""
+    if number is None:
+        return ""
+    for unit, name in ((10**9, "G"), (10**6, "M")):
+        if number >= unit:
+            return f"{number / unit:,.2f} {name}"
+    return f"{number:,}"
 
 
-def _of_disk(error: BaseException | None) -> str | None:
-    """What the operating system said; None if the error is of another kind."""
-    while error is not None:
-        if isinstance(error, OSError) and error.errno is not None:
-            no_room = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            return "no room on its disk" if no_room else os.strerror(error.errno)
-        error = error.__cause__
-    return None
+def counted(number: int, one: str, several: str = "") -> str:
+    """Return "1 layer" or "2 layers"."""
+    return f"{number:,} {one if number == 1 else several or f'{one}s'}"

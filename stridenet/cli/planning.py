@@ -1,43 +1,21 @@
-"""stridenet plan: what a conversion would cost, layer by layer, the dearest first."""
+"""stridenet plan: shows what a conversion would cost, layer by layer, the dearest first."""
 
 import csv
 import io
-import sys
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from math import prod
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import click
 
-from stridenet.cli.models import Named, read_model
-from stridenet.cli.options import PLAN, arguments_for, purposes, refuse_others
-from stridenet.cli.output import appearing, checked_output
-from stridenet.cli.printing import compact, counted, table, wrapped
-from stridenet.cli.request import Request, refuse_of_models
-from stridenet.sizes import Size, format_size
+from stridenet.cli.models import Factory, read_model, request_of
+from stridenet.cli.options import PLAN, refuse_others
+from stridenet.cli.output import checked_output, compact, counted, table, wrapped
+from stridenet.files import disk_errors, write
 
 MOST_ROWS = 10
 HEADING = ("filter", "weights", "zeros", "multiply-adds")
-
-
-@dataclass(frozen=True)
-class Row:
-    """One layer, before and after."""
-
-    name: str
-    operation: str
-    maps: tuple[str, str]
-    filters: tuple[Size, Size]
-    weights: tuple[int, int]
-    zeros: int
-    multiply_adds: tuple[int, int] | None
-
-    @property
-    def cost(self) -> tuple[int, int]:
-        """By what the dearest come first: multiply-adds, or weights where those are not known."""
-        return (self.multiply_adds[1] if self.multiply_adds else -1), self.weights[1]
+Record = dict[str, Any]  # of one layer, as the records of a plan have it
 
 
 def plan(ctx: click.Context) -> int:
@@ -45,9 +23,8 @@ def plan(ctx: click.Context) -> int:
     model = read_model(ctx.params["model"])
     place = ctx.params["csv"]
     if place not in (None, "-"):
-        reads = model if isinstance(model, Path) else Path(model.place)
-        checked_output(place, (".csv",), [reads])
-    found = _of_file(ctx, model) if isinstance(model, Path) else _of_model(ctx, model)
+        checked_output(place, (".csv",), [model if isinstance(model, Path) else model.path])
+    found = _plan_file(ctx, model) if isinstance(model, Path) else _plan_model(ctx, model)
     if place != "-":
         print(show(found, ctx.params["every"]))
     if place is not None:
@@ -55,18 +32,17 @@ def plan(ctx: click.Context) -> int:
     return 0
 
 
-def _of_file(ctx: click.Context, file: Path) -> Any:
-    refuse_of_models(ctx, file)
+def _plan_file(ctx: click.Context, file: Path) -> Any:
     part = PLAN[0]
-    refuse_others(ctx, part.arguments, purposes(PLAN))
+    refuse_others(ctx, part.arguments, file)
     from stridenet.onnx.files import plan_file
 
-    return plan_file(file, **arguments_for(ctx, part))
+    return plan_file(file, **part.typed(ctx))
 
 
-def _of_model(ctx: click.Context, named: Named) -> Any:
-    request = Request(ctx, named, *PLAN[1:])
-    refuse_others(ctx, request.part.arguments, purposes(PLAN))
+def _plan_model(ctx: click.Context, factory: Factory) -> Any:
+    request = request_of(ctx, factory)
+    refuse_others(ctx, request.part.arguments)
     if request.theorem == 2:
         request.require_sizes("--theorem 2")
     from stridenet.by_layer.plan import plan_layers
@@ -74,142 +50,108 @@ def _of_model(ctx: click.Context, named: Named) -> Any:
 
     with request.model() as model:
         if request.theorem == 2:
-            return plan_elimination(model, request.sizes, **request.how)
-        return plan_layers(model, example_inputs=request.inputs(1), **request.how)
+            return plan_elimination(model, request.sizes, **request.options)
+        return plan_layers(model, example_inputs=request.inputs(1), **request.options)
 
 
 def show(plan: Any, every: bool) -> str:
-    """A plan of either theorem as text.
+    """Return a plan of either theorem as text.
 
-    every: all rows, not the dearest ten alone.
+    every: whether all layers are shown, not the dearest ten alone.
+
+    Of the layers of Theorem 2, only those with filters are shown.
     """
-    rows, reads = rows_of(plan)
-    rows = sorted(rows, key=lambda row: row.cost, reverse=True)
-    shown = rows if every else rows[:MOST_ROWS]
+    by_layer = _is_by_layer(plan)
+    records = [each for each in _dearest_first(plan) if by_layer or each["strided_filter"]]
+    shown = records if every else records[:MOST_ROWS]
     lines = []
     if shown:
-        heading = (
-            "layer",
-            "in, out" if reads else "map",
-            "filter",
-            "weights",
-            "zeros",
-            "multiply-adds",
-        )
-        lines += [table(heading, [line for row in shown for line in _lines(row, reads)]), ""]
-    if len(shown) < len(rows):
-        more = counted(len(rows) - len(shown), "cheaper layer")
+        heading = ("layer", "in, out" if by_layer else "map", *HEADING)
+        lines += [table(heading, [row for each in shown for row in _rows(each, by_layer)]), ""]
+    if len(shown) < len(records):
+        more = counted(len(records) - len(shown), "cheaper layer")
         lines += [f"and {more}: --all shows every one", ""]
-    lines += _totals(plan, rows, reads)
-    return "\n".join(map(wrapped, lines))
+    return "\n".join(map(wrapped, [*lines, *_totals(plan, records, by_layer)]))
 
 
-def rows_of(plan: Any) -> tuple[list[Row], bool]:
-    """The rows, and whether their maps are what a layer reads and gives.
+def _is_by_layer(plan: Any) -> bool:
+    """Tell whether a plan is of Theorem 1: its maps are then those that a layer reads and gives.
 
-    Of Theorem 2 they are instead what it gives in the strided network and in the twin, and layers
-    without filters that do not change have no row.
+    The maps of Theorem 2 are those that a layer gives in the strided network and in the twin.
     """
     from stridenet.layers_plan import LayersPlan
 
-    if isinstance(plan, LayersPlan):
-        return [_row_of_layer(each) for each in plan.layers], True
-    return [_row_of_plan(each) for each in plan.layers if each.weight_size], False
+    return isinstance(plan, LayersPlan)
 
 
-def _row_of_layer(each: Any) -> Row:
-    several = f" ×{len(each.maps)}" if each.maps[1:] else ""
-    maps = tuple(format_size(size) for size in each.maps[0]) if each.maps else ("", "")
-    return Row(
-        each.layer,
-        each.operation + several,
-        maps,  # type: ignore[arg-type]
-        (each.strided_filter, each.unit_stride_filter),
-        each.weights,
-        each.structural_zeros,
-        each.multiply_adds,
-    )
+def _dearest_first(plan: Any) -> list[Record]:
+    """Return the plan's records by their multiply-adds, or weights where those are not known."""
+
+    def cost(record: Record) -> tuple[int, int]:
+        known = record["unit_stride_multiply_adds"]
+        return -1 if known is None else known, record["unit_stride_weights"]
+
+    return sorted(plan.records(), key=cost, reverse=True)
 
 
-def _row_of_plan(each: Any) -> Row:
-    filters = each.weight_size, each.unit_stride_weight_size
-    return Row(
-        each.name,
-        each.operation,
-        (format_size(each.output.size), format_size(each.output.unit_stride_size)),
-        filters,
-        (prod(filters[0]), prod(filters[1])),
-        each.structural_zeros,
-        each.multiply_adds,
-    )
+def _rows(record: Record, by_layer: bool) -> list[list[str]]:
+    """Return two rows of the table: the strided layer, and below it what it becomes."""
+    keys = ("input_map", "output_map") if by_layer else ("strided_map", "unit_stride_map")
+    maps = [record[key].split() for key in keys]  # one for each call of the layer
+    calls = f" ×{len(maps[0])}" if len(maps[0]) > 1 else ""
+    before, after = (each[0] if each else "" for each in maps)
+
+    def numbers(network: str, zeros: str) -> list[str]:
+        size = record[f"{network}_filter"]
+        weights = [compact(record[f"{network}_weights"]), zeros] if size else ["", ""]
+        return [size, *weights, compact(record[f"{network}_multiply_adds"])]
+
+    strided = numbers("strided", "")
+    twin = numbers("unit_stride", compact(record["structural_zeros"]))
+    stays = strided[0] == twin[0] and (by_layer or before == after)
+    return [
+        [record["layer"], before, *strided],
+        [f"  -> {record['operation']}{calls}", after, *([""] * 4 if stays else twin)],
+    ]
 
 
-def _lines(row: Row, reads: bool) -> list[list[str]]:
-    """Two lines: the strided layer, and below it what it becomes."""
-    weights = [compact(n) if row.filters[0] else "" for n in row.weights]
-    costs = [compact(n) for n in row.multiply_adds or (None, None)]
-    first, second = (
-        [name, map_, format_size(filter_), weight, zeros, cost]
-        for name, map_, filter_, weight, zeros, cost in zip(
-            (row.name, f"  -> {row.operation}"),
-            row.maps,
-            row.filters,
-            weights,
-            ("", compact(row.zeros) if row.filters[0] else ""),
-            costs,
-            strict=True,
-        )
-    )
-    stays = row.filters[0] == row.filters[1] and (reads or row.maps[0] == row.maps[1])
-    return [first, second[:2] + [""] * 4 if stays else second]
-
-
-def _totals(plan: Any, rows: list[Row], reads: bool) -> list[str]:
-    zeros = sum(row.zeros for row in rows)
-    strided = (
-        f"{len(rows):,}" if reads else f"{plan.strided_layers:,} of {len(rows):,} with filters"
-    )
+def _totals(plan: Any, records: list[Record], by_layer: bool) -> list[str]:
+    zeros = sum(record["structural_zeros"] for record in records)
+    count = f"{len(records):,}"
+    strided = count if by_layer else f"{plan.strided_layers:,} of {count} with filters"
     lines = [
         f"strided layers  {strided}; each above what it becomes",
         f"parameters      {_change(*plan.parameters)}, {zeros:,} zeros",
     ]
-    known = [row.multiply_adds for row in rows if row.multiply_adds]
+    known = [each for each in records if each["strided_multiply_adds"] is not None]
     if not known:
         return [*lines, "multiply-adds   not known, as no size of the input is"]
-    costs = [sum(pair[side] for pair in known) for side in (0, 1)]
-    of = "of these layers, one image" if reads else "of one image"
-    return [*lines, f"multiply-adds   {_change(costs[0], costs[1], compact)}, {of}"]
+    before, after = (
+        sum(each[f"{network}_multiply_adds"] for each in known)
+        for network in ("strided", "unit_stride")
+    )
+    of = "of these layers, one image" if by_layer else "of one image"
+    return [*lines, f"multiply-adds   {_change(before, after, compact)}, {of}"]
 
 
-def _change(before: int, after: int, written: Callable[[int], str] = "{:,}".format) -> str:
+def _change(before: int, after: int, text: Callable[[int], str] = "{:,}".format) -> str:
     times = f" ({after / before:.2f} times)" if before else ""
-    return f"{written(before)} -> {written(after)}{times}"
+    return f"{text(before)} -> {text(after)}{times}"
 
 
 def write_csv(plan: Any, place: str) -> str:
-    """All rows with exact numbers, the dearest first, into a file, or for "-" to the standard output.
+    """Write all layers with exact numbers, the dearest first, into a file, and return what to print.
 
-    Returns what there is to say of it.
+    For "-" that is the table itself, and nothing is written.
     """
-    records = sorted(plan.records(), key=_cost, reverse=True)
-    text = _as_csv(records)
-    if place == "-":
-        sys.stdout.write(text)
-        return ""
-    with appearing(Path(place)) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="")
-    return f"\n{place}: {counted(len(records), 'layer')}\n"
-
-
-def _cost(record: dict[str, Any]) -> tuple[int, int]:
-    known = record["unit_stride_multiply_adds"]
-    return -1 if known is None else known, record["unit_stride_weights"]
-
-
-def _as_csv(records: Iterable[dict[str, Any]]) -> str:
-    records = list(records)
+    records = _dearest_first(plan)
     text = io.StringIO()
-    writer = csv.DictWriter(text, list(records[0]) if records else ["layer"], lineterminator="\n")
+    columns = list(records[0]) if records else ["layer"]
+    writer = csv.DictWriter(text, columns, lineterminator="\n")
     writer.writeheader()
     writer.writerows(records)
-    return text.getvalue()
+    if place == "-":
+        return text.getvalue()
+    with disk_errors(place):
+        write(Path(place), text.getvalue().encode())
+    return f"\n{place}: {counted(len(records), 'layer')}\n"

@@ -1,105 +1,87 @@
-"""Files that PyTorch reads: programs of torch.export, and state_dicts; each is read and checked."""
+"""Writes files that PyTorch reads: programs of torch.export, and state_dicts, each of them checked."""
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
-from stridenet.cli.models import random_inputs
-from stridenet.cli.output import appearing
-from stridenet.errors import NotEqualError, StrideEliminationError
-from stridenet.onnx.check import Images, compare_outputs, outputs_of, pytorch_outputs
-from stridenet.onnx.export import CHECKED_BATCHES, TRACED_BATCH, another_size, free_axes, quietly
-from stridenet.onnx.strides import reason
-
-Sizes = Sequence[tuple[int, ...]]
+from stridenet.errors import NotEqualError
+from stridenet.files import disk_errors, write
+from stridenet.onnx.check import compare_outputs, pytorch_outputs
+from stridenet.onnx.tracing import (
+    CHECKED_BATCHES,
+    TRACED_BATCH,
+    free_axes,
+    images_of_other_sizes,
+    random_images,
+    tracing,
+    without_torch_output,
+)
+from stridenet.sizes import Size, format_size
 
 
 def save_program(
-    model: nn.Module, network: nn.Module, path: Path, sizes: Sizes, batch: int | None, free: bool
+    model: nn.Module,
+    network: nn.Module,
+    path: Path,
+    sizes: Sequence[Size],
+    batch: int | None,
+    any_size: bool,
 ) -> str:
-    """Write `network` as a program of torch.export, which gives what `model` gives.
+    """Write `network` as a program of torch.export, and return a text on what was written.
 
+    model: the strided network, whose outputs the program must give.
     sizes: of one image of each input.
-    batch: images at once; None: any.
-    free: whether any spatial size is taken, too, as far as the network does.
+    batch: how many images the program takes at once; None: any number.
+    any_size: whether the program takes any spatial size, too, as far as the network does.
 
-    Returns what there is to say of it. Raises StrideEliminationError where the network cannot be
-    exported, and NotEqualError where the program is not the model.
+    Raises StrideEliminationError where the network cannot be exported, and NotEqualError where the
+    program is not the model.
     """
-    inputs = _drawn(sizes, batch or TRACED_BATCH)
-    try:
-        with quietly():
-            axes = free_axes(network, inputs, batch, free)
-            program = torch.export.export(network, inputs, dynamic_shapes=axes)
-    except Exception as error:  # what the user's forward raises while it is traced varies
-        raise StrideEliminationError(
-            f"{type(model).__name__} cannot be exported ({reason(error)}); write its forward without "
-            f"decisions on values{'' if batch else ', or give batch=1 if they depend on sizes'}"
-        ) from error
-    batches = [_drawn(sizes, count) for count in ([batch] if batch else CHECKED_BATCHES)]
-    if free:
-        batches += _other_sizes(model, program, sizes)
-    with appearing(path) as temporary:
-        with quietly():
-            _write(temporary, lambda file: torch.export.save(program, file))
-            loaded = torch.export.load(temporary).module()
-        outputs = partial(pytorch_outputs, loaded, torch.float32, batches)
-        found = compare_outputs(path.name, "the program", outputs, model, batches)
-    tried = ", ".join("x".join(map(str, images[0].shape)) for images in batches)
+    inputs = random_images(sizes, batch or TRACED_BATCH)
+    with tracing(model, batch):
+        axes = free_axes(network, inputs, batch, any_size)
+        program = torch.export.export(network, inputs, dynamic_shapes=axes)
+    counts = [batch] if batch else [*CHECKED_BATCHES]
+    batches = [random_images(sizes, count) for count in counts]
+    if any_size:
+        names = program.graph_signature.user_inputs
+        shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in names]
+        batches += images_of_other_sizes(model, sizes, shapes, counts[-1])
+    # In memory, since torch's own writer ends the process where a disk is full.
+    content = io.BytesIO()
+    with without_torch_output():
+        torch.export.save(program, content)
+        content.seek(0)
+        loaded = torch.export.load(content).module()
+    outputs = partial(pytorch_outputs, loaded, torch.float32, batches)
+    found = compare_outputs(path.name, "the program", outputs, model, batches)
+    with disk_errors(path):
+        write(path, content.getvalue())
     return (
         f"{path}: a program of torch.export, as torch.export.load reads it\n"
-        f"equal to the model on {tried}: largest difference {found.difference:.2g} of at most "
-        f"{found.tolerance:.2g} (largest output {found.largest_output:.2g})"
+        f"equal to the model on {', '.join(format_size(each[0].shape) for each in batches)}: largest "
+        f"difference {found.difference:.2g} of at most {found.tolerance:.2g} (largest output "
+        f"{found.largest_output:.2g})"
     )
 
 
-def _drawn(sizes: Sizes, batch: int) -> Images:
-    drawn = random_inputs(sizes, batch, seed=batch)
-    assert drawn is not None
-    return drawn
-
-
-def _other_sizes(
-    model: nn.Module, program: torch.export.ExportedProgram, sizes: Sizes
-) -> list[Images]:
-    """One batch of sizes that differ where the program leaves them free, if the model takes them."""
-    names = program.graph_signature.user_inputs
-    nodes = [node for node in program.graph.nodes if node.name in names]
-    shapes = [[*node.meta["val"].shape] for node in nodes]
-    others = [
-        tuple(map(another_size, size, axes[1:])) for size, axes in zip(sizes, shapes, strict=True)
-    ]
-    if others == [*sizes]:
-        return []
-    images = _drawn(others, CHECKED_BATCHES[-1])
-    try:
-        outputs_of(model, images)
-    except StrideEliminationError:
-        return []
-    return [images]
-
-
 def save_state(network: nn.Module, path: Path) -> str:
-    """Write the network's state_dict. Returns what there is to say of it."""
+    """Write the network's state_dict, and return a text on what was written."""
     state = network.state_dict()
-    with appearing(path) as temporary:
-        _write(temporary, lambda file: torch.save(state, file))
-        read = torch.load(temporary, weights_only=True)
-        if [*read] != [*state] or not all(map(_is_same, read.values(), state.values())):
-            raise NotEqualError(f"{path.name} does not hold the network's numbers when it is read")
+    content = io.BytesIO()
+    torch.save(state, content)
+    content.seek(0)
+    read = torch.load(content, weights_only=True)
+    if [*read] != [*state] or not all(map(_is_equal, read.values(), state.values())):
+        raise NotEqualError(f"{path.name} does not hold the network's numbers when it is read")
+    with disk_errors(path):
+        write(path, content.getvalue())
     return f"{path}: a state_dict of {len(state)} tensors, equal to the bit when it is read again"
 
 
-def _write(path: Path, save: Callable[[io.BytesIO], object]) -> None:
-    """Write by Python what torch makes: where a disk is full, torch's own writer ends the process."""
-    made = io.BytesIO()
-    save(made)
-    path.write_bytes(made.getbuffer())
-
-
-def _is_same(one: Tensor, other: Tensor) -> bool:
+def _is_equal(one: Tensor, other: Tensor) -> bool:
     return one.dtype == other.dtype and torch.equal(one, other)

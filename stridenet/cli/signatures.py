@@ -1,7 +1,6 @@
-"""Arguments of the library's functions as they are written: names, types, defaults, texts.
+"""Reads the arguments of the library's functions from their source: types, defaults, docstrings.
 
-They are read from the source, as importing the functions would import torch or onnx, for which `--help`
-should not wait.
+Importing the functions would import torch or onnx, for which `--help` should not wait.
 """
 
 import ast
@@ -13,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+# A paragraph of a docstring that begins with names of arguments, with its continuation lines.
 PARAGRAPH = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", re.MULTILINE)
 
 
@@ -21,93 +21,81 @@ class Argument:
     """One argument of a function."""
 
     name: str
-    annotation: str  # as it is written
-    choices: tuple[str, ...]  # of a Literal; () of any other type
-    default: Any  # None where there is none
-    text: str  # its paragraph in the docstring; "" without one
+    annotation: str  # as the source has it
+    choices: tuple[str, ...]  # the strings of a Literal; () for any other type
+    default: Any  # None if the argument has none
+    text: str  # its paragraph in the docstring; "" if it has none
 
 
 def arguments_of(function: str, documented: str = "") -> dict[str, Argument]:
-    """The arguments of a function, by their names, in their order.
+    """Return the arguments of a function by their names, in their order.
 
     function: module and name, as in "stridenet.by_layer.conversion:convert_layers".
-    documented: another function, whose docstring tells of arguments that the first one's does not.
+    documented: another function, whose docstring has the arguments that this one's lacks.
     """
-    module, _, name = function.partition(":")
-    node = _function(module, name)
-    texts = {**(_texts_of(documented) if documented else {}), **_texts_of(function)}
-    listed = [*node.args.posonlyargs, *node.args.args]
-    blank = [None] * (len(listed) - len(node.args.defaults))
-    pairs = [
-        *zip(listed, [*blank, *node.args.defaults], strict=True),
-        *zip(node.args.kwonlyargs, node.args.kw_defaults, strict=True),
-    ]
+    module, name = function.split(":")
+    node = _definition(module, name)
+    texts = {**(_paragraphs(documented) if documented else {}), **_paragraphs(function)}
+    positional = [*node.args.posonlyargs, *node.args.args]
+    required = [None] * (len(positional) - len(node.args.defaults))
+    defaults = [*required, *node.args.defaults, *node.args.kw_defaults]
     return {
-        given.arg: Argument(
-            given.arg,
-            ast.unparse(given.annotation) if given.annotation else "",
-            _choices(module, given.annotation),
-            _value(module, default),
-            _sentence(texts.get(given.arg, "")),
+        each.arg: Argument(
+            each.arg,
+            ast.unparse(each.annotation) if each.annotation else "",
+            _choices(module, each.annotation),
+            ast.literal_eval(_resolved(module, default) or ast.Constant(None)),
+            texts.get(each.arg, ""),
         )
-        for given, default in pairs
+        for each, default in zip([*positional, *node.args.kwonlyargs], defaults, strict=True)
     }
 
 
-def _texts_of(function: str) -> dict[str, str]:
-    """Paragraphs of a docstring that begin with names of arguments; not those that point elsewhere."""
-    node = _function(*function.split(":"))
-    found = PARAGRAPH.findall(inspect.cleandoc(ast.get_docstring(node) or ""))
+def _paragraphs(function: str) -> dict[str, str]:
+    """Return what a docstring says of each argument, but not where it points to another function."""
+    docstring = inspect.cleandoc(ast.get_docstring(_definition(*function.split(":"))) or "")
     return {
-        name: " ".join(text.split())
-        for names, text in found
+        name: f"{text[0].upper()}{' '.join(text.split())[1:]}"
+        for names, text in PARAGRAPH.findall(docstring)
         for name in names.split(", ")
         if not re.match(r"as of \w+\.", text)
     }
 
 
-def _sentence(text: str) -> str:
-    return text and text[0].upper() + text[1:]
-
-
 @functools.cache
-def _tree(module: str) -> ast.Module:
+def _statements(module: str) -> list[ast.stmt]:
     spec = importlib.util.find_spec(module)
     assert spec is not None
     assert spec.origin is not None
-    return ast.parse(Path(spec.origin).read_text(encoding="utf-8"))
+    return ast.parse(Path(spec.origin).read_text(encoding="utf-8")).body
 
 
-def _function(module: str, name: str) -> ast.FunctionDef:
-    found = (n for n in _tree(module).body if isinstance(n, ast.FunctionDef) and n.name == name)
-    return next(found)
+def _definition(module: str, name: str) -> ast.FunctionDef:
+    functions = (each for each in _statements(module) if isinstance(each, ast.FunctionDef))
+    return next(function for function in functions if function.name == name)
 
 
 def _choices(module: str, annotation: ast.expr | None) -> tuple[str, ...]:
-    """The strings of a Literal, which may be written down under a name, in another module too."""
-    if isinstance(annotation, ast.Name):
-        place = _assigned(module, annotation.id)
-        return _choices(*place) if place else ()
-    if isinstance(annotation, ast.Subscript) and ast.unparse(annotation.value) == "Literal":
-        values = ast.literal_eval(annotation.slice)
-        return values if isinstance(values, tuple) else (values,)
+    """Return the strings of a Literal."""
+    value = _resolved(module, annotation)
+    if isinstance(value, ast.Subscript) and ast.unparse(value.value) == "Literal":
+        strings = ast.literal_eval(value.slice)
+        return strings if isinstance(strings, tuple) else (strings,)
     return ()
 
 
-def _value(module: str, default: ast.expr | None) -> Any:
-    if isinstance(default, ast.Name):
-        place = _assigned(module, default.id)
-        return _value(*place) if place else None
-    return None if default is None else ast.literal_eval(default)
+def _resolved(module: str, value: ast.expr | None) -> ast.expr | None:
+    """Follow a name to the value that it is assigned, in this module or one of the library's others.
 
-
-def _assigned(module: str, name: str) -> tuple[str, ast.expr] | None:
-    """Where a name of a module gets its value, and what it is; None if not in this library."""
-    for node in _tree(module).body:
-        if isinstance(node, ast.Assign) and any(ast.unparse(t) == name for t in node.targets):
-            return module, node.value
-        if isinstance(node, ast.ImportFrom) and str(node.module).startswith("stridenet"):
-            named = next((a for a in node.names if name in (a.asname, a.name)), None)
-            if named is not None:
-                return _assigned(str(node.module), named.name)
+    Return None for a name that is assigned nowhere in the library.
+    """
+    if not isinstance(value, ast.Name):
+        return value
+    for each in _statements(module):
+        if isinstance(each, ast.Assign) and any(ast.unparse(t) == value.id for t in each.targets):
+            return _resolved(module, each.value)
+        if isinstance(each, ast.ImportFrom) and str(each.module).startswith("stridenet"):
+            for alias in each.names:
+                if value.id == (alias.asname or alias.name):
+                    return _resolved(str(each.module), ast.Name(alias.name))
     return None

@@ -53,6 +53,6 @@ def _declare_operators() -> None:
 
 
 def watch() -> None:
-    """From now on an import of torchvision succeeds also beside a CPU-only torch."""
+    """Let imports of torchvision succeed from now on, also beside a CPU-only torch."""
     if not any(isinstance(finder, _Finder) for finder in sys.meta_path):
         sys.meta_path.insert(0, _Finder())

@@ -1,4 +1,4 @@
-"""Running a user's code: what it prints, raises or ends is not mistaken for what this command says."""
+"""Runs a user's code apart: what it prints, raises or ends is not mistaken for the command's own."""
 
 import contextlib
 import os
@@ -12,54 +12,51 @@ from typing import Any
 from stridenet.errors import InputError, StrideEliminationError
 
 
+class Stopped(BaseException):
+    """A signal asked the command to stop. No user's code raises it, unlike KeyboardInterrupt."""
+
+    def __init__(self, signal: int) -> None:
+        super().__init__(f"stopped by signal {signal}")
+        self.signal = signal
+
+
+class _Left(BaseException):
+    """The user's code called os._exit; no `except Exception` in it may catch this."""
+
+
 @contextlib.contextmanager
-def users_code(folder: Path, what: str, cure: str = "") -> Iterator[None]:
+def users_code(folder: Path, name: str, cure: str = "") -> Iterator[None]:
     """Import, make or run a user's network within this.
 
     folder: modules in it can be imported, before those that are installed.
-    what: the code's name, for messages; cure: what helps most often, after what the code raised.
+    name: the code's name, for messages; cure: what helps most often, after what the code raised.
 
-    What is printed meanwhile, by the code or by torch's compiled parts, goes to the standard error, and
-    only if all went well: of an error, the last line is told. Raises InputError where the code leaves
-    the program (sys.exit, os._exit) or raises what is no error of this library's.
+    What is printed meanwhile, by the code or by torch's compiled parts, goes to the standard error
+    after all went well; after an error, only its last line is shown. Raises InputError where the code
+    leaves the program (sys.exit, os._exit) or raises an error that is not one of this library's.
     """
-    stopped = stops()
     with tempfile.TemporaryFile() as printed:
         try:
-            with _into(printed), _importable(folder), _without_leaving():
+            with _captured(printed), _importable(folder), _without_leaving():
                 yield
-        except (InputError, StrideEliminationError, MemoryError):
+        except (InputError, StrideEliminationError, MemoryError, Stopped):
             raise
         except BaseException as error:  # the code may raise anything, SystemExit and the like too
-            if isinstance(error, KeyboardInterrupt) and stops() != stopped:
-                raise
-            raise InputError(f"{what} {_told(error, cure)}{_last_line(printed)}") from error
+            what = _what_it_did(error, cure)
+            raise InputError(f"{name} {what}{_last_line(printed)}") from error
         printed.seek(0)
         sys.stderr.write(printed.read().decode(errors="replace"))
 
 
-_stops: list[int] = []  # numbers of signals that asked this process to stop
-
-
-def stops(*number: int) -> int:
-    """How many signals have asked this process to stop; one more where its number is given."""
-    _stops.extend(number)
-    return len(_stops)
-
-
-def one_line(error: BaseException) -> str:
-    """The kind of an error and what it says."""
+def kind_and_message(error: BaseException) -> str:
+    """Return the kind of an error and what it says."""
     return f"{type(error).__name__}: {' '.join(str(error).split())}".rstrip(": ")
 
 
-class _Left(BaseException):
-    """The code wanted to leave the program; no code that catches errors is to catch this."""
-
-
-def _told(error: BaseException, cure: str) -> str:
+def _what_it_did(error: BaseException, cure: str) -> str:
     if isinstance(error, SystemExit):
         return f"called sys.exit({'' if error.code is None else repr(error.code)})"
-    return str(error) if isinstance(error, _Left) else f"failed: {one_line(error)}{cure}"
+    return str(error) if isinstance(error, _Left) else f"failed: {kind_and_message(error)}{cure}"
 
 
 def _last_line(printed: Any) -> str:
@@ -67,21 +64,20 @@ def _last_line(printed: Any) -> str:
     content = printed.read().decode(errors="replace")
     if os.environ.get("STRIDENET_TRACEBACK") == "1":
         sys.stderr.write(content)
-    lines = content.split("\n")
-    last = next((" ".join(line.split()) for line in reversed(lines) if line.strip()), "")
-    return f" (it printed: {last[:200]})" if last else ""
+    lines = [" ".join(line.split()) for line in content.splitlines() if line.strip()]
+    return f" (it printed: {lines[-1][:200]})" if lines else ""
 
 
 @contextlib.contextmanager
-def _into(printed: Any) -> Iterator[None]:
-    """Send all output into a file, also what does not pass through Python."""
+def _captured(printed: Any) -> Iterator[None]:
+    """Send all output into a file, also that of compiled code, which does not pass through Python."""
     before = sys.stdout, sys.stderr
     for stream in before:
         stream.flush()
-    kept = [(number, os.dup(number)) for number in (1, 2)]
+    copies = [(number, os.dup(number)) for number in (1, 2)]
     stream = os.fdopen(os.dup(printed.fileno()), "w", 1, encoding="utf-8", errors="replace")
     try:
-        for number, _ in kept:
+        for number, _ in copies:
             os.dup2(printed.fileno(), number)
         sys.stdout = sys.stderr = stream
         with warnings.catch_warnings():
@@ -91,7 +87,7 @@ def _into(printed: Any) -> Iterator[None]:
         sys.stdout, sys.stderr = before
         with contextlib.suppress(ValueError, OSError):  # the code may have closed it
             stream.close()
-        for number, copy in kept:
+        for number, copy in copies:
             os.dup2(copy, number)
             os.close(copy)
 
@@ -109,15 +105,15 @@ def _importable(folder: Path) -> Iterator[None]:
 
 @contextlib.contextmanager
 def _without_leaving() -> Iterator[None]:
-    """Let os._exit raise in this process; in one that was forked from it, it ends that one."""
+    """Let os._exit raise _Left in this process; a process that was forked from it may still leave."""
     leave, process = os._exit, os.getpid()
 
-    def refused(code: int) -> Any:
+    def refuse(code: int) -> Any:
         if os.getpid() != process:
             leave(code)
         raise _Left(f"called os._exit({code})")
 
-    os._exit = refused  # type: ignore[assignment]
+    os._exit = refuse  # type: ignore[assignment]
     try:
         yield
     finally:

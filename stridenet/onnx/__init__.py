@@ -1,1 +1,1 @@
-"""ONNX files of networks: written, and checked before they appear."""
+"""Writes ONNX files of networks, which are checked before they appear."""

@@ -1,4 +1,4 @@
-"""Is an ONNX file equal to the network that it was made of?"""
+"""Checks that an ONNX file gives what the network gives that it was made of."""
 
 import copy
 from collections.abc import Callable
@@ -16,25 +16,25 @@ from stridenet.onnx.strides import reason
 from stridenet.sizes import format_size
 
 Images = tuple[Tensor, ...]  # one batch for each input
-Arrays = list[np.ndarray]  # one for each output
+Outputs = list[np.ndarray]  # an array for each output of a network
 
-ROUNDING_MARGIN = 16
+ROUNDING_MARGIN = 16  # times PyTorch's own error, which `compare` explains
 EPS = float(np.finfo(np.float32).eps)
-SMALLEST = float(np.finfo(np.float32).tiny)
+SMALLEST = float(np.finfo(np.float32).tiny)  # numbers below it may be flushed to zero
 
 
 @dataclass(frozen=True)
-class Comparison:
-    """onnxruntime beside PyTorch, of the output that came nearest to its tolerance."""
+class OutputComparison:
+    """The output of a file that came nearest to its tolerance, beside PyTorch's."""
 
-    batches: tuple[int, ...]  # images in each
-    difference: float  # largest
+    batches: tuple[int, ...]  # how many images each has
+    difference: float  # the largest
     tolerance: float
     largest_output: float
 
     @property
     def passed(self) -> bool:
-        """Whether the difference is one of rounding; not where an output is not a number."""
+        """Tell whether the difference is within the tolerance, which NaN never is."""
         return self.difference <= self.tolerance
 
 
@@ -44,7 +44,7 @@ def compare(
     batches: list[Images],
     feeds: list[dict[str, np.ndarray]],
     tolerance: float | None = None,
-) -> Comparison:
+) -> OutputComparison:
     """Run the file in onnxruntime on `feeds`, and the network in PyTorch on the same `batches`.
 
     What rounding does to a network depends on the length of its sums, on its depth, and on how far its
@@ -63,38 +63,31 @@ def compare(
 def compare_outputs(
     name: str,
     by: str,
-    outputs: Callable[[], list[Arrays]],
+    outputs: Callable[[], list[Outputs]],
     network: nn.Module,
     batches: list[Images],
     tolerance: float | None = None,
-) -> Comparison:
-    """What a file gives for each batch, beside the network in PyTorch.
+) -> OutputComparison:
+    """Compare what a file gives for each batch with what the network gives in PyTorch.
 
     name: of the file; by: what runs it, for messages.
     outputs: runs it on the batches.
 
-    Raises StrideEliminationError as compare does.
+    Raises StrideEliminationError where an output differs, as `compare` does.
     """
     expected = pytorch_outputs(network, torch.float32, batches)
     if tolerance is None:
         tolerances = _rounding_tolerances(network, batches, expected)
     else:
-        tolerances = [[tolerance] * len(outputs) for outputs in expected]
+        tolerances = [[tolerance] * len(each) for each in expected]
     obtained = outputs()
-    for theirs, ours in zip(chain(*obtained), chain(*expected), strict=True):
-        if theirs.shape != ours.shape:
-            raise NotEqualError(
-                f"{name} is not the network at every size: {by} gives "
-                f"{format_size(theirs.shape)}, PyTorch {format_size(ours.shape)}, as where a forward "
-                "rounds sizes up (ONNX divides towards zero); input_size=… instead of example_inputs "
-                "fixes the sizes"
-            )
     counts = tuple(len(images[0]) for images in batches)
-    found = [
-        Comparison(counts, _largest(theirs - ours), allowed, _largest(ours))
-        for each in zip(obtained, expected, tolerances, strict=True)
-        for theirs, ours, allowed in zip(*each, strict=True)
-    ]
+    found = []
+    all_outputs = zip(chain(*obtained), chain(*expected), chain(*tolerances), strict=True)
+    for theirs, ours, allowed in all_outputs:
+        _require_same_size(name, by, theirs, ours)
+        difference, largest = _largest_magnitude(theirs - ours), _largest_magnitude(ours)
+        found.append(OutputComparison(counts, difference, allowed, largest))
     worst = max(found, key=lambda each: (not each.passed, each.difference - each.tolerance))
     if not worst.passed:
         raise NotEqualError(
@@ -105,31 +98,40 @@ def compare_outputs(
     return worst
 
 
-def _largest(values: np.ndarray) -> float:
+def _require_same_size(name: str, by: str, theirs: np.ndarray, ours: np.ndarray) -> None:
+    if theirs.shape != ours.shape:
+        raise NotEqualError(
+            f"{name} is not the network at every size: {by} gives {format_size(theirs.shape)}, "
+            f"PyTorch {format_size(ours.shape)}, as where a forward rounds sizes up (ONNX divides "
+            "towards zero); input_size=… instead of example_inputs fixes the sizes"
+        )
+
+
+def _largest_magnitude(values: np.ndarray) -> float:
     return float(np.abs(values).max(initial=0))
 
 
 def _rounding_tolerances(
-    network: nn.Module, batches: list[Images], single: list[Arrays]
+    network: nn.Module, batches: list[Images], single: list[Outputs]
 ) -> list[list[float]]:
-    """What rounding may do to each output of each batch."""
+    """Return how far rounding may move each output of each batch."""
     try:
         double = pytorch_outputs(network, torch.float64, batches)
     except StrideEliminationError as error:
         raise StrideEliminationError(
-            f"{error}; float64 tells how exact it is in float32: tolerance=… makes up for it"
+            f"{error}; float64 tells how exact it is in float32: tolerance=… does without it"
         ) from error
     return [
         [
-            ROUNDING_MARGIN * (_largest(s - d) + EPS * _largest(d) + SMALLEST)
+            ROUNDING_MARGIN * (_largest_magnitude(s - d) + EPS * _largest_magnitude(d) + SMALLEST)
             for s, d in zip(*outputs, strict=True)
         ]
         for outputs in zip(single, double, strict=True)
     ]
 
 
-def pytorch_outputs(network: nn.Module, dtype: torch.dtype, batches: list[Images]) -> list[Arrays]:
-    """PyTorch's outputs for each batch, computed in `dtype`, as float64."""
+def pytorch_outputs(network: nn.Module, dtype: torch.dtype, batches: list[Images]) -> list[Outputs]:
+    """Return PyTorch's outputs for each batch, computed in `dtype`, as float64."""
     if dtype != torch.float32:
         network = copy.deepcopy(network).to(dtype)
     return [
@@ -143,7 +145,7 @@ def pytorch_outputs(network: nn.Module, dtype: torch.dtype, batches: list[Images
 
 @torch.no_grad()
 def outputs_of(network: nn.Module, images: Images) -> list[Tensor]:
-    """All tensors of the network's output, in the order in which torch exports them.
+    """Return all tensors of the network's output, in the order in which torch exports them.
 
     Raises StrideEliminationError if the network does not run on these images.
     """
@@ -158,8 +160,8 @@ def outputs_of(network: nn.Module, images: Images) -> list[Tensor]:
     return [leaf for leaf in torch.utils._pytree.tree_leaves(outputs) if isinstance(leaf, Tensor)]
 
 
-def _onnxruntime_outputs(path: Path, feeds: list[dict[str, np.ndarray]]) -> list[Arrays]:
-    """onnxruntime's outputs for each feed, as float64."""
+def _onnxruntime_outputs(path: Path, feeds: list[dict[str, np.ndarray]]) -> list[Outputs]:
+    """Return onnxruntime's outputs for each feed, as float64."""
     import onnxruntime
 
     options = onnxruntime.SessionOptions()

@@ -1,4 +1,4 @@
-"""How a host rearranges what an ONNX file reads: numbers for stridenet.host, and the same in words."""
+"""Describes how a host rearranges what an ONNX file reads: in numbers, and the same in words."""
 
 import json
 from collections.abc import Iterable
@@ -7,7 +7,7 @@ from typing import Any
 
 
 def layout_path(path: Path) -> Path:
-    """Where the description of the host's rearrangement lies: NET.layout.json beside NET.onnx."""
+    """Return where the host's rearrangement is described: NET.layout.json beside NET.onnx."""
     return path.with_suffix(".layout.json")
 
 
@@ -20,12 +20,15 @@ def layout_of(inputs: Iterable[dict[str, Any]]) -> dict[str, Any]:
 
 
 def write_layout(layout: dict[str, Any], path: Path) -> None:
-    """Write it as stridenet.host.read_layout reads it."""
+    """Write a layout as stridenet.host.read_layout reads it."""
     path.write_text(json.dumps(layout, indent=2) + "\n", encoding="utf-8")
 
 
 def _axis_order(axes: int) -> dict[str, Any]:
-    """The order of a phase form of so many spatial axes, as an einops pattern and in words."""
+    """Return the order of values in a phase form, as an einops pattern and in words.
+
+    axes: how many spatial axes there are.
+    """
     blocks, factors, phases = (" ".join(f"{x}{axis}" for axis in range(axes)) for x in "ifp")
     split = " ".join(f"(i{axis} f{axis})" for axis in range(axes))
     channel = "c"

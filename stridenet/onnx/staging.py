@@ -1,4 +1,4 @@
-"""Files that appear together, whole, or not at all."""
+"""Lets the files of an export appear together and whole, or not at all."""
 
 import contextlib
 import os
@@ -12,27 +12,29 @@ from stridenet.onnx.layout import layout_path
 
 @contextlib.contextmanager
 def staged(path: Path) -> Iterator[Path]:
-    """A folder for all files of an export, which take their places if nothing fails.
+    """Yield a folder for all files of an export, which take their places if nothing fails.
 
-    Companions of an earlier model at this path that the new one lacks go with it.
+    The companions of an earlier model at this path (its data, its layout) are removed with it unless
+    the new one replaces them.
     """
     companions = (path.with_name(f"{path.name}.data"), layout_path(path))
     places = [*companions, path]  # the model last, when what it refers to is there
     with (
         folder_for(path),
-        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as made,
+        tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name[:NAME_KEPT]}-") as name,
     ):
-        yield Path(made)
-        new = [place for place in places if (Path(made) / place.name).exists()]
+        folder = Path(name)
+        yield folder
+        new = [place for place in places if (folder / place.name).exists()]
         replaces = path.exists()
-        _take_places(Path(made), new)
+        _take_places(folder, new)
         for place in companions:
             if replaces and place not in new and place.is_file() and not place.is_symlink():
                 place.unlink()
 
 
 def _take_places(folder: Path, places: list[Path]) -> None:
-    """Move the files to their places; where one cannot be, those that are new there go again."""
+    """Move the files to their places. If one fails, those that replaced nothing are removed again."""
     new = [place for place in places if not os.path.lexists(place)]
     for place in places:
         destination(place)

@@ -1,4 +1,4 @@
-"""Which nodes of an ONNX file have strides, and what onnx says of the file. Imports no torch."""
+"""Finds the nodes of an ONNX file that have strides, and lets onnx check it. Imports no torch."""
 
 import ast
 from collections import Counter
@@ -10,7 +10,7 @@ from typing import Any
 from stridenet.errors import StrideEliminationError
 from stridenet.sizes import Size, format_size
 
-# Operators with an attribute `strides`; whatever else ONNX has moves by one position or by none.
+# Operators with an attribute `strides`; all others of ONNX move their window by one, or have none.
 POOLING_OPERATORS = frozenset({"MaxPool", "AveragePool", "LpPool", "MaxUnpool"})
 STRIDED_OPERATORS = POOLING_OPERATORS | frozenset({
     "Conv", "ConvInteger", "QLinearConv", "DeformConv", "ConvTranspose",
@@ -34,8 +34,10 @@ def check_graph(
 ) -> tuple[dict[str, int], tuple[StridedNode, ...]]:
     """Let onnx check the file, and look for strides above 1, in functions and subgraphs too.
 
-    may_stay: of a node with a stride, whether the network has it on purpose. Returns how many nodes of
-    each operator there are, and those with a stride. Raises StrideEliminationError.
+    may_stay: tells of a node with a stride whether the network has it on purpose.
+
+    Returns how many nodes of each operator there are, and the nodes with a stride. Raises
+    StrideEliminationError where onnx refuses the file, or a node has a stride that may not stay.
     """
     import onnx
 
@@ -56,20 +58,20 @@ def check_graph(
 
 
 def all_nodes(model: Any) -> Iterator[Any]:
-    """All nodes of a model, in functions and subgraphs too."""
+    """Yield all nodes of a model, in functions and subgraphs too."""
     for graph in (model.graph, *model.functions):
         yield from _nodes(graph)
 
 
 def strided_nodes(nodes: Iterable[Any]) -> Iterator[StridedNode]:
-    """Those of these nodes with a stride above one."""
+    """Yield those of these nodes that have a stride above one."""
     for node in nodes:
         if max(_strides(node), default=1) > 1:
             yield _strided(node)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
-    """All nodes of a graph or function, and of the branches and loops in it."""
+    """Yield all nodes of a graph or function, and of the branches and loops in it."""
     for node in graph.node:
         yield node
         for attribute in node.attribute:
@@ -89,7 +91,7 @@ def _strided(node: Any) -> StridedNode:
 
 
 def _module_of(node: Any) -> str:
-    """The path of the module that torch made the node from; "" if nothing tells it."""
+    """Return the path of the module that torch made the node from; "" if the node does not say."""
     weights = [name for name in node.input if name.endswith(".weight")]
     if weights:  # before the scope: a convolution with folded BatchNorm has the BatchNorm's
         return str(weights[0].removesuffix(".weight"))
@@ -99,7 +101,7 @@ def _module_of(node: Any) -> str:
 
 
 def reason(error: BaseException) -> str:
-    """The first line of the error that lies below all others."""
+    """Return the first line of the error that caused all others."""
     while error.__cause__ is not None:
         error = error.__cause__
     return (str(error).strip() or type(error).__name__).splitlines()[0]

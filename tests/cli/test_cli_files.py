@@ -191,13 +191,13 @@ def test_a_proof_that_fails_is_exit_code_1_and_no_file(
 ) -> None:
     from stridenet.onnx.files import api
 
-    write = api.write
+    write = api.write_onnx
 
     def write_wrongly(conversion: object, path: Path, data: str) -> None:
         write(conversion, path, data)
         spoiled(path).replace(path)
 
-    monkeypatch.setattr(api, "write", write_wrongly)
+    monkeypatch.setattr(api, "write_onnx", write_wrongly)
     said = cli("convert", strided, "-o", "unit.onnx")
     assert said.code == 1
     assert said.line.startswith("error: conv")

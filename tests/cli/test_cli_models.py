@@ -14,8 +14,7 @@ from torch import nn
 
 from stridenet import converted_layers, eliminate_stride, host
 from stridenet.by_layer.check import strides_left
-from stridenet.cli.models import load, random_inputs, read_model
-from stridenet.cli.request import Request
+from stridenet.cli.models import Request, load, random_inputs, read_model
 from stridenet.zoo import lenet
 from tests.command import Cli, files_in
 from tests.onnx_models import operators_of, strides_of

@@ -13,7 +13,7 @@ from typing import get_args
 
 import pytest
 
-from stridenet.cli.app import application
+from stridenet.cli.app import app
 from stridenet.cli.models import FORMS
 from stridenet.cli.options import CONVERT, PLAN, VERIFY, Part
 from stridenet.cli.signatures import arguments_of
@@ -41,7 +41,7 @@ BY_ITSELF = {"verify": {"check"}}  # compares, and needs no check before
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_argument_of_the_functions_is_an_option(command: str) -> None:
     """By their signatures as Python has them, which the command does not look at."""
-    options = {option.name: option for option in application().commands[command].params}
+    options = {option.name: option for option in app.commands[command].params}
     for part in COMMANDS[command]:
         function = resolve_name(part.function)
         wanted = {*inspect.signature(function).parameters} - OF_THE_COMMAND[function.__name__]
@@ -86,10 +86,10 @@ def test_a_new_argument_is_an_option_and_one_of_an_unknown_type_is_no_silence(
     monkeypatch.syspath_prepend(tmp_path)
     arguments = arguments_of("gains:gained")
     assert (arguments["least"].default, arguments["least"].text) == (3, "How many, at least.")
-    part = Part("A title", "a purpose", "gains:gained", frozenset({"model"}))
+    part = Part("a subject", "gains:gained", frozenset({"model"}))
     assert [each.opts[0] for each in options_of([part])] == ["--least", "--only"]
     with pytest.raises(KeyError, match="complex"):
-        options_of([Part("", "", "gains:unknown", frozenset({"model"}))])
+        options_of([Part("", "gains:unknown", frozenset({"model"}))])
 
 
 def test_literals_are_found_under_their_names() -> None:
@@ -114,7 +114,7 @@ def test_help_has_examples_that_are_taken_and_fits_80_columns(name: str, cli: Cl
     assert "--help" in options
     if name:
         described = re.findall(r"^  (?:-o, )?(--[\w-]+)", options, re.MULTILINE)
-        assert {*described} == {p.opts[-1] for p in application().commands[name].params
+        assert {*described} == {p.opts[-1] for p in app.commands[name].params
                                 if p.opts[0].startswith("-")} | {"--help"}  # fmt: skip
 
 

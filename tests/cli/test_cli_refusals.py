@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import nn
 
-from stridenet.cli.ending import as_typed
+from stridenet.cli.ending import with_options
 from stridenet.cli.output import checked_output
 from stridenet.errors import InputError
 from tests.command import Cli, files_in
@@ -248,10 +248,10 @@ class Unpickled:
         ("link.onnx", "link.onnx is a link to net.onnx"),
         ("elsewhere.onnx", "elsewhere.onnx is a link to /nowhere/net.onnx"),
         ("folder.onnx", "folder.onnx is a folder; name the file"),
-        ("pipe.onnx", "pipe.onnx is no regular file"),
+        ("pipe.onnx", "pipe.onnx is a pipe, which no file replaces"),
         ("/dev/null", "/dev/null must end in .onnx"),
         ("gone/out.onnx", "there is no folder gone for out.onnx: mkdir -p gone"),
-        ("bad.py/out.onnx", "there is no folder bad.py"),
+        ("bad.py/out.onnx", "bad.py/out.onnx: part of this path is a file"),
         ("out.onx", "did you mean out.onnx?"),
         ("out.pt", "out.pt must end in .onnx"),
         ("out", "out must end in .onnx"),
@@ -314,12 +314,14 @@ def test_a_disk_without_room_is_told_and_nothing_is_left(folder: Path) -> None:
 
 
 def test_no_room_has_words_of_its_own(folder: Path, cli: Cli, monkeypatch) -> None:
-    def full(path: Path, content: bytes) -> int:
-        raise OSError(28, "No space left on device", str(path))
+    def full(file: int) -> None:
+        raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(Path, "write_bytes", full)
+    monkeypatch.setattr(os, "fsync", full)
     said = cli("convert", "bad.py:small", "-o", "out.pt")
-    assert said.line == "error: out.pt cannot be written: no room on its disk; write elsewhere"
+    assert said.line == (
+        "error: out.pt cannot be written: no room on its disk; free some, or write elsewhere"
+    )
     assert not [name for name in files_in(folder) if "out" in name]
 
 
@@ -401,4 +403,4 @@ def test_an_error_of_ours_is_one_line_too(folder: Path, cli: Cli, monkeypatch) -
     ],
 )
 def test_messages_name_options_as_they_are_typed(text: str, typed: str) -> None:
-    assert as_typed(text) == typed
+    assert with_options(text) == typed

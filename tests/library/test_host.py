@@ -13,7 +13,7 @@ import pytest
 from torch import nn
 
 from stridenet import eliminate_stride, host
-from stridenet.onnx.export import describe_layout
+from stridenet.onnx.exportable import describe_layout
 from tests.devices import harmless_device
 
 SIZE = (2, 21, 18)

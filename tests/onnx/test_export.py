@@ -31,10 +31,12 @@ from stridenet import (
 from stridenet.errors import InputError
 from stridenet.layers import PhantomMask
 from stridenet.onnx import export
-from stridenet.onnx.check import Comparison
-from stridenet.onnx.export import PACKAGES, TRACED_BATCH, describe_layout
+from stridenet.onnx.check import OutputComparison
+from stridenet.onnx.export import PACKAGES
+from stridenet.onnx.exportable import describe_layout
 from stridenet.onnx.layout import layout_path
 from stridenet.onnx.strides import POOLING_OPERATORS, StridedNode, check_graph
+from stridenet.onnx.tracing import TRACED_BATCH
 from stridenet.phases import space_to_depth
 from stridenet.zoo import lenet
 
@@ -466,7 +468,7 @@ def test_a_wrong_weight_is_found(earlier: Path, monkeypatch: pytest.MonkeyPatch)
 
 @pytest.mark.parametrize(("difference", "passed"), [(1.0, True), (1.1, False), (np.nan, False)])
 def test_what_passes(difference: float, passed: bool) -> None:
-    assert Comparison((1,), difference, tolerance=1.0, largest_output=9.0).passed == passed
+    assert OutputComparison((1,), difference, tolerance=1.0, largest_output=9.0).passed == passed
 
 
 def test_a_twin_with_a_stride_is_refused(earlier: Path) -> None:

@@ -145,7 +145,7 @@ def test_no_room_on_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     def full(*_: Any) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr(api, "write", full)
+    monkeypatch.setattr(api, "write_onnx", full)
     with pytest.raises(InputError, match="no room on its disk; free some, or write elsewhere"):
         convert_file(source, tmp_path / "out.onnx")
     assert (tmp_path / "out.onnx").read_bytes() == b"earlier"

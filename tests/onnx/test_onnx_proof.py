@@ -16,11 +16,11 @@ from stridenet.onnx.files import (
     api,
     benchmark_files,
     convert_file,
-    expansion,
+    filters,
     plan_file,
     verify_files,
 )
-from stridenet.onnx.files.expansion import Expansion
+from stridenet.onnx.files.filters import FilterExpansion
 from tests.onnx_models import (
     convolution,
     drawn,
@@ -152,7 +152,7 @@ def test_a_planted_fault_is_seen_and_nothing_is_written(
     fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     spoil, why = FAULTS[fault]
-    write = api.write
+    write = api.write_onnx
 
     def spoiled(conversion: Any, path: Path, data: str) -> None:
         write(conversion, path, data)
@@ -160,7 +160,7 @@ def test_a_planted_fault_is_seen_and_nothing_is_written(
         spoil(proto)
         onnx.save(proto, str(path))
 
-    monkeypatch.setattr(api, "write", spoiled)
+    monkeypatch.setattr(api, "write_onnx", spoiled)
     source = saved(network(), tmp_path)
     with pytest.raises(NotEqualError, match=why):
         convert_file(source, tmp_path / "out.onnx", pooling=True)
@@ -170,13 +170,15 @@ def test_a_planted_fault_is_seen_and_nothing_is_written(
 def test_a_wrong_expansion_is_seen_by_the_node_even_if_it_folds_back(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    expand, fold = Expansion.expand, Expansion.fold
+    expand, fold = FilterExpansion.expand, FilterExpansion.fold
 
-    def flipped(self: Expansion, weight: np.ndarray) -> np.ndarray:
+    def flipped(self: FilterExpansion, weight: np.ndarray) -> np.ndarray:
         return np.ascontiguousarray(expand(self, weight)[:, ::-1])
 
-    monkeypatch.setattr(expansion.Expansion, "expand", flipped)
-    monkeypatch.setattr(expansion.Expansion, "fold", lambda self, wide: fold(self, wide[:, ::-1]))
+    monkeypatch.setattr(filters.FilterExpansion, "expand", flipped)
+    monkeypatch.setattr(
+        filters.FilterExpansion, "fold", lambda self, wide: fold(self, wide[:, ::-1])
+    )
     with pytest.raises(NotEqualError, match="gives other numbers"):
         convert_file(saved(network(), tmp_path), tmp_path / "out.onnx")
 

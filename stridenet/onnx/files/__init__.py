@@ -1,4 +1,4 @@
-"""ONNX files in and out by Theorem 1: strided operators as padding, rearrangement, unit strides.
+"""Converts ONNX files by Theorem 1: strided operators become padding, rearrangement and unit strides.
 
 Nothing here imports torch. `convert_file` writes a file, `plan_file` says what it would cost,
 `verify_files` compares two files, `benchmark_files` times them.

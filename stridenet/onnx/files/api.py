@@ -1,11 +1,10 @@
-"""convert_file, plan_file, verify_files and benchmark_files. No torch is imported."""
+"""Converts, plans, compares and times ONNX files: the public functions, which import no torch."""
 
-import contextlib
-import errno
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -14,6 +13,7 @@ import onnx
 
 from stridenet import host
 from stridenet.errors import InputError, NotEqualError
+from stridenet.files import disk_errors
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
 from stridenet.onnx.files.comparing import (
     Feed,
@@ -22,22 +22,22 @@ from stridenet.onnx.files.comparing import (
     require_names,
     sizes_of,
 )
-from stridenet.onnx.files.conversion import Conversion, Done, converted
-from stridenet.onnx.files.grafting import graft, pairs_of
+from stridenet.onnx.files.conversion import ConvertedFile, ConvertedNode, convert_graph
+from stridenet.onnx.files.grafting import graft, graph_pairs
 from stridenet.onnx.files.matching import layouts_of, match_files
-from stridenet.onnx.files.options import Kernel, Rearrange, checked_options
+from stridenet.onnx.files.options import Kernel, Rearrange, checked_file_options
 from stridenet.onnx.files.proof import NodeProof, prove, require_untouched
 from stridenet.onnx.files.reading import (
     check_external_data,
-    external_place,
+    external_data,
     is_external,
-    parsed,
-    read,
+    parse,
+    read_onnx,
     tensors_of,
 )
 from stridenet.onnx.files.reports import ConversionReport, FilesReport, FileTimes
 from stridenet.onnx.files.running import require_onnxruntime, session
-from stridenet.onnx.files.writing import write, write_host_layout
+from stridenet.onnx.files.writing import write_host_layout, write_onnx
 from stridenet.onnx.layout import layout_of, layout_path
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import StridedNode, all_nodes, reason, strided_nodes
@@ -75,48 +75,43 @@ def convert_file(
     argument that cannot be worked on, StrideEliminationError for nodes that have no unit-stride form
     here, and NotEqualError if the proof fails. Nothing is written then.
     """
-    options = checked_options(only, pooling, rearrange, kernel)
+    options = checked_file_options(only, pooling, rearrange, kernel)
     if check:
         require_onnxruntime()
     source, target = Path(source), Path(target)
-    file = read(source)
+    file = read_onnx(source)
     _check_target(source, target, file.proto)
     if check:
         require_names(file.proto, sizes)
         _check_with_onnx(source, InputError)
-    before = Counter(map(str, strided_nodes(all_nodes(file.proto))))
-    pairs = pairs_of(file)
-    conversion = converted(file, options)
+    strides = Counter(map(str, strided_nodes(all_nodes(file.proto))))
+    pairs = graph_pairs(file)
+    conversion = convert_graph(file, options)
     graft(conversion, pairs)
-    kept = _left(conversion, before, file.proto)
+    kept = _strides_left(conversion, strides, file.proto)
     operators = Counter(node.op_type for node in all_nodes(file.proto))
-    with _room(target), staged(target) as folder:
-        path = folder / target.name
-        write(conversion, path, f"{target.name}.data")
-        layout = write_host_layout(conversion, folder / layout_path(target).name)
-        proofs: tuple[NodeProof, ...] = ()
-        comparison = None
+    proofs: tuple[NodeProof, ...] = ()
+    comparison = None
+    data, layout = target.with_name(f"{target.name}.data"), layout_path(target)
+    with disk_errors(target), staged(target) as folder:
+        write_onnx(conversion, folder / target.name, data.name)
+        write_host_layout(conversion, folder / layout.name)
         if check:
-            _check_with_onnx(path, NotEqualError)
-            written = parsed(path)
-            _left(conversion, before, written)
-            original = parsed(source)
-            require_untouched(conversion, original, source.parent, written, folder)
+            written = _check_written(conversion, strides, folder / target.name)
             proofs = prove(conversion, written, folder)
-            hosted = [d.converted.layout for d in conversion.done if d.converted.layout]
-            fed = fed_by({layout["name"]: layout for layout in hosted})
-            comparison = compare_files(source, path, original, sizes, fed)
-        data = target.with_name(f"{target.name}.data")
+            comparison = compare_files(
+                source, folder / target.name, parse(source), sizes, host_feed(conversion.layouts)
+            )
         has_data = (folder / data.name).exists()
     return ConversionReport(
-        target,
-        data if has_data else None,
-        layout_path(target) if layout else None,
-        tuple(done.step.name for done in conversion.done),
-        kept,
-        dict(operators.most_common()),
-        proofs,
-        comparison,
+        path=target,
+        data=data if has_data else None,
+        layout=layout if conversion.layouts else None,
+        converted=tuple(done.planned.name for done in conversion.done),
+        kept=kept,
+        operators=dict(operators.most_common()),
+        proofs=proofs,
+        comparison=comparison,
     )
 
 
@@ -128,22 +123,23 @@ def plan_file(
     rearrange: Rearrange = "reshape",
     kernel: Kernel = "minimal",
 ) -> LayersPlan:
-    """What convert_file would make of `source`, node by node: filters, maps and multiply-adds.
+    """Plan what convert_file would make of `source`, node by node: filters, maps, multiply-adds.
 
     only, pooling, rearrange, kernel: as of convert_file.
 
     Maps and multiply-adds, of one image, are known where the file has sizes. Nothing is written, and no
     weight read. Raises what convert_file raises.
     """
-    options = checked_options(only, pooling, rearrange, kernel)
-    file = read(source)
-    weights = sum(prod(t.dims) for t in file.proto.graph.initializer)
-    conversion = converted(file, options)
-    layers = tuple(_planned(done) for done in conversion.done)
-    more = sum(prod(e.size(w.shape)) for w, e in conversion.expanded.lazy.values())
-    less = {w.value: prod(w.shape) for w, _ in conversion.expanded.lazy.values()}
-    gone = sum(n for value, n in less.items() if not value.uses())
-    return LayersPlan(layers, (weights, weights + more - gone), any(each.maps for each in layers))
+    options = checked_file_options(only, pooling, rearrange, kernel)
+    file = read_onnx(source)
+    before = sum(prod(tensor.dims) for tensor in file.proto.graph.initializer)
+    conversion = convert_graph(file, options)
+    layers = tuple(_converted_layer(done) for done in conversion.done)
+    filters = conversion.new_filters.pending.values()
+    strided = {each.weight.value: prod(each.weight.shape) for each in filters}
+    gone = sum(count for value, count in strided.items() if not value.uses())
+    after = before - gone + sum(prod(each.shape) for each in filters)
+    return LayersPlan(layers, (before, after), any(each.maps for each in layers))
 
 
 def verify_files(
@@ -152,7 +148,7 @@ def verify_files(
     *,
     sizes: Mapping[str, Sequence[int]] | None = None,
 ) -> FilesReport:
-    """Whether the file `converted` computes what `original` does, and which strides are left in it.
+    """Tell whether the file `converted` computes what `original` does, and which strides it has left.
 
     sizes: of inputs, by their names, for the comparison of the whole files; those that are free are
         guessed.
@@ -164,15 +160,14 @@ def verify_files(
     file that cannot be read.
     """
     require_onnxruntime()
-    file, path = read(original), Path(converted)
-    other = parsed(path)
+    file, path = read_onnx(original), Path(converted)
+    other = parse(path)
     check_external_data(path, other)
     require_names(file.proto, sizes)
     for each in (file.path, path):
         _check_with_onnx(each, InputError)
     found = match_files(file, other, path)
-    fed = fed_by(layouts_of(path))
-    comparison = compare_files(file.path, path, file.proto, sizes, fed)
+    comparison = compare_files(file.path, path, file.proto, sizes, host_feed(layouts_of(path)))
     strided = tuple(strided_nodes(all_nodes(other)))
     return FilesReport(
         tuple(found.proofs), tuple(found.unequal), tuple(found.unmatched), strided, comparison
@@ -187,7 +182,7 @@ def benchmark_files(
     rounds: int = 10,
     threads: int = 1,
 ) -> FileTimes:
-    """onnxruntime's time of both files on the CPU, as it optimises them, in turn.
+    """Time both files in onnxruntime on the CPU, as it optimises them, in turn.
 
     sizes: of inputs, by their names; those that are free are guessed.
     rounds: runs of each file that count; one of each before them does not.
@@ -198,16 +193,18 @@ def benchmark_files(
     """
     if rounds < 1 or threads < 1:
         raise InputError(f"rounds={rounds}, threads={threads}: both are at least 1")
-    proto = parsed(Path(original))
+    proto = parse(Path(original))
     require_names(proto, sizes)
-    fed = fed_by(layouts_of(Path(converted)))
+    rearrange = host_feed(layouts_of(Path(converted)))
     last = ""
     for feed in feeds_of(proto, sizes):
         try:
-            sessions = [session(Path(path), True, threads) for path in (original, converted)]
-            feeds = [feed, fed(feed)]
-            for each, given in zip(sessions, feeds, strict=True):
-                each.run(None, given)
+            runs = [
+                partial(session(Path(original), True, threads).run, None, feed),
+                partial(session(Path(converted), True, threads).run, None, rearrange(feed)),
+            ]
+            for run in runs:
+                run()
             break
         except InputError:
             raise
@@ -215,13 +212,15 @@ def benchmark_files(
             last = reason(error)
     else:
         raise InputError(f"onnxruntime does not run both files: {last}; sizes=… gives the inputs'")
-    times: tuple[list[float], list[float]] = ([], [])
-    for _ in range(rounds):
-        for taken, each, given in zip(times, sessions, feeds, strict=True):
-            start = time.perf_counter()
-            each.run(None, given)
-            taken.append(1000 * (time.perf_counter() - start))
-    return FileTimes(tuple(times[0]), tuple(times[1]), sizes_of(feed), threads)
+    times = [[_milliseconds(run) for run in runs] for _ in range(rounds)]
+    ours, theirs = zip(*times, strict=True)
+    return FileTimes(ours, theirs, sizes_of(feed), threads)
+
+
+def _milliseconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    run()
+    return 1000 * (time.perf_counter() - start)
 
 
 # Where a file may be written
@@ -236,27 +235,12 @@ def _check_target(source: Path, target: Path, proto: Any) -> None:
     read_from = {source.resolve()}
     for tensor in tensors_of(proto):
         if is_external(tensor):
-            read_from.add(external_place(source.parent, tensor)[0].resolve())
+            read_from.add(external_data(source.parent, tensor).file.resolve())
     for place in (target, target.with_name(f"{target.name}.data"), layout_path(target)):
         if place.resolve() in read_from:
             raise InputError(
                 f"{target} would overwrite {place}, which is read from; write to another name"
             )
-
-
-@contextlib.contextmanager
-def _room(target: Path) -> Iterator[None]:
-    """What the disk refuses, in one line."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise InputError(
-                f"{target}: no room on its disk; free some, or write elsewhere"
-            ) from error
-        raise InputError(
-            f"{target} cannot be written: {error.strerror}; write elsewhere"
-        ) from error
 
 
 # What a file must pass
@@ -271,48 +255,71 @@ def _check_with_onnx(path: Path, kind: type[ValueError]) -> None:
         raise kind(f"{path} is not valid ONNX: {reason(error)}{way}") from error
 
 
-def _left(conversion: Conversion, before: Counter[str], proto: Any) -> tuple[StridedNode, ...]:
-    """Strides that are left: none but those that were not asked to go."""
+def _check_written(conversion: ConvertedFile, strides: Counter[str], path: Path) -> Any:
+    """Return the written file as protobuf has it, after onnx's checker and beside the original.
+
+    Raises NotEqualError where it has strides that were to go, or anything else that is not converted
+    is not as in the original.
+    """
+    _check_with_onnx(path, NotEqualError)
+    written = parse(path)
+    _strides_left(conversion, strides, written)
+    # The original is read again, as grafting has changed the protobuf that was read first.
+    original = parse(conversion.file.path)
+    require_untouched(conversion, original, conversion.file.folder, written, path.parent)
+    return written
+
+
+def _strides_left(
+    conversion: ConvertedFile, strides: Counter[str], proto: Any
+) -> tuple[StridedNode, ...]:
+    """Return the nodes with strides in a converted file.
+
+    strides: the nodes with strides in the original. Raises NotEqualError unless those that are left
+    are all of these but for the converted ones.
+    """
     left = tuple(strided_nodes(all_nodes(proto)))
-    asked = Counter(str(node) for node in strided_nodes(d.original for d in conversion.done))
-    if Counter(map(str, left)) != before - asked:
-        extra = Counter(map(str, left)) - (before - asked)
+    converted = Counter(str(node) for node in strided_nodes(d.original for d in conversion.done))
+    expected = strides - converted
+    if Counter(map(str, left)) != expected:
+        extra = Counter(map(str, left)) - expected
         raise NotEqualError(f"a stride is left that was to go: {', '.join(extra) or 'none'}")
     return left
 
 
-def fed_by(layouts: Mapping[str, dict[str, Any]]) -> Callable[[Feed], Feed]:
-    """From the original's inputs to those that the host rearranges."""
+def host_feed(layouts: Mapping[str, dict[str, Any]]) -> Callable[[Feed], Feed]:
+    """Return a function from the original's inputs to those that the host rearranges.
 
-    def fed(feed: Feed) -> Feed:
+    layouts: of the inputs that it rearranges, by their names.
+    """
+
+    def rearrange(feed: Feed) -> Feed:
         return {
             name: host.rearrange(layout_of([layouts[name]]), array) if name in layouts else array
             for name, array in feed.items()
         }
 
-    return fed
+    return rearrange
 
 
 # The plan
 
 
-def _planned(done: Done) -> ConvertedLayer:
+def _converted_layer(done: ConvertedNode) -> ConvertedLayer:
+    """Return the plan's row of a node. Its maps and multiply-adds need sizes that the file has."""
+    name, operator, filter_ = done.planned.name, done.original.op_type, done.replacement.filter
     sizes = [size for size in done.sizes if size is not None]
-    maps: tuple[Any, ...] = ()
-    given = [w.outputs(n) for w, n in zip(done.windows, sizes, strict=False)]
-    whole = len(sizes) == len(done.sizes)
-    if done.converted.filter is None:
-        if whole and done.channels:
-            maps = (((done.channels, *sizes), (done.channels, *given)),)
-        return ConvertedLayer(done.step.name, done.original.op_type, maps=maps)
-    weight, expansion, _ = done.converted.filter
-    wide = expansion.size(weight.shape)
-    zeros = prod(wide) - prod(weight.shape)
-    costs = None
-    if whole:
-        group = done.step.site.attributes.get("group", 1)
-        maps = (((weight.shape[1] * group, *sizes), (weight.shape[0], *given)),)
-        costs = (prod(weight.shape) * prod(given), prod(wide) * prod(given))
-    return ConvertedLayer(
-        done.step.name, done.original.op_type, weight.shape, wide, zeros, maps, costs
-    )
+    known = len(sizes) == len(done.sizes)
+    outputs = [w.outputs(size) for w, size in zip(done.windows, sizes, strict=False)]
+    if filter_ is None:
+        maps = (((done.channels, *sizes), (done.channels, *outputs)),)
+        return ConvertedLayer(name, operator, maps=maps if known and done.channels else ())  # type: ignore[arg-type]
+    strided = filter_.weight.shape
+    unit_stride = filter_.expansion.size(strided)
+    zeros = prod(unit_stride) - prod(strided)
+    if not known:
+        return ConvertedLayer(name, operator, strided, unit_stride, zeros)
+    group = done.planned.site.attributes.get("group", 1)
+    map_ = ((strided[1] * group, *sizes), (strided[0], *outputs))
+    costs = (prod(strided) * prod(outputs), prod(unit_stride) * prod(outputs))
+    return ConvertedLayer(name, operator, strided, unit_stride, zeros, (map_,), costs)

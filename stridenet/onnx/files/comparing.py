@@ -1,53 +1,57 @@
-"""Two whole files on random inputs: how far they differ, beside what rounding does to the original."""
+"""Compares two whole files on random inputs, beside what rounding does to the original's outputs."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx
 
 from stridenet.errors import InputError
+from stridenet.onnx.files.options import did_you_mean
 from stridenet.onnx.files.running import session
 from stridenet.onnx.strides import reason
+from stridenet.sizes import format_size
 
 Feed = dict[str, np.ndarray]
 RELATIVE_CHANGE = 1e-7  # of the input
-SUSPICIOUS = 10  # times as large as what such a change does
+SUSPICIOUS = 10  # a difference is large that is so many times what such a change does
 SPATIAL = ((64, 96), (224, 320), (32, 48), (16, 20))  # tried in turn where sizes are free
 MOST_ROWS = 10
 
 
 @dataclass(frozen=True)
-class Difference:
-    """One output, or the output of one node: largest values over all of its numbers."""
+class OutputDifference:
+    """The output of a file or node, in both files: the largest values over all of its numbers."""
 
     name: str
     difference: float
     sensitivity: (
-        float  # how far the original's own moves under a relative change of 1e-7 of its input
+        float  # difference of the original's own under a relative change of 1e-7 of its input
     )
-    largest: float
+    largest: float  # of the original's values
 
     @property
     def is_large(self) -> bool:
-        """Whether it is ten times as large as the sensitivity."""
+        """Tell whether it is more than ten times as large as the sensitivity, or not a number."""
         return not self.difference <= SUSPICIOUS * self.sensitivity
 
 
 @dataclass(frozen=True)
 class FileComparison:
-    """Two files in onnxruntime, without its optimisations."""
+    """How far two files differ in onnxruntime, without its optimisations."""
 
     sizes: tuple[str, ...]  # of the inputs, once for each comparison
-    outputs: tuple[Difference, ...]  # the one of each comparison that differs most
-    nodes: tuple[Difference, ...] = ()  # where an output differs by much: from where on
+    outputs: tuple[OutputDifference, ...]  # the output of each comparison that differs most
+    nodes: tuple[
+        OutputDifference, ...
+    ] = ()  # the first that differ, where an output differs by much
     reason: str = ""  # why there is no comparison
 
     @property
     def is_large(self) -> bool:
-        """Whether an output differs by ten times what a change of 1e-7 of the input does."""
+        """Tell whether an output differs by ten times what a change of 1e-7 of the input does."""
         return any(each.is_large for each in self.outputs)
 
     def __str__(self) -> str:
@@ -66,78 +70,84 @@ class FileComparison:
         return "\n".join(lines)
 
 
+class _Trial(NamedTuple):
+    """One comparison of two files."""
+
+    feed: Feed
+    worst: OutputDifference
+
+
 def compare_files(
     original: Path,
     converted: Path,
     proto: Any,
     sizes: Mapping[str, Sequence[int]] | None = None,
-    fed: Callable[[Feed], Feed] = lambda feed: feed,
+    rearrange: Callable[[Feed], Feed] = lambda feed: feed,
 ) -> FileComparison:
-    """Run both at two sizes, as far as their sizes are free.
+    """Run both files on random inputs of two sizes, or of one where the file fixes the sizes.
 
-    proto: of the original, for its inputs.
-    sizes: of inputs, by their names; else they are guessed.
-    fed: what the converted file reads in place of the original's inputs.
+    proto: the original as protobuf has it, for its inputs.
+    sizes: of inputs, by their names; those that are free are guessed.
+    rearrange: returns what the converted file reads in place of the original's inputs.
     """
     require_names(proto, sizes)
     try:
-        one, other = session(original), session(converted)
+        sessions = session(original), session(converted)
     except InputError:
         raise
     except Exception as error:  # its errors have no common class
         return FileComparison((), (), reason=f"onnxruntime does not load it: {reason(error)}")
-    found: list[tuple[str, Difference, Feed]] = []
+    trials: list[_Trial] = []
     last = "no sizes were tried"
     for feed in feeds_of(proto, sizes):
         try:
-            worst = _worst(one, other, feed, fed)
+            trials.append(_Trial(feed, _worst(*sessions, feed, rearrange)))
         except Exception as error:
             last = reason(error)
-            continue
-        found.append((sizes_of(feed), worst, feed))
-        if len(found) == 2:
+        if len(trials) == 2:
             break
-    if not found:
-        return FileComparison(
-            (),
-            (),
-            reason=f"onnxruntime does not run the original: {last}; sizes=… gives its inputs'",
-        )
-    nodes: tuple[Difference, ...] = ()
-    for _, worst, feed in found:
-        if worst.is_large and not nodes:
-            nodes = _node_by_node(original, converted, feed, fed)
+    if not trials:
+        why = f"onnxruntime does not run the original: {last}; sizes=… gives its inputs'"
+        return FileComparison((), (), reason=why)
+    nodes: tuple[OutputDifference, ...] = ()
+    for trial in trials:
+        if trial.worst.is_large and not nodes:
+            nodes = _node_by_node(original, converted, trial.feed, rearrange)
     return FileComparison(
-        tuple(size for size, _, _ in found), tuple(worst for _, worst, _ in found), nodes
+        tuple(sizes_of(each.feed) for each in trials), tuple(each.worst for each in trials), nodes
     )
 
 
 def sizes_of(feed: Feed) -> str:
-    """The sizes of inputs, as text."""
-    return ", ".join(f"{name} {'x'.join(map(str, array.shape))}" for name, array in feed.items())
+    """Return the sizes of inputs as text."""
+    return ", ".join(f"{name} {format_size(array.shape)}" for name, array in feed.items())
 
 
-def _worst(one: Any, other: Any, feed: Feed, fed: Callable[[Feed], Feed]) -> Difference:
+def _worst(one: Any, other: Any, feed: Feed, rearrange: Callable[[Feed], Feed]) -> OutputDifference:
+    """Run both files, and return the output that differs most."""
     names = [output.name for output in one.get_outputs()]
     ours, moved = one.run(None, feed), one.run(None, nudged(feed))
-    rows = _differences(names, ours, moved, other.run(None, fed(feed)))
+    rows = _differences(names, ours, moved, other.run(None, rearrange(feed)))
     return max(rows, key=lambda each: (each.is_large, each.difference - each.sensitivity))
 
 
 def _differences(
     names: Sequence[str], ours: Sequence[Any], moved: Sequence[Any], theirs: Sequence[Any]
-) -> list[Difference]:
-    rows = []
-    for name, a, b, c in zip(names, ours, moved, theirs, strict=True):
-        if isinstance(a, np.ndarray) and a.dtype.kind in "fiub":
-            rows.append(
-                Difference(name, _largest(a, c), _largest(a, b), _largest(a, np.zeros_like(a)))
-            )
-    return rows
+) -> list[OutputDifference]:
+    return [
+        OutputDifference(
+            name,
+            difference=_largest_difference(own, other),
+            sensitivity=_largest_difference(own, perturbed),
+            largest=_largest_difference(own, np.zeros_like(own)),
+        )
+        for name, own, perturbed, other in zip(names, ours, moved, theirs, strict=True)
+        if isinstance(own, np.ndarray) and own.dtype.kind in "fiub"
+    ]
 
 
-def _largest(a: np.ndarray, b: np.ndarray) -> float:
-    """The largest difference; of values that are the same, infinities among them, none."""
+def _largest_difference(a: np.ndarray, b: np.ndarray) -> float:
+    """Return the largest difference; equal infinities, and two NaN, do not differ."""
     if a.shape != b.shape:
         return float("inf")
     with np.errstate(invalid="ignore"):
@@ -147,7 +157,7 @@ def _largest(a: np.ndarray, b: np.ndarray) -> float:
 
 
 def nudged(feed: Feed) -> Feed:
-    """Move each number by 1e-7 of itself, or by one last place of its type."""
+    """Return inputs in which each number is moved by 1e-7 of itself, or by its type's rounding."""
     draw = np.random.default_rng(2)
     moved = {}
     for name, array in feed.items():
@@ -161,9 +171,9 @@ def nudged(feed: Feed) -> Feed:
 
 
 def _node_by_node(
-    original: Path, converted: Path, feed: Feed, fed: Callable[[Feed], Feed]
-) -> tuple[Difference, ...]:
-    """The first maps, in the order of the original, that differ by much: where it begins."""
+    original: Path, converted: Path, feed: Feed, rearrange: Callable[[Feed], Feed]
+) -> tuple[OutputDifference, ...]:
+    """Return the first maps that differ by much, in the order of the original's nodes."""
     try:
         protos = [onnx.load(str(path)) for path in (original, converted)]
         both = [
@@ -183,8 +193,8 @@ def _node_by_node(
                     proto.graph.output.add(name=name)
             runs.append(session(proto.SerializeToString()))
         ours, moved = runs[0].run(shared, feed), runs[0].run(shared, nudged(feed))
-        theirs = runs[1].run(shared, fed(feed))
-    except Exception:  # as of a file beyond 2 GB: the outputs have been compared
+        theirs = runs[1].run(shared, rearrange(feed))
+    except Exception:  # as for a file beyond 2 GB; its outputs have been compared anyway
         return ()
     rows = _differences(shared, ours, moved, theirs)
     return tuple(row for row in rows if row.is_large)[:MOST_ROWS]
@@ -194,9 +204,7 @@ def _node_by_node(
 
 
 def require_names(proto: Any, sizes: Mapping[str, Sequence[int]] | None) -> None:
-    """Raise InputError for the sizes of what is no input."""
-    from stridenet.onnx.files.options import did_you_mean
-
+    """Raise InputError for a size of something that is no input."""
     names = [each.name for each in _inputs(proto)]
     for name in sizes or ():
         if name not in names:
@@ -206,18 +214,18 @@ def require_names(proto: Any, sizes: Mapping[str, Sequence[int]] | None) -> None
 
 
 def _inputs(proto: Any) -> list[Any]:
-    """Those that have no default."""
+    """Return the inputs that have no default."""
     defaults = {tensor.name for tensor in proto.graph.initializer}
     return [each for each in proto.graph.input if each.name not in defaults]
 
 
 def feeds_of(proto: Any, sizes: Mapping[str, Sequence[int]] | None) -> Iterator[Feed]:
-    """Random inputs of two sizes for each of SPATIAL; the same sizes never twice."""
+    """Yield random inputs of two sizes for each pair in SPATIAL, but no sizes twice."""
     seen = set()
     for pair in SPATIAL:
         for batch, free in enumerate(pair, 1):
             feed = {
-                each.name: _drawn(each, batch, free, (sizes or {}).get(each.name))
+                each.name: _random_input(each, batch, free, (sizes or {}).get(each.name))
                 for each in _inputs(proto)
             }
             if sizes_of(feed) not in seen:
@@ -225,8 +233,11 @@ def feeds_of(proto: Any, sizes: Mapping[str, Sequence[int]] | None) -> Iterator[
                 yield feed
 
 
-def _drawn(given: Any, batch: int, free: int, size: Sequence[int] | None) -> np.ndarray:
-    """Numbers of the input's type: normal, or small integers."""
+def _random_input(given: Any, batch: int, free: int, size: Sequence[int] | None) -> np.ndarray:
+    """Return random numbers of the input's type: normally distributed, or zeros and ones.
+
+    batch, free: the sizes of the first and the spatial axes that are free, if no `size` is given.
+    """
     kind = given.type.tensor_type
     if size is None:
         size = [

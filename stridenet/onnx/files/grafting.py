@@ -1,4 +1,4 @@
-"""The converted graph in the file that it came from: whatever was not converted stays, byte by byte."""
+"""Puts new nodes into the file's own protobuf, so that the rest of it stays as it is, byte by byte."""
 
 import json
 from collections.abc import Iterable
@@ -7,32 +7,35 @@ from typing import Any
 
 import onnx_ir as ir
 
-from stridenet.onnx.files.conversion import Conversion, graphs_of
+from stridenet.onnx.files.conversion import ConvertedFile, graphs_of
 from stridenet.onnx.files.reading import OnnxFile, subgraphs
 from stridenet.onnx.layout import layout_of
 
 
 @dataclass(frozen=True)
-class Pair:
-    """A graph or function of onnx-ir as it was read, and the same of protobuf."""
+class GraphPair:
+    """A graph or function of onnx-ir as it was read, and the same graph of protobuf."""
 
     graph: Any
     proto: Any  # GraphProto or FunctionProto
     nodes: tuple[ir.Node, ...]
-    names: frozenset[str]  # of what it computes or holds
+    names: frozenset[str]  # of the values that it computes or holds
 
 
-def pairs_of(file: OnnxFile) -> list[Pair]:
-    """Each graph with its protobuf. To be asked before the conversion: it goes by the nodes' order."""
+def graph_pairs(file: OnnxFile) -> list[GraphPair]:
+    """Return each graph with its protobuf.
+
+    This has to be called before the conversion, since the two are matched by the order of their nodes.
+    """
     pairs = list(_pairs(file.model.graph, file.proto.graph))
     for function, proto in zip(file.model.functions.values(), file.proto.functions, strict=True):
         pairs += _pairs(function, proto)
     return pairs
 
 
-def _pairs(graph: Any, proto: Any) -> Iterable[Pair]:
+def _pairs(graph: Any, proto: Any) -> Iterable[GraphPair]:
     nodes = tuple(graph)
-    yield Pair(graph, proto, nodes, frozenset(_values(proto)))
+    yield GraphPair(graph, proto, nodes, frozenset(_values(proto)))
     for node, node_proto in zip(nodes, proto.node, strict=True):
         for attribute in node_proto.attribute:
             protos = list(subgraphs(attribute))
@@ -47,29 +50,32 @@ def _values(proto: Any) -> Iterable[str]:
     yield from (tensor.name for tensor in getattr(proto, "initializer", ()))
 
 
-def graft(conversion: Conversion, pairs: list[Pair]) -> None:
+def graft(conversion: ConvertedFile, pairs: list[GraphPair]) -> None:
     """Put the new nodes and constants into the file's own protobuf, in place.
 
-    This leaves out the main graph's filters that are made only when the file is written.
+    Writing the graph of onnx-ir instead would lose what it does not know of. The main graph's filters
+    that are made only when the file is written are left out.
     """
     proto = conversion.file.proto
-    for pair in reversed(
-        pairs
-    ):  # subgraphs first: so far, their places are the ones that were noted
+    # Subgraphs come before the graphs around them: deleting a node of protobuf moves those behind it,
+    # and with them the subgraphs that they have.
+    for pair in reversed(pairs):
         _graft_nodes(pair)
         if isinstance(pair.graph, ir.Graph):
-            later = conversion.expanded.lazy if pair.proto is pairs[0].proto else ()
+            later = conversion.new_filters.pending if pair.proto is pairs[0].proto else ()
             _graft_initializers(pair.graph, pair.proto, later)
-        gone = pair.names - frozenset(_values(pair.proto)) - frozenset(conversion.expanded.lazy)
+        gone = (
+            pair.names - frozenset(_values(pair.proto)) - frozenset(conversion.new_filters.pending)
+        )
         _drop(pair.proto.value_info, gone)
-    layouts = [d.converted.layout for d in conversion.done if d.converted.layout is not None]
+    layouts = list(conversion.layouts.values())
     for layout in layouts:
         _resize_input(proto.graph, layout)
     if layouts:
         proto.metadata_props.add(key="stridenet.layout", value=json.dumps(layout_of(layouts)))
 
 
-def _graft_nodes(pair: Pair) -> None:
+def _graft_nodes(pair: GraphPair) -> None:
     kept = {id(node) for node in pair.graph}
     known = {id(node) for node in pair.nodes}
     for index in reversed(range(len(pair.nodes))):
@@ -90,7 +96,7 @@ def _graft_initializers(graph: ir.Graph, proto: Any, later: Iterable[str]) -> No
 
 
 def _drop(repeated: Any, names: Iterable[str | None]) -> None:
-    """Drop what has one of these names."""
+    """Delete the entries that have one of these names."""
     gone = set(names)
     for index in reversed(range(len(repeated))) if gone else ():
         if repeated[index].name in gone:
@@ -98,7 +104,7 @@ def _drop(repeated: Any, names: Iterable[str | None]) -> None:
 
 
 def _resize_input(proto: Any, layout: dict[str, Any]) -> None:
-    """An input that the host rearranges has the size of its phase form."""
+    """Give an input that the host rearranges the size of its phase form."""
     for each in proto.input:
         if each.name == layout["name"]:
             sizes = layout["phase_form_size"]

@@ -1,8 +1,8 @@
-"""How the map that a strided operator reads is cut into blocks, one axis at a time."""
+"""Cuts the map that a strided operator reads into blocks of one stride, one axis at a time."""
 
 from dataclasses import dataclass
 
-from stridenet.onnx.files.building import Builder, Size
+from stridenet.onnx.files.building import Builder, GraphSize
 from stridenet.onnx.files.options import Kernel
 from stridenet.onnx.files.windows import FilterAxis, Window, unmoved
 
@@ -12,19 +12,19 @@ class Grid:
     """One axis of the rearrangement, and of the unit-stride convolution behind it."""
 
     stride: int
-    size: Size  # of the map
-    front: Size  # zeros before it
-    blocks: Size  # then `blocks · stride` positions in all: zeros behind it, or less of it
+    size: GraphSize  # of the map
+    front: GraphSize  # zeros before it
+    blocks: GraphSize  # `blocks · stride` positions in all: zeros are added behind it, or it is cut
     filter: FilterAxis
     dilation: int = 1  # of the unit-stride convolution
-    padding: tuple[int, int] = (0, 0)  # its own, in blocks
-    outputs: Size | None = None  # how many of its outputs are wanted, if not all
-    may_pad: bool = True
-    may_crop: bool = False
+    padding: tuple[int, int] = (0, 0)  # of the unit-stride convolution, in blocks
+    outputs: GraphSize | None = None  # how many of its outputs are kept, if not all
+    may_pad: bool = True  # whether some size needs zeros behind the map
+    may_crop: bool = False  # whether at some size the end of the map is cut
 
 
-def minimal_grid(b: Builder, window: Window, size: Size) -> Grid:
-    """Blocks that begin with the first window: the smallest kernel, of K̃ places."""
+def minimal_grid(b: Builder, window: Window, size: GraphSize) -> Grid:
+    """Return blocks that begin with the first window: the kernel is the smallest, of K̃ places."""
     known = window.at(size) if isinstance(size, int) else window
     blocks = b.divide(b.add(size, known.surplus), window.stride)
     axis = FilterAxis(window.kernel, window.stride, window.dilation, 0, window.blocks)
@@ -34,8 +34,11 @@ def minimal_grid(b: Builder, window: Window, size: Size) -> Grid:
     )
 
 
-def convolution_grid(b: Builder, window: Window, size: Size, kernel: Kernel) -> Grid:
-    """An axis of a convolution: without a stride as it is, else with the kernel that is asked for."""
+def convolution_grid(b: Builder, window: Window, size: GraphSize, kernel: Kernel) -> Grid:
+    """Return the grid of an axis of a convolution, with the minimal or the odd kernel.
+
+    An axis without a stride stays as it is.
+    """
     if window.stride == 1:
         known = window.at(0)  # the padding of SAME does not depend on the size here
         axis = unmoved(window)
@@ -48,8 +51,8 @@ def convolution_grid(b: Builder, window: Window, size: Size, kernel: Kernel) -> 
     return _odd_grid(b, known, size)
 
 
-def _front(b: Builder, window: Window, size: Size) -> Size:
-    """Zeros before the map; of SAME half of what makes ceil(size / stride) outputs."""
+def _front(b: Builder, window: Window, size: GraphSize) -> GraphSize:
+    """Return the zeros before the map; with SAME, half of what ceil(size / stride) outputs need."""
     if not window.same:
         return window.padding[0]
     blocks = b.divide(b.add(size, window.surplus), window.stride)
@@ -60,8 +63,8 @@ def _front(b: Builder, window: Window, size: Size) -> Size:
     return b.divide(b.add(total, int(window.same == "SAME_LOWER")), 2)
 
 
-def _odd_behind_padding(b: Builder, window: Window, size: Size) -> Grid:
-    """An odd kernel where padding depends on a size that is not known: all of it in the Pad."""
+def _odd_behind_padding(b: Builder, window: Window, size: GraphSize) -> Grid:
+    """Return an odd kernel where padding depends on an unknown size, and is all in the Pad."""
     kernel = window.blocks | 1
     blocks = b.divide(b.add(size, window.surplus), window.stride)
     axis = FilterAxis(window.kernel, window.stride, window.dilation, 0, kernel)
@@ -69,11 +72,12 @@ def _odd_behind_padding(b: Builder, window: Window, size: Size) -> Grid:
     return Grid(window.stride, size, _front(b, window, size), blocks, axis)
 
 
-def _odd_grid(b: Builder, window: Window, size: Size) -> Grid:
-    """Blocks that begin with the map: the smallest odd kernel whose padding is symmetric.
+def _odd_grid(b: Builder, window: Window, size: GraphSize) -> Grid:
+    """Return blocks that begin with the map: the smallest odd kernel whose padding is symmetric.
 
-    Of the paddings that it allows the smallest that needs no zeros behind the last block; there may
-    then be outputs too many.
+    Among the paddings that this kernel allows, the smallest is taken with which the map's own blocks
+    give at least the strided operator's outputs, of which the first are kept. Where none gives enough,
+    blocks of zeros are added behind the map.
     """
     stride = window.stride
     before = -(-window.padding[0] // stride)  # blocks that the first window reaches beyond the map
@@ -81,6 +85,7 @@ def _odd_grid(b: Builder, window: Window, size: Size) -> Grid:
     kernel = max(last + 1 + before, 1) | 1
     wanted = window.surplus - (window.blocks - 1) * stride  # (size + wanted) // stride outputs
     for padding in range(before, kernel - last):
+        # The map's own ceil(size / stride) blocks give (size + given) // stride outputs.
         given = stride - 1 + stride * (2 * padding - kernel + 1)
         if _outputs(b, size, given, stride) == _outputs(b, size, wanted, stride):
             outputs = None
@@ -99,6 +104,9 @@ def _odd_grid(b: Builder, window: Window, size: Size) -> Grid:
     return Grid(stride, size, 0, blocks, axis, 1, (padding, padding), outputs)
 
 
-def _outputs(b: Builder, size: Size, more: int, stride: int) -> int:
-    """(size + more) // stride, to compare: where the size is not known, `more` itself."""
+def _outputs(b: Builder, size: GraphSize, more: int, stride: int) -> int:
+    """Return (size + more) // stride, or `more` where the size is not known.
+
+    Two numbers of outputs are compared. If they are to be equal at every size, so must be `more`.
+    """
     return (size + more) // stride if isinstance(size, int) else more

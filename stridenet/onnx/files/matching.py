@@ -1,4 +1,4 @@
-"""Two files node by node: what is the original's, what stands for a strided node, what is neither."""
+"""Compares two files node by node: which nodes are the original's, and which stand for strided ones."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -10,63 +10,68 @@ import onnx_ir as ir
 
 from stridenet import host
 from stridenet.errors import NotEqualError
-from stridenet.onnx.files.conversion import Step, every_step
-from stridenet.onnx.files.grafting import pairs_of
-from stridenet.onnx.files.options import Options
+from stridenet.onnx.files.conversion import PlannedNode, strided_with_rule
+from stridenet.onnx.files.filters import Weight, constant_weight
+from stridenet.onnx.files.grafting import graph_pairs
+from stridenet.onnx.files.options import FileOptions
 from stridenet.onnx.files.proof import (
-    Alone,
+    IsolatedNode,
     NodeProof,
-    compared,
+    Versions,
+    prove_isolated,
     strided_model,
     unit_stride_model,
 )
 from stridenet.onnx.files.reading import OnnxFile, subgraphs
 from stridenet.onnx.files.scopes import Scope, scopes_of
-from stridenet.onnx.files.weights import Weight, constant_weight
 from stridenet.onnx.layout import layout_path
 
 CONSTANTS = ("Constant", "ConstantOfShape", "Identity")
+# How many hashes of the weights are tried, as each gives a sixth of all pairs of numbers one integer.
 HASHES = 3
 
 
 @dataclass
 class Match:
-    """What of the original is in the other file."""
+    """What the other file has of the original."""
 
-    proofs: list[NodeProof] = field(default_factory=list)
-    unequal: list[str] = field(default_factory=list)
-    unmatched: list[str] = field(default_factory=list)
+    proofs: list[NodeProof] = field(default_factory=list)  # of nodes that stand for strided ones
+    unequal: list[str] = field(default_factory=list)  # nodes, and what is wrong with them
+    unmatched: list[str] = field(default_factory=list)  # nodes that have not been found
 
 
 def match_files(original: OnnxFile, other: Any, path: Path) -> Match:
-    """Look for each node of the original in the other file, which is as protobuf has it."""
+    """Look for each node of the original in the other file.
+
+    other: the other file as protobuf has it; path: where it lies.
+    """
     match = Match()
     layouts = layouts_of(path)
     ours, theirs = scopes_of(original.proto, original.folder), scopes_of(other, path.parent)
-    steps = _steps(original)
-    for way, scope in ours.items():
-        if way not in theirs:
+    planned_nodes = _planned_nodes(original)
+    for where, scope in ours.items():
+        if where not in theirs:
             match.unmatched += [_name(node) for node in scope.nodes]
             continue
-        pair = _Scopes(scope, theirs[way], layouts, other.ir_version)
+        pair = _ScopePair(scope, theirs[where], layouts, other.ir_version)
         for node in scope.nodes:
-            _match(node, pair, steps.get(_key(node, scope)), match)
+            _match(node, pair, planned_nodes.get(_key(node, scope)), match)
     if [each.name for each in original.proto.graph.output] != [e.name for e in other.graph.output]:
         match.unmatched.append("the graph's outputs")
     return match
 
 
 def layouts_of(path: Path) -> dict[str, dict[str, Any]]:
-    """What the host does with inputs, by their names; nothing where there is no layout file."""
-    place = layout_path(path)
-    if not place.is_file():
+    """Return how the host rearranges inputs, by their names; {} where there is no layout file."""
+    file = layout_path(path)
+    if not file.is_file():
         return {}
-    return {entry["name"]: entry for entry in host.read_layout(place)["inputs"]}
+    return {entry["name"]: entry for entry in host.read_layout(file)["inputs"]}
 
 
 @dataclass(frozen=True)
-class _Scopes:
-    """One graph as it is in both files."""
+class _ScopePair:
+    """One graph in both files."""
 
     ours: Scope
     theirs: Scope
@@ -75,7 +80,7 @@ class _Scopes:
 
     @property
     def producers(self) -> dict[str, Any]:
-        """The other file's nodes by their outputs."""
+        """Return the other file's nodes by their outputs."""
         return self.theirs.producers
 
 
@@ -87,37 +92,41 @@ def _key(node: Any, scope: Scope) -> tuple[int, str]:
     return id(scope.proto), str(node.output[0])
 
 
-def _steps(original: OnnxFile) -> dict[Any, Step]:
-    """The strided nodes that have a rule and weights, by graph and output."""
+def _planned_nodes(original: OnnxFile) -> dict[Any, PlannedNode]:
+    """Return the strided nodes that have a rule, by graph and output."""
     found = {}
-    nodes = {id(step.site.node): step for step in every_step(original, Options(pooling=True))}
-    for pair in pairs_of(original):
+    nodes = {
+        id(planned.site.node): planned
+        for planned in strided_with_rule(original, FileOptions(pooling=True))
+    }
+    for pair in graph_pairs(original):
         for node in pair.nodes:
             if id(node) in nodes:
                 found[id(pair.proto), str(node.outputs[0].name)] = nodes[id(node)]
     return found
 
 
-def _match(node: Any, pair: _Scopes, step: Step | None, match: Match) -> None:
+def _match(node: Any, pair: _ScopePair, planned: PlannedNode | None, match: Match) -> None:
     outputs = [name for name in node.output if name]
     other = pair.producers.get(outputs[0]) if outputs else None
     if other is None:
         if node.op_type not in CONSTANTS or pair.theirs.reads(outputs):
             match.unmatched.append(_name(node))
     elif _skeleton(node) == _skeleton(other):
+        # The nodes read values of the same names, which may be other constants, or none any more.
         known = [pair.ours.constant(n) is not None for n in node.input]
         if known != [pair.theirs.constant(n) is not None for n in node.input]:
             match.unmatched.append(_name(node))
         changed = [name for name in node.input if not _same_constant(name, pair)]
         match.unequal += [f"{_name(node)} reads another {name}" for name in changed]
-    elif step is None or step.rule.declines(step.site) is not None:
+    elif planned is None or planned.rule.declines(planned.site) is not None:
         match.unmatched.append(_name(node))
     else:
-        _compare(node, step, pair, match)
+        _compare(node, planned, pair, match)
 
 
 def _skeleton(node: Any) -> bytes:
-    """The node without its subgraphs, which are compared by themselves."""
+    """Return the node without its subgraphs, which are compared by themselves."""
     if not any(list(subgraphs(attribute)) for attribute in node.attribute):
         return bytes(node.SerializeToString(deterministic=True))
     bare = type(node)()
@@ -128,8 +137,8 @@ def _skeleton(node: Any) -> bytes:
     return bytes(bare.SerializeToString(deterministic=True))
 
 
-def _same_constant(name: str, pair: _Scopes) -> bool:
-    """Whether an input of both is the same tensor, where it is known in both."""
+def _same_constant(name: str, pair: _ScopePair) -> bool:
+    """Tell whether an input of both is the same tensor, where it is a constant in both."""
     ours, theirs = pair.ours.constant(name), pair.theirs.constant(name)
     if ours is None or theirs is None:
         return True
@@ -143,15 +152,15 @@ def _same_constant(name: str, pair: _Scopes) -> bool:
 # What stands for a strided node
 
 
-def _compare(node: Any, step: Step, pair: _Scopes, match: Match) -> None:
+def _compare(node: Any, planned: PlannedNode, pair: _ScopePair, match: Match) -> None:
     x, y = str(node.input[0]), str(node.output[0])
-    nodes = _between(x, y, node.input[2:], pair)
+    nodes = _nodes_between(x, y, node.input[2:], pair)
     if nodes is None:
         match.unmatched.append(_name(node))
         return
     try:
         proofs = [
-            compared(_alone(node, nodes, step, pair, turn), node.op_type) for turn in range(HASHES)
+            prove_isolated(_isolate(node, nodes, planned, pair, turn)) for turn in range(HASHES)
         ]
     except NotEqualError as error:
         match.unequal.append(str(error))
@@ -159,8 +168,11 @@ def _compare(node: Any, step: Step, pair: _Scopes, match: Match) -> None:
         match.proofs.append(proofs[0])
 
 
-def _between(x: str, y: str, given: Iterable[str], pair: _Scopes) -> list[Any] | None:
-    """The other file's nodes from x and what else is given to y; None if y is made of more."""
+def _nodes_between(x: str, y: str, given: Iterable[str], pair: _ScopePair) -> list[Any] | None:
+    """Return the other file's nodes that compute y from x, from what is given, and from constants.
+
+    Return None if y depends on anything else, for then these nodes do not stand for a node of x alone.
+    """
     wanted, found = [y], set[str]()
     while wanted:
         name = wanted.pop()
@@ -176,30 +188,33 @@ def _between(x: str, y: str, given: Iterable[str], pair: _Scopes) -> list[Any] |
     return [node for node in pair.theirs.nodes if set(node.output) & found]
 
 
-def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) -> Alone:
-    """Both with integers for weights: a hash of each number, so that equal ones stay equal.
+def _isolate(
+    node: Any, nodes: list[Any], planned: PlannedNode, pair: _ScopePair, turn: int
+) -> IsolatedNode:
+    """Return both as models of float32, with a small integer instead of each weight.
 
-    Zero stays zero. A filter that has another one's numbers in other places still has them, and its
-    sums are exact.
+    The integer is a hash of the weight's bits, so that a filter with the strided one's numbers in
+    other places has its integers there, too, and sums of them are exact. Zero stays zero.
     """
-    site, windows = step.site, step.rule.windows(step.site)
+    site, windows = planned.site, planned.rule.windows(planned.site)
     sizes = tuple(site.known_size(axis) for axis in range(len(windows)))
-    versions = (site.opset, pair.ir_version)
+    versions = Versions(site.opset, pair.ir_version)
     weight = constant_weight(site.node.inputs[1], site.folder) if node.op_type == "Conv" else None
     before: dict[str, np.ndarray] = {}
     after: dict[str, np.ndarray] = {}
     channels = site.known_channels or 2
     if isinstance(weight, Weight):
         channels = weight.shape[1] * site.attributes.get("group", 1)
-        before[str(node.input[1])] = _hashed(weight.numbers(), turn)
+        before[str(node.input[1])] = _hash_numbers(weight.numbers(), turn)
         for name in filter(None, node.input[2:]):  # a bias, which may come from other nodes
             bias = pair.ours.constant(name)
             array = np.arange(weight.shape[0]) if bias is None else pair.ours.numbers(bias)
-            before[name] = after[name] = _hashed(array, turn)
-        after.update((name, _hashed(array, turn)) for name, array in _filters(nodes, pair))
+            before[name] = after[name] = _hash_numbers(array, turn)
+        after.update((name, _hash_numbers(array, turn)) for name, array in _filters(nodes, pair))
     x, y = str(node.input[0]), str(node.output[0])
-    return Alone(
+    return IsolatedNode(
         _name(node),
+        str(node.op_type),
         windows,
         sizes,
         channels,
@@ -210,8 +225,8 @@ def _alone(node: Any, nodes: list[Any], step: Step, pair: _Scopes, turn: int) ->
     )
 
 
-def _filters(nodes: list[Any], pair: _Scopes) -> Iterator[tuple[str, np.ndarray]]:
-    """The constant weights and biases of the convolutions among these nodes."""
+def _filters(nodes: list[Any], pair: _ScopePair) -> Iterator[tuple[str, np.ndarray]]:
+    """Yield the constant weights and biases of the convolutions among these nodes."""
     for node in nodes:
         for name in filter(None, node.input[1:] if node.op_type == "Conv" else ()):
             tensor = pair.theirs.constant(name)
@@ -219,8 +234,12 @@ def _filters(nodes: list[Any], pair: _Scopes) -> Iterator[tuple[str, np.ndarray]
                 yield name, pair.theirs.numbers(tensor)
 
 
-def _hashed(array: np.ndarray, turn: int) -> np.ndarray:
-    """Each number as an integer from −3 to 3, by its bits in float32; zero as zero, others not."""
+def _hash_numbers(array: np.ndarray, turn: int) -> np.ndarray:
+    """Return an integer from −3 to 3 for each number, by its bits in float32; 0 for zero alone.
+
+    turn: which of the hashes is taken. The bits are multiplied by Knuth's number, as in multiplicative
+        hashing, and high bits of the product are kept, which depend on all lower ones.
+    """
     single = np.ascontiguousarray(array, np.float32)
     bits = single.view(np.uint32).astype(np.uint64) * np.uint64(2654435761 + 2 * turn)
     hashes = (bits >> np.uint64(13 + turn)) % np.uint64(6)

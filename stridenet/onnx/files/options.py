@@ -1,4 +1,4 @@
-"""How an ONNX file is to be converted: the choices, and the check of what a user gives."""
+"""Has the choices of how an ONNX file is to be converted, and checks those that a user makes."""
 
 import difflib
 from collections.abc import Collection, Sequence
@@ -12,8 +12,8 @@ Kernel = Literal["minimal", "odd"]
 
 
 @dataclass(frozen=True)
-class Options:
-    """How convert_file is to convert."""
+class FileOptions:
+    """Says how convert_file is to convert a file."""
 
     only: tuple[str, ...] | None = None
     pooling: bool = False
@@ -21,8 +21,8 @@ class Options:
     kernel: Kernel = "minimal"
 
 
-def checked_options(only: Any, pooling: bool, rearrange: Any, kernel: Any) -> Options:
-    """The options, or InputError for one that means nothing."""
+def checked_file_options(only: Any, pooling: bool, rearrange: Any, kernel: Any) -> FileOptions:
+    """Return the options. Raises InputError for an invalid one."""
     for name, given, choices in (
         ("rearrange", rearrange, get_args(Rearrange)),
         ("kernel", kernel, get_args(Kernel)),
@@ -34,10 +34,10 @@ def checked_options(only: Any, pooling: bool, rearrange: Any, kernel: Any) -> Op
             )
     if isinstance(only, str) or not (only is None or isinstance(only, Sequence)):
         raise InputError(f"only={only!r}: a list of names of outputs or nodes, as in ['conv1']")
-    return Options(None if only is None else tuple(only), pooling, rearrange, kernel)
+    return FileOptions(None if only is None else tuple(only), pooling, rearrange, kernel)
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
-    """The names most like a mistyped one, as a half sentence; "" if none is."""
+    """Return a half sentence with the names most like a mistyped one; "" if none is like it."""
     close = difflib.get_close_matches(name, names, n=3)
     return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""

@@ -1,4 +1,4 @@
-"""An ONNX file that can be converted: as protobuf has it, and as a graph of onnx-ir with its sizes."""
+"""Reads an ONNX file: as protobuf has it, and as a graph of onnx-ir with its sizes."""
 
 import logging
 import os
@@ -7,14 +7,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import onnx
 import onnx_ir as ir
 from onnx_ir.passes.common import ShapeInferencePass
 
 from stridenet.errors import InputError
-from stridenet.onnx.files.building import Names
+from stridenet.onnx.files.building import FreshNames
 from stridenet.onnx.strides import reason
 
 OLDEST_OPSET = 11  # the first one whose Pad takes sizes that are computed
@@ -29,26 +29,26 @@ class OnnxFile:
     proto: Any  # onnx.ModelProto
     opset: int
     model: ir.Model
-    names: Names
+    names: FreshNames
 
     @property
     def folder(self) -> Path:
-        """Where its external data lies."""
+        """Return the folder that has the file and its external data."""
         return self.path.parent
 
 
-def read(path: str | os.PathLike[str]) -> OnnxFile:
-    """Read a file, and look whether it is one that this package can work on.
+def read_onnx(path: str | os.PathLike[str]) -> OnnxFile:
+    """Read a file, and check that this package can work on it.
 
-    Raises InputError for what is no ONNX, is truncated, is newer than the installed onnx or older than
-    opset 11, or refers to external data that is missing or lies outside of its folder.
+    Raises InputError for a file that is no ONNX, is truncated, is newer than the installed onnx or
+    older than opset 11, or refers to external data that is missing or lies outside of its folder.
     """
     path = Path(path)
-    proto = parsed(path)
+    proto = parse(path)
     opset = _checked_versions(path, proto)
     check_external_data(path, proto)
     try:
-        with quietly():
+        with without_onnx_ir_logs():
             model = ir.from_proto(proto)
             _infer_sizes(model)
     except Exception as error:  # onnx-ir has no common class of errors
@@ -57,11 +57,11 @@ def read(path: str | os.PathLike[str]) -> OnnxFile:
                 f"{path} has a Constant with sparse_value, which onnx-ir does not read: write a value"
             ) from error
         raise InputError(f"{path} is not valid ONNX: {reason(error)}") from error
-    return OnnxFile(path, proto, opset, model, Names(_names(proto)))
+    return OnnxFile(path, proto, opset, model, FreshNames(_all_names(proto)))
 
 
-def parsed(path: Path) -> Any:
-    """The file as an onnx.ModelProto, without its external data. Raises InputError."""
+def parse(path: Path) -> Any:
+    """Return the file as an onnx.ModelProto, without its external data. Raises InputError."""
     try:
         if not stat.S_ISREG(path.stat().st_mode):
             raise InputError(f"{path} is no file; name an ONNX file, as in model.onnx")
@@ -91,7 +91,7 @@ def _similar(path: Path) -> str:
 
 
 def _checked_versions(path: Path, proto: Any) -> int:
-    """The version of ONNX's own operators. Raises InputError where it cannot be worked on."""
+    """Return the version of ONNX's own operators. Raises InputError for one that is not supported."""
     if proto.ir_version > onnx.IR_VERSION:
         raise InputError(
             f"{path} has IR version {proto.ir_version}, and onnx {onnx.__version__} knows up to "
@@ -118,7 +118,7 @@ def _checked_versions(path: Path, proto: Any) -> int:
 
 
 def tensors_of(proto: Any) -> Iterator[Any]:
-    """All tensors of a file: initializers and attributes, of subgraphs and functions too."""
+    """Yield all tensors of a file: initializers and attributes, in subgraphs and functions too."""
     training = (g for info in proto.training_info for g in (info.initialization, info.algorithm))
     for graph in (proto.graph, *training):
         yield from _tensors_of_graph(graph)
@@ -144,32 +144,40 @@ def _tensors_of_nodes(nodes: Any) -> Iterator[Any]:
 
 
 def subgraphs(attribute: Any) -> Iterator[Any]:
-    """The graphs in an attribute of a node."""
+    """Yield the graphs in an attribute of a node."""
     if attribute.HasField("g"):
         yield attribute.g
     yield from attribute.graphs
 
 
 def is_external(tensor: Any) -> bool:
-    """Whether a TensorProto's numbers lie in another file."""
+    """Tell whether a TensorProto's numbers lie in another file."""
     return bool(tensor.data_location == onnx.TensorProto.EXTERNAL)
 
 
-def external_place(folder: Path, tensor: Any) -> tuple[Path, int, int]:
-    """The file of a tensor's numbers, their offset and length in bytes (−1: to the end)."""
+class ExternalData(NamedTuple):
+    """The part of a file that has a tensor's numbers."""
+
+    file: Path
+    offset: int  # in bytes
+    length: int  # in bytes; −1 for all the rest
+
+
+def external_data(folder: Path, tensor: Any) -> ExternalData:
+    """Return where the numbers of a tensor lie. Raises ValueError where that is no number."""
     entries = {entry.key: entry.value for entry in tensor.external_data}
     offset, length = int(entries.get("offset", 0)), int(entries.get("length", -1))
-    return folder / entries.get("location", ""), offset, length
+    return ExternalData(folder / entries.get("location", ""), offset, length)
 
 
 def check_external_data(path: Path, proto: Any) -> None:
-    """Raise InputError where numbers are missing, or would be read from outside of the folder."""
+    """Raise InputError where external data is missing, or lies outside of the file's folder."""
     folder = path.parent.resolve()
     for tensor in tensors_of(proto):
         if not is_external(tensor):
             continue
         try:
-            place, offset, length = external_place(folder, tensor)
+            place, offset, length = external_data(folder, tensor)
         except ValueError as error:
             raise InputError(
                 f"{path} is not valid ONNX: tensor {tensor.name!r}: {error}"
@@ -195,10 +203,10 @@ def check_external_data(path: Path, proto: Any) -> None:
 
 
 @contextmanager
-def quietly() -> Iterator[None]:
-    """Without what onnx-ir logs: what is wrong comes as an exception, or does not matter here."""
+def without_onnx_ir_logs() -> Iterator[None]:
+    """Suppress what onnx-ir logs: what matters of it comes as an exception."""
     logger = logging.getLogger("onnx_ir")
-    level, logger.level = logger.level, logging.CRITICAL
+    level = logger.level
     logger.setLevel(logging.CRITICAL)
     try:
         yield
@@ -207,10 +215,10 @@ def quietly() -> Iterator[None]:
 
 
 def _infer_sizes(model: ir.Model) -> None:
-    """Sizes that follow from those of the inputs, and from nothing else.
+    """Infer the sizes that follow from those of the inputs, and from nothing else.
 
-    What the file says of the maps between is not believed: a tool that frees the batch, say, may have
-    left it as it was. What does not follow is computed in the graph, which is right for every size.
+    The sizes that the file has for the maps between may be wrong: a tool that frees the batch, say, may
+    have left them as they were. Sizes that do not follow are computed in the graph when it runs.
     """
     for graph in model.graphs():
         given = {*graph.inputs, *graph.initializers.values()}
@@ -221,8 +229,8 @@ def _infer_sizes(model: ir.Model) -> None:
     ShapeInferencePass(check_type=False, strict_mode=False, data_prop=True)(model)
 
 
-def _names(proto: Any) -> Iterator[str]:
-    """All names of values and nodes, in subgraphs and functions too."""
+def _all_names(proto: Any) -> Iterator[str]:
+    """Yield all names of values and nodes, in subgraphs and functions too."""
     for function in proto.functions:
         yield from (*function.input, *function.output)
         yield from _names_of_nodes(function.node)

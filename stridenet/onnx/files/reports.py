@@ -1,4 +1,4 @@
-"""What convert_file, verify_files and benchmark_files report."""
+"""Reports of convert_file, verify_files and benchmark_files."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -12,11 +12,11 @@ from stridenet.onnx.strides import StridedNode
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """What was written, and what the proof found."""
+    """Says what convert_file has written, and what its proof found."""
 
     path: Path
-    data: Path | None  # of large weights, beside the file
-    layout: Path | None  # of the rearrangement that is left to the host
+    data: Path | None  # the file beside it with large weights
+    layout: Path | None  # describes the rearrangement that is left to the host
     converted: tuple[str, ...]  # names of nodes, or of their outputs where they have none
     kept: tuple[StridedNode, ...]  # with strides above one, which were not asked to go
     operators: dict[str, int]  # how many nodes of each, the most frequent first
@@ -48,23 +48,21 @@ def _proven(proofs: tuple[NodeProof, ...]) -> str:
 
 @dataclass(frozen=True)
 class FilesReport:
-    """An original and a converted file side by side."""
+    """Says whether a converted file is equal to the original, and which strides it has left."""
 
     proofs: tuple[NodeProof, ...]  # of nodes that stand for strided ones, equal to the bit
     unequal: tuple[str, ...]  # nodes that are not equal, and what is wrong with them
-    unmatched: tuple[
-        str, ...
-    ]  # nodes of the original that the other file does not have as they are
+    unmatched: tuple[str, ...]  # the original's nodes that the other file does not have as they are
     strided: tuple[StridedNode, ...]  # strides above one in the converted file
     comparison: FileComparison
 
     @property
     def passed(self) -> bool:
-        """Whether the files are equal.
+        """Tell whether the files are equal.
 
-        They are where every node is either the original's, byte by byte, or proven to stand for it.
-        Where another tool has changed nodes, the outputs decide: none may differ by ten times what a
-        change of 1e-7 of the input does.
+        They are if every node is either the original's, byte by byte, or proven to stand for it. Where
+        another tool has changed nodes, the outputs decide: none may differ by ten times what a change
+        of 1e-7 of the input does.
         """
         if self.unequal:
             return False
@@ -86,7 +84,7 @@ class FilesReport:
 
 @dataclass(frozen=True)
 class FileTimes:
-    """onnxruntime's time of both files, in milliseconds, once a round."""
+    """Times of both files in onnxruntime, in milliseconds, one for each round."""
 
     original: tuple[float, ...]
     converted: tuple[float, ...]
@@ -95,7 +93,7 @@ class FileTimes:
 
     @property
     def ratio(self) -> float:
-        """How many times as long the converted file takes, by the medians."""
+        """Return how many times as long the converted file takes, by the medians."""
         return median(self.converted) / median(self.original)
 
     def __str__(self) -> str:
@@ -107,6 +105,6 @@ class FileTimes:
 
 
 def _spread(times: tuple[float, ...]) -> str:
-    """Their median, and their quartiles in brackets."""
+    """Return the median, with the quartiles in brackets, as text."""
     low, middle, high = quantiles(times, n=4, method="inclusive") if times[1:] else times * 3
     return f"{middle:.3g} ({low:.3g}–{high:.3g})"

@@ -1,4 +1,4 @@
-"""Models in onnxruntime, without its optimisations, or where it has no kernel, in onnx's reference."""
+"""Runs models in onnxruntime, and in onnx's reference where onnxruntime refuses them."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,11 +9,9 @@ import onnx
 
 from stridenet.errors import InputError
 
-Arrays = list[Any]  # one for each output: arrays, or what else an operator gives
-
 
 def require_onnxruntime() -> Any:
-    """The package. Raises InputError where it is not installed."""
+    """Return the package onnxruntime. Raises InputError where it is not installed."""
     try:
         import onnxruntime  # slow to import
     except ImportError as error:
@@ -25,7 +23,11 @@ def require_onnxruntime() -> Any:
 
 
 def session(model: Path | bytes, optimised: bool = False, threads: int = 0) -> Any:
-    """An onnxruntime session on the CPU; threads=0: as many as there are cores."""
+    """Return an onnxruntime session on the CPU.
+
+    optimised: whether onnxruntime may change the graph before it runs it.
+    threads: how many it may use; 0 for as many as there are cores.
+    """
     ort = require_onnxruntime()
     options = ort.SessionOptions()
     options.log_severity_level = 4  # its errors come as exceptions
@@ -36,12 +38,11 @@ def session(model: Path | bytes, optimised: bool = False, threads: int = 0) -> A
     return ort.InferenceSession(given, options, providers=["CPUExecutionProvider"])
 
 
-class Runner:
-    """A small model, run by onnxruntime, or by onnx's reference if onnxruntime refuses it."""
+class ModelRunner:
+    """Runs a small model in onnxruntime, or in onnx's reference if onnxruntime refuses it."""
 
     def __init__(self, model: Any) -> None:
         self._model = model
-        self._session: Any = None
         try:
             self._session = session(model.SerializeToString())
         except InputError:
@@ -49,12 +50,12 @@ class Runner:
         except Exception:  # its errors have no common class
             self._session = None
 
-    def __call__(self, feed: Mapping[str, np.ndarray]) -> Arrays:
-        """All outputs."""
+    def __call__(self, feed: Mapping[str, np.ndarray]) -> list[Any]:
+        """Return all outputs: arrays, or whatever else an operator gives."""
         if self._session is not None:
             try:
                 return list(self._session.run(None, feed))
-            except Exception:  # as of dilation with auto_pad=SAME, which onnx defines
+            except Exception:  # as for dilation with auto_pad=SAME, which onnx defines
                 pass
         from onnx.reference import ReferenceEvaluator  # slow to import
 
@@ -69,9 +70,11 @@ def small_model(
     opset: int,
     ir_version: int,
 ) -> Any:
-    """A model of these NodeProtos, of float32 inputs of so many axes.
+    """Return a model of these NodeProtos, with float32 inputs.
 
-    Before IR 4 its constants would have to be inputs, so that it is given a later one.
+    inputs: how many axes each input has, by its name.
+
+    Before IR version 4 its constants would have to be inputs, too, so that it gets a later one.
     """
     helper, kind = onnx.helper, onnx.TensorProto.FLOAT
     graph = helper.make_graph(

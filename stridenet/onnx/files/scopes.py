@@ -1,4 +1,4 @@
-"""The graphs of a file as protobuf has them, each with the constants that it can see."""
+"""Finds the graphs of a file as protobuf has them, each with the constants that it can see."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -7,11 +7,11 @@ from typing import Any
 import numpy as np
 import onnx_ir as ir
 
-from stridenet.onnx.files.reading import external_place, is_external, subgraphs
+from stridenet.onnx.files.reading import external_data, is_external, subgraphs
 
 
 class Scope:
-    """A graph of the written file, with what it can see: its own constants and those around it."""
+    """A graph or function of a file, which sees its own constants and those of the graphs around it."""
 
     def __init__(self, proto: Any, outer: "Scope | None", folder: Path) -> None:
         self.proto = proto
@@ -25,12 +25,12 @@ class Scope:
         self._outer, self.folder = outer, folder
 
     def constant(self, name: str) -> Any:
-        """The TensorProto of this name; None if it is none."""
+        """Return the TensorProto of this name; None if no constant has it."""
         found = self.constants.get(name)
         return self._outer.constant(name) if found is None and self._outer else found
 
     def reads(self, names: Iterable[str]) -> bool:
-        """Whether a node of this graph reads one of these."""
+        """Tell whether a node of this graph reads one of these values."""
         wanted = set(names)
         return any(wanted & set(node.input) for node in self.nodes)
 
@@ -38,29 +38,32 @@ class Scope:
         """Return the numbers of a TensorProto, from wherever they lie."""
         if not is_external(tensor):
             return ir.from_proto(tensor).numpy()
-        place, offset, length = external_place(self.folder, tensor)
+        data = external_data(self.folder, tensor)
         dtype = ir.DataType(tensor.data_type).numpy()
-        count = -1 if length < 0 else length // dtype.itemsize
-        array = np.fromfile(place, dtype, count, offset=offset)
+        count = -1 if data.length < 0 else data.length // dtype.itemsize
+        array = np.fromfile(data.file, dtype, count, offset=data.offset)
         return array.reshape(tuple(tensor.dims))
 
 
-Way = tuple[str, ...]
+# Names of the function, or of the nodes and attributes, in which a graph lies; () for the main graph.
+ScopePath = tuple[str, ...]
 
 
-def scopes_of(proto: Any, folder: Path) -> dict[Way, Scope]:
-    """Every graph and function of a file, by the way that leads to it."""
-    found: dict[Way, Scope] = {}
+def scopes_of(proto: Any, folder: Path) -> dict[ScopePath, Scope]:
+    """Return every graph and function of a file, by its path."""
+    found: dict[ScopePath, Scope] = {}
     _add((), proto.graph, None, folder, found)
     for function in proto.functions:
         _add(("function", function.domain, function.name), function, None, folder, found)
     return found
 
 
-def _add(way: Way, proto: Any, outer: Scope | None, folder: Path, found: dict[Way, Scope]) -> None:
-    found[way] = Scope(proto, outer, folder)
+def _add(
+    path: ScopePath, proto: Any, outer: Scope | None, folder: Path, found: dict[ScopePath, Scope]
+) -> None:
+    found[path] = Scope(proto, outer, folder)
     for node in proto.node:
         for attribute in node.attribute:
             for number, graph in enumerate(subgraphs(attribute)):
-                inner = (*way, *node.output, attribute.name, str(number))
-                _add(inner, graph, found[way], folder, found)
+                inner = (*path, *node.output, attribute.name, str(number))
+                _add(inner, graph, found[path], folder, found)

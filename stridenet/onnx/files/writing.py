@@ -1,4 +1,4 @@
-"""A converted file on disk: filters are made one at a time as they are written; data is streamed."""
+"""Writes a converted file: filters are made one at a time as they are written, data is streamed."""
 
 from collections.abc import Iterator
 from math import prod
@@ -6,116 +6,116 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import onnx
-import onnx_ir as ir
 
-from stridenet.onnx.files.conversion import Conversion
-from stridenet.onnx.files.reading import external_place, is_external, tensors_of
+from stridenet.onnx.files.conversion import ConvertedFile
+from stridenet.onnx.files.reading import ExternalData, external_data, is_external, tensors_of
 from stridenet.onnx.layout import layout_of, write_layout
 
-LARGEST_FILE = 2**31 - 2**20  # of protobuf, and something for what is not counted
+LARGEST_FILE = 2**31 - 2**20  # bytes: protobuf's limit, less a margin for what is not counted
 SMALLEST_EXTERNAL = 1024  # bytes
 ALIGNMENT = 4096  # of external data, so that it can be mapped into memory
 CHUNK = 2**24
 GRAPH, INITIALIZER, RAW_DATA = 7, 5, 9  # field numbers in ModelProto, GraphProto, TensorProto
 
 
-def write(conversion: Conversion, path: Path, data: str) -> None:
+def write_onnx(conversion: ConvertedFile, path: Path, data: str) -> None:
     """Write the file that has been grafted; its protobuf is empty afterwards.
 
     data: the name of the file of external data beside it, which appears where the original has one, or
         where protobuf would not hold it all.
     """
     proto = conversion.file.proto
-    fresh = _Fresh(conversion)
-    # Not by proto.ByteSize(), for which protobuf would write it all into memory.
-    inline = conversion.file.path.stat().st_size + sum(map(fresh.bytes_of, fresh.names))
+    pending = _PendingFilters(conversion)
+    # The size is estimated, since for proto.ByteSize() protobuf would write it all into memory.
+    inline = conversion.file.path.stat().st_size + sum(map(pending.bytes_of, pending.names))
     external = any(map(is_external, tensors_of(proto)))
     if external or inline > LARGEST_FILE:
         with (path.parent / data).open("wb") as file:
-            _externalise(proto, fresh, conversion.file.folder, file, inline > LARGEST_FILE)
+            _externalise(proto, pending, conversion.file.folder, file, inline > LARGEST_FILE)
     with path.open("wb") as file:
-        _write_model(proto, fresh, file)
+        _write_model(proto, pending, file)
 
 
-def write_host_layout(conversion: Conversion, path: Path) -> bool:
-    """Describe what is left to the host, as stridenet.host reads it; whether anything is."""
-    inputs = [d.converted.layout for d in conversion.done if d.converted.layout is not None]
-    if inputs:
-        write_layout(layout_of(inputs), path)
-    return bool(inputs)
+def write_host_layout(conversion: ConvertedFile, path: Path) -> None:
+    """Write how the host rearranges inputs, as stridenet.host reads it, if it rearranges any."""
+    if conversion.layouts:
+        write_layout(layout_of(conversion.layouts.values()), path)
 
 
-class _Fresh:
-    """The new filters of the main graph, which are nowhere yet."""
+class _PendingFilters:
+    """The new filters of the main graph, which are neither in memory nor in a file yet."""
 
-    def __init__(self, conversion: Conversion) -> None:
+    def __init__(self, conversion: ConvertedFile) -> None:
         main = conversion.file.model.graph.initializers
-        self._made = {n: each for n, each in conversion.expanded.lazy.items() if n in main}
-        self.external: dict[str, Any] = {}  # the headers of those that have been written already
+        self._filters = {n: f for n, f in conversion.new_filters.pending.items() if n in main}
+        self.external: dict[str, Any] = {}  # headers of those that the file of external data has
 
     @property
     def names(self) -> list[str]:
-        """In the order in which they were made."""
-        return list(self._made)
+        """Return the filters' names, in the order in which they were added."""
+        return list(self._filters)
 
     def header(self, name: str) -> Any:
-        """Its TensorProto, without numbers."""
-        weight, expansion = self._made[name]
-        size = expansion.size(weight.shape)
-        return onnx.TensorProto(name=name, dims=size, data_type=int(weight.dtype))
+        """Return a filter's TensorProto without its numbers."""
+        filter_ = self._filters[name]
+        dtype = int(filter_.weight.dtype)
+        return onnx.TensorProto(name=name, dims=filter_.shape, data_type=dtype)
 
     def bytes_of(self, name: str) -> int:
-        """How many it has."""
-        weight, expansion = self._made[name]
-        return prod(expansion.size(weight.shape)) * int(weight.dtype.itemsize)
+        """Return how many bytes a filter's numbers take."""
+        filter_ = self._filters[name]
+        return prod(filter_.shape) * int(filter_.weight.dtype.itemsize)
 
     def numbers(self, name: str) -> bytes:
         """Return the numbers as a file has them."""
-        weight, expansion = self._made[name]
-        return ir.Tensor(expansion.expand(weight.numbers()), dtype=weight.dtype).tobytes()
+        return self._filters[name].tensor().tobytes()
 
 
 # External data
 
 
-def _externalise(proto: Any, fresh: _Fresh, folder: Path, file: BinaryIO, too_large: bool) -> None:
-    """Put into one file what lay in others, the new filters, and if need be all that is large."""
+def _externalise(
+    proto: Any, pending: _PendingFilters, folder: Path, file: BinaryIO, too_large: bool
+) -> None:
+    """Write into one file the data that lay in others, and the new filters.
+
+    too_large: whether everything else that is large goes into this file, too.
+    """
     for tensor in tensors_of(proto):
         if is_external(tensor):
-            place, offset, length = external_place(folder, tensor)
-            start = _aligned(file)
-            _refer(tensor, file, start, _copied(place, offset, length, file))
+            start = _align(file)
+            _refer(tensor, file, start, _copy(external_data(folder, tensor), file))
         elif too_large and len(tensor.raw_data) > SMALLEST_EXTERNAL:
-            start = _aligned(file)
+            start = _align(file)
             length = file.write(tensor.raw_data)
             tensor.ClearField("raw_data")
             _refer(tensor, file, start, length)
-    for name in fresh.names:
-        if fresh.bytes_of(name) > SMALLEST_EXTERNAL:
-            start = _aligned(file)
-            header = fresh.header(name)
-            _refer(header, file, start, file.write(fresh.numbers(name)))
-            fresh.external[name] = header
+    for name in pending.names:
+        if pending.bytes_of(name) > SMALLEST_EXTERNAL:
+            start = _align(file)
+            header = pending.header(name)
+            _refer(header, file, start, file.write(pending.numbers(name)))
+            pending.external[name] = header
 
 
-def _aligned(file: BinaryIO) -> int:
+def _align(file: BinaryIO) -> int:
     file.write(bytes(-file.tell() % ALIGNMENT))
     return file.tell()
 
 
-def _copied(place: Path, offset: int, length: int, file: BinaryIO) -> int:
-    """Copy a piece of another file; how many bytes it had."""
-    left = place.stat().st_size - offset if length < 0 else length
+def _copy(data: ExternalData, file: BinaryIO) -> int:
+    """Copy a part of another file, and return how many bytes it had."""
+    left = data.file.stat().st_size - data.offset if data.length < 0 else data.length
     copied = 0
-    with place.open("rb") as source:
-        source.seek(offset)
+    with data.file.open("rb") as source:
+        source.seek(data.offset)
         while copied < left and (chunk := source.read(min(CHUNK, left - copied))):
             copied += file.write(chunk)
     return copied
 
 
 def _refer(tensor: Any, file: BinaryIO, offset: int, length: int) -> None:
-    """Say in a TensorProto where its numbers are."""
+    """Set in a TensorProto where its numbers are."""
     del tensor.external_data[:]
     tensor.data_location = onnx.TensorProto.EXTERNAL
     entries = {"location": Path(file.name).name, "offset": str(offset), "length": str(length)}
@@ -126,10 +126,11 @@ def _refer(tensor: Any, file: BinaryIO, offset: int, length: int) -> None:
 # The file itself
 
 
-def _write_model(proto: Any, fresh: _Fresh, file: BinaryIO) -> None:
+def _write_model(proto: Any, pending: _PendingFilters, file: BinaryIO) -> None:
     """Write the file as protobuf does, but without ever holding all of it in memory once more.
 
-    A message is the concatenation of its fields in any order, so that the initializers can come last.
+    A message is the concatenation of its fields in any order, each with its number and length, so
+    that the graph is written by hand: all other fields first, then one initializer after another.
     """
     graph = proto.graph
     tensors = list(graph.initializer)
@@ -137,46 +138,47 @@ def _write_model(proto: Any, fresh: _Fresh, file: BinaryIO) -> None:
     start = graph.SerializeToString(deterministic=True)
     proto.ClearField("graph")
     sizes = [_field_size(tensor.ByteSize()) for tensor in tensors]
-    sizes += [_field_size(_size_of(fresh, name)) for name in fresh.names]
+    sizes += [_field_size(_size_of(pending, name)) for name in pending.names]
     file.write(proto.SerializeToString(deterministic=True))
-    file.write(_head(GRAPH, len(start) + sum(sizes)))
+    file.write(_field_header(GRAPH, len(start) + sum(sizes)))
     file.write(start)
     for tensor in tensors:
-        file.write(_head(INITIALIZER, tensor.ByteSize()))
+        file.write(_field_header(INITIALIZER, tensor.ByteSize()))
         file.write(tensor.SerializeToString(deterministic=True))
-    for name in fresh.names:
-        for piece in _pieces(fresh, name):
+    for name in pending.names:
+        for piece in _pieces(pending, name):
             file.write(piece)
 
 
-def _pieces(fresh: _Fresh, name: str) -> Iterator[bytes]:
-    yield _head(INITIALIZER, _size_of(fresh, name))
-    if name in fresh.external:
-        yield fresh.external[name].SerializeToString(deterministic=True)
+def _pieces(pending: _PendingFilters, name: str) -> Iterator[bytes]:
+    yield _field_header(INITIALIZER, _size_of(pending, name))
+    if name in pending.external:
+        yield pending.external[name].SerializeToString(deterministic=True)
         return
-    yield fresh.header(name).SerializeToString(deterministic=True)
-    yield _head(RAW_DATA, fresh.bytes_of(name))
-    yield fresh.numbers(name)
+    yield pending.header(name).SerializeToString(deterministic=True)
+    yield _field_header(RAW_DATA, pending.bytes_of(name))
+    yield pending.numbers(name)
 
 
-def _size_of(fresh: _Fresh, name: str) -> int:
+def _size_of(pending: _PendingFilters, name: str) -> int:
     """Return how many bytes the filter takes as a message."""
-    if name in fresh.external:
-        return int(fresh.external[name].ByteSize())
-    length = fresh.bytes_of(name)
-    return int(fresh.header(name).ByteSize()) + len(_head(RAW_DATA, length)) + length
+    if name in pending.external:
+        return int(pending.external[name].ByteSize())
+    length = pending.bytes_of(name)
+    return int(pending.header(name).ByteSize()) + len(_field_header(RAW_DATA, length)) + length
 
 
 def _field_size(length: int) -> int:
-    return len(_head(INITIALIZER, length)) + length
+    return len(_field_header(INITIALIZER, length)) + length
 
 
-def _head(field: int, length: int) -> bytes:
-    """What comes before a message in a message: its field's number, and how long it is."""
-    return bytes([field << 3 | 2]) + _varint(length)
+def _field_header(field: int, length: int) -> bytes:
+    """Return what comes before a message in a message: the number of its field, and its length."""
+    return bytes([field << 3 | 2]) + _varint(length)  # 2 is the wire type of fields with a length
 
 
 def _varint(number: int) -> bytes:
+    """Return a number as protobuf has it: seven bits a byte, whose highest bit says that more come."""
     digits = []
     while number > 127:
         digits.append(number & 127 | 128)

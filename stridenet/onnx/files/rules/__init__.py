@@ -1,1 +1,1 @@
-"""One rule an operator: what stands for it in a file of unit strides."""
+"""Has one rule for each operator, which builds what stands for it in a file of unit strides."""

@@ -1,53 +1,52 @@
-"""What a rule is given, and what it is asked."""
+"""Describes what a rule is given, and what it is asked; and has what rules share."""
 
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import onnx_ir as ir
 
-from stridenet.onnx.files.building import Builder, Size
-from stridenet.onnx.files.expansion import Expansion
+from stridenet.onnx.files.building import Builder, GraphSize
+from stridenet.onnx.files.filters import FilterExpansion, NewFilters, Weight
 from stridenet.onnx.files.options import Kernel, Rearrange
 from stridenet.onnx.files.reading import DEFAULT_DOMAINS
-from stridenet.onnx.files.weights import Expanded, Weight
 from stridenet.onnx.files.windows import Window
-from stridenet.sizes import Size as Sizes
+from stridenet.sizes import Size
 
 
 @dataclass(frozen=True)
 class Site:
-    """One strided node where it stands."""
+    """One strided node, and what is known of the place where it stands."""
 
     node: ir.Node
     folder: Path  # of external data
     opset: int  # of the graph or function that the node is in
-    trusted: bool  # whether sizes that are known hold whenever the node runs
-    in_function: bool
+    trusted: bool  # whether known sizes hold whenever the node runs
+    in_function: bool  # whether the node is in a function of the file
     rearrange: Rearrange
     kernel: Kernel
 
     @cached_property
     def attributes(self) -> dict[str, Any]:
-        """The node's attributes as numbers and text, but for those that a function's caller gives."""
+        """Return the attributes as numbers and text, without those that a function's caller gives."""
         given = self.node.attributes
-        return {name: _plain(each.value) for name, each in given.items() if not each.is_ref()}
+        return {name: _as_list(each.value) for name, each in given.items() if not each.is_ref()}
 
     @property
-    def borrowed(self) -> list[str]:
-        """The attributes that a function's caller gives."""
+    def from_caller(self) -> list[str]:
+        """Return the names of the attributes that a function's caller gives."""
         return [name for name, each in self.node.attributes.items() if each.is_ref()]
 
     @property
     def x(self) -> ir.Value:
-        """The map that it reads."""
+        """Return the map that the node reads."""
         value = self.node.inputs[0]
-        assert value is not None  # the checker has seen to it
+        assert value is not None  # onnx's checker refuses a file where it is missing
         return value
 
     @property
-    def strides(self) -> Sizes:
+    def strides(self) -> Size:
         """Return the strides as the node has them; () if it has none."""
         return tuple(self.attributes.get("strides", ()))
 
@@ -65,7 +64,7 @@ class Site:
         shape = self.x.shape
         return shape[1] if shape is not None and isinstance(shape[1], int) else None
 
-    def sizes(self, builder: Builder, axes: int) -> list[Size]:
+    def sizes(self, builder: Builder, axes: int) -> list[GraphSize]:
         """Return the sizes of the map's spatial axes; unknown ones are computed in the graph."""
         known = [self.known_size(axis) for axis in range(axes)]
         return [
@@ -73,8 +72,8 @@ class Site:
             for axis, size in enumerate(known)
         ]
 
-    def windows(self, kernel: Sizes) -> tuple[Window, ...]:
-        """The node's axes; `kernel` is the size of its filter."""
+    def windows(self, kernel: Size) -> tuple[Window, ...]:
+        """Return the windows of the node's axes, from the size of its filter."""
         axes = len(kernel)
         strides, dilations = (
             self.attributes.get(name, [1] * axes) for name in ("strides", "dilations")
@@ -89,57 +88,72 @@ class Site:
         return tuple(Window(k, s, d, pair, same, ceil) for k, s, d, pair in each)
 
     def made_by(self, *operators: str) -> bool:
-        """Whether the map comes from one of these of ONNX's own operators."""
+        """Tell whether the map comes from one of these of ONNX's own operators."""
         return is_made_by(self.x, operators)
 
 
 def is_made_by(value: ir.Value | None, operators: tuple[str, ...]) -> bool:
-    """Whether a value comes from one of these of ONNX's own operators."""
+    """Tell whether a value comes from one of these of ONNX's own operators."""
     node = value.producer() if value is not None else None
     return node is not None and node.domain in DEFAULT_DOMAINS and node.op_type in operators
 
 
-def _plain(value: Any) -> Any:
+def _as_list(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
+class ExpandedFilter(NamedTuple):
+    """A convolution's strided filter, and the value that holds it expanded to unit stride."""
+
+    weight: Weight
+    expansion: FilterExpansion
+    value: ir.Value
+
+
 @dataclass(frozen=True)
-class Converted:
-    """What a rule has made of a node."""
+class Replacement:
+    """What a rule has built in place of a node."""
 
-    output: ir.Value  # that stands for the node's first
-    filter: tuple[Weight, Expansion, ir.Value] | None = None  # of a convolution: its new one last
-    layout: dict[str, Any] | None = None  # of what is left to the host
+    output: ir.Value  # stands for the node's first output
+    filter: ExpandedFilter | None = None  # of a convolution
+    layout: dict[str, Any] | None = None  # describes the rearrangement that is left to the host
 
 
-class Rule(Protocol):
-    """How nodes of one operator are converted."""
+class NodeRule(Protocol):
+    """Says how the nodes of one operator are converted."""
 
-    pooling: bool  # whether it is converted only where pooling is to be, too
+    pooling: bool  # whether the operator is converted only with pooling=True
 
     def declines(self, site: Site) -> str | None:
-        """Why this node is not converted, as what it does, with the way out; None: it is."""
+        """Return None if this node can be converted.
 
-    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
-        """Build what stands for it."""
+        Otherwise return what it does that prevents this, and the way out, as in "has no weights; …".
+        """
+
+    def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
+        """Build the nodes that take this node's place."""
 
     def windows(self, site: Site) -> tuple[Window, ...]:
-        """The strided window, axis by axis; of a node that is not declined."""
+        """Return the strided window of each axis of a node that is not declined."""
 
 
+FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 INLINE = (
     'inline functions first: python -c "import onnx, onnx.inliner as i; onnx.save('
     "i.inline_local_functions(onnx.load('in.onnx')), 'out.onnx')\""
 )
-QDQ = "is of a quantized network, which is not converted yet; convert the float network, then quantize"
+QUANTIZED = (
+    "is of a quantized network, which is not converted yet; convert the float network, "
+    "then quantize"
+)
 
 
 def common_objection(site: Site, windows: tuple[Window, ...]) -> str | None:
-    """What keeps a node of any operator from being converted."""
-    if site.borrowed:
-        return f"takes {', '.join(site.borrowed)} from the caller of its function; {INLINE}"
+    """Return what keeps a node from being converted whatever its operator is; None if nothing does."""
+    if site.from_caller:
+        return f"takes {', '.join(site.from_caller)} from the caller of its function; {INLINE}"
     if site.made_by("DequantizeLinear"):
-        return QDQ
+        return QUANTIZED
     if len(windows) > 3:
         return f"has {len(windows)} spatial axes, and at most three are converted"
     if min(min(window.padding) for window in windows) < 0:

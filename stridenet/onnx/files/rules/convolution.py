@@ -1,26 +1,26 @@
-"""Conv: pad, rearrange, Conv of stride one."""
+"""Converts Conv into padding, a rearrangement and a Conv of stride one."""
 
 from typing import Any
 
 import numpy as np
 import onnx_ir as ir
 
-from stridenet.onnx.files.building import Builder, Size
-from stridenet.onnx.files.expansion import Expansion
+from stridenet.onnx.files.building import Builder, GraphSize
+from stridenet.onnx.files.filters import FilterExpansion, NewFilters, Weight, constant_weight
 from stridenet.onnx.files.grids import Grid, convolution_grid
-from stridenet.onnx.files.rearranging import fitted, rearranged
+from stridenet.onnx.files.rearranging import fit_to_blocks, to_phases
 from stridenet.onnx.files.rules.base import (
+    FLOATS,
     INLINE,
-    QDQ,
-    Converted,
+    QUANTIZED,
+    ExpandedFilter,
+    Replacement,
     Site,
     common_objection,
     is_made_by,
 )
-from stridenet.onnx.files.weights import Expanded, Weight, constant_weight
 from stridenet.onnx.files.windows import Window
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
 FOLD = (
     'if they follow from constants, fold these first: python -c "import onnx, '
     "onnxscript.optimizer as o; onnx.save(o.optimize(onnx.load('in.onnx')), 'out.onnx')\"; else "
@@ -29,15 +29,15 @@ FOLD = (
 
 
 class Convolution:
-    """Conv."""
+    """Converts Conv with a constant filter."""
 
     pooling = False
 
     def declines(self, site: Site) -> str | None:
-        """Weights that are not constant; besides, what keeps any operator."""
+        """Decline weights that are not constant, and what no operator's rule converts."""
         value = site.node.inputs[1]
         if is_made_by(value, ("DequantizeLinear",)):
-            return QDQ
+            return QUANTIZED
         weight = constant_weight(value, site.folder)
         if isinstance(weight, str):
             return f"{weight}; {INLINE if site.in_function else FOLD}"
@@ -49,8 +49,8 @@ class Convolution:
         """Return the windows of the filter (out, in / groups, *kernel)."""
         return site.windows(_weight(site).shape[2:])
 
-    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
-        """Pad, rearrangement, Conv; where too many outputs come of it, a Slice."""
+    def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
+        """Build a Pad, the rearrangement and a Conv; and a Slice where it gives too many outputs."""
         weight = _weight(site)
         windows = self.windows(site)
         sizes = site.sizes(b, len(windows))
@@ -59,22 +59,24 @@ class Convolution:
             for window, size in zip(windows, sizes, strict=True)
         ]
         group = site.attributes.get("group", 1)
-        expansion = Expansion(
-            tuple(grid.filter for grid in grids), site.rearrange == "space_to_depth" and group == 1
+        expansion = FilterExpansion(
+            tuple(grid.filter for grid in grids),
+            # Channels of one group lie side by side, which those of SpaceToDepth do not.
+            depth_first=site.rearrange == "space_to_depth" and group == 1,
         )
         channels = weight.shape[1] * group
         layout = None
         if site.rearrange == "host":
             layout = _layout(site, grids, channels)
-            x = _cropped(b, site.x, grids, layout)
+            x = _without_unread_blocks(b, site.x, grids, layout)
         else:
             fill = ir.Tensor(np.zeros((), weight.dtype.numpy()), dtype=weight.dtype).numpy()
-            x = fitted(b, site.x, grids, fill)
-            x = rearranged(b, x, grids, channels, site.rearrange, expansion.depth_first)
-        wide = expanded.filter(weight, expansion, b.initializers)
+            x = fit_to_blocks(b, site.x, grids, fill)
+            x = to_phases(b, x, grids, channels, site.rearrange, expansion.depth_first)
+        wide = new_filters.filter(weight, expansion, b.initializers)
         output = b.one("Conv", x, wide, *site.node.inputs[2:], **_attributes(grids, group))
         output = b.crop(output, [grid.outputs for grid in grids])
-        return Converted(output, (weight, expansion, wide), layout)
+        return Replacement(output, ExpandedFilter(weight, expansion, wide), layout)
 
 
 def _weight(site: Site) -> Weight:
@@ -96,7 +98,7 @@ def _attributes(grids: list[Grid], group: int) -> dict[str, Any]:
 
 
 def _layout(site: Site, grids: list[Grid], channels: int) -> dict[str, Any]:
-    """What the host does, as stridenet.host reads it."""
+    """Describe the host's rearrangement, as stridenet.host reads it."""
     sizes = [int(grid.size) for grid in grids]  # type: ignore[arg-type]
     padding = []
     for grid, size in zip(grids, sizes, strict=True):
@@ -117,10 +119,12 @@ def _layout(site: Site, grids: list[Grid], channels: int) -> dict[str, Any]:
     }
 
 
-def _cropped(b: Builder, x: ir.Value, grids: list[Grid], layout: dict[str, Any]) -> ir.Value:
-    """Without the last blocks that no window reads, which the host does not leave out."""
+def _without_unread_blocks(
+    b: Builder, x: ir.Value, grids: list[Grid], layout: dict[str, Any]
+) -> ir.Value:
+    """Slice off the last blocks that no window reads, which the host does not leave out."""
     given = layout["phase_form_size"][1:]
-    wanted: list[Size | None] = [
+    wanted: list[GraphSize | None] = [
         None if grid.blocks == blocks else grid.blocks
         for grid, blocks in zip(grids, given, strict=True)
     ]

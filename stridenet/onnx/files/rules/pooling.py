@@ -1,30 +1,30 @@
-"""MaxPool and AveragePool: pad, rearrange, and what each phase of the window holds, combined."""
+"""Converts MaxPool and AveragePool: padding, a rearrangement, and the phases' results combined."""
 
+from collections.abc import Sequence
 from itertools import product
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import onnx_ir as ir
 
-from stridenet.onnx.files.building import TO_THE_END, Builder, Size
+from stridenet.onnx.files.building import TO_THE_END, Builder, GraphSize
+from stridenet.onnx.files.filters import NewFilters
 from stridenet.onnx.files.grids import Grid, minimal_grid
-from stridenet.onnx.files.rearranging import fitted, rearranged
-from stridenet.onnx.files.rules.base import INLINE, Converted, Site, common_objection
-from stridenet.onnx.files.weights import Expanded
+from stridenet.onnx.files.rearranging import fit_to_blocks, to_phases
+from stridenet.onnx.files.rules.base import FLOATS, INLINE, Replacement, Site, common_objection
 from stridenet.onnx.files.windows import Window
 
-FLOATS = (ir.DataType.FLOAT, ir.DataType.FLOAT16, ir.DataType.BFLOAT16, ir.DataType.DOUBLE)
-Taps = list[int]  # the blocks of one axis in which one phase of the window has taps
+Blocks = list[int]  # along one axis: the blocks in which one phase of the window has taps
 
 
 class _Pooling:
-    """What both have in common."""
+    """Has what both kinds of pooling share."""
 
     pooling = True
 
     def declines(self, site: Site) -> str | None:
-        """Maps that are not of floating point; besides, what keeps any operator."""
+        """Decline maps that are not of floating point, and what no operator's rule converts."""
         windows = self.windows(site)
         dtype = site.x.dtype
         if dtype is None:
@@ -49,27 +49,34 @@ class _Pooling:
         """Return the windows of kernel_shape."""
         return site.windows(tuple(site.attributes.get("kernel_shape", ())))
 
-    def phases(
-        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[Size], fill: Any
-    ) -> tuple[list[Grid], list[tuple[ir.Value, list[Taps]]]]:
-        """Each phase that the windows read, with the blocks in which it has taps."""
-        grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
-        x = fitted(b, site.x, grids, fill)
-        x = rearranged(b, x, grids, site.known_channels, site.rearrange, depth_first=True)
-        return grids, _parts(b, x, windows)
+    def phases(self, site: Site, b: Builder, fill: float) -> "list[Phase]":
+        """Build the map's phases, which has `fill` around it: those that the windows read."""
+        windows = self.windows(site)
+        grids = [
+            minimal_grid(b, window, size)
+            for window, size in zip(windows, site.sizes(b, len(windows)), strict=True)
+        ]
+        x = fit_to_blocks(b, site.x, grids, _number(fill, site.x))
+        x = to_phases(b, x, grids, site.known_channels, site.rearrange, depth_first=True)
+        return _split_phases(b, x, windows)
 
 
-def _parts(
-    b: Builder, x: ir.Value, windows: tuple[Window, ...]
-) -> list[tuple[ir.Value, list[Taps]]]:
-    """The channels (p, q, c) of a phase form phase by phase."""
-    parts = b.split(x, prod(window.stride for window in windows))
-    taps = list(product(*(_taps(window) for window in windows)))
-    return [(part, list(each)) for part, each in zip(parts, taps, strict=True) if all(each)]
+class Phase(NamedTuple):
+    """One phase of the map, and where the windows have taps in it."""
+
+    map: ir.Value
+    taps: tuple[Blocks, ...]  # one an axis
 
 
-def _taps(window: Window) -> list[Taps]:
-    """For each phase of one axis the blocks in which it has taps."""
+def _split_phases(b: Builder, x: ir.Value, windows: tuple[Window, ...]) -> list[Phase]:
+    """Split the channels (p, q, c) of a phase form into its phases, those without taps left out."""
+    maps = b.split(x, prod(window.stride for window in windows))
+    taps = product(*(_taps(window) for window in windows))
+    return [Phase(map_, each) for map_, each in zip(maps, taps, strict=True) if all(each)]
+
+
+def _taps(window: Window) -> list[Blocks]:
+    """Return for each phase of one axis the blocks in which the window has taps."""
     positions = [window.dilation * tap for tap in range(window.kernel)]
     return [
         [p // window.stride for p in positions if p % window.stride == phase]
@@ -77,10 +84,14 @@ def _taps(window: Window) -> list[Taps]:
     ]
 
 
-def _shifted(
-    b: Builder, part: ir.Value, windows: tuple[Window, ...], firsts: list[int], lasts: list[int]
+def _crop_to_blocks(
+    b: Builder,
+    part: ir.Value,
+    windows: tuple[Window, ...],
+    firsts: Sequence[int],
+    lasts: Sequence[int],
 ) -> ir.Value:
-    """What the windows find between these blocks from their starts."""
+    """Return what the windows find from their `firsts` to their `lasts` block on each axis."""
     axes, starts, ends = [], [], []
     for axis, (window, first, last) in enumerate(zip(windows, firsts, lasts, strict=True)):
         behind = window.blocks - 1 - last
@@ -91,26 +102,26 @@ def _shifted(
     return b.cut(part, axes, starts, ends) if axes else part
 
 
-def _each_tap(
-    b: Builder, parts: list[tuple[ir.Value, list[Taps]]], windows: tuple[Window, ...]
+def _map_of_each_tap(
+    b: Builder, phases: list[Phase], windows: tuple[Window, ...]
 ) -> list[ir.Value]:
-    """One map a tap of the window."""
+    """Return one map for each tap of the window: what each window finds at that tap."""
     return [
-        _shifted(b, part, windows, list(blocks), list(blocks))
-        for part, taps in parts
-        for blocks in product(*taps)
+        _crop_to_blocks(b, phase.map, windows, blocks, blocks)
+        for phase in phases
+        for blocks in product(*phase.taps)
     ]
 
 
-def _combined(b: Builder, kind: str, values: list[ir.Value]) -> ir.Value:
+def _combine(b: Builder, kind: str, values: list[ir.Value]) -> ir.Value:
     return values[0] if len(values) == 1 else b.one(kind, *values)
 
 
 class MaxPooling(_Pooling):
-    """MaxPool: a MaxPool of unit stride in each phase, and the largest of these."""
+    """Converts MaxPool into one of unit stride in each phase, and the largest of their results."""
 
     def declines(self, site: Site) -> str | None:
-        """Indices that somebody reads; besides, as any pooling."""
+        """Decline indices that another node reads, and what no pooling's rule converts."""
         if len(site.node.outputs) > 1 and _is_read(site.node.outputs[1]):
             return (
                 f"gives Indices ({site.node.outputs[1].name}), which its phases do not know; leave it "
@@ -118,48 +129,47 @@ class MaxPooling(_Pooling):
             )
         return super().declines(site)
 
-    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
-        """With kernel=odd no window of an even size is left: its taps are taken one by one."""
+    def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
+        """Build the pooling of each phase, and the largest of the results.
+
+        With kernel=odd, windows of an even size are not pooled: their taps are taken one by one.
+        """
         windows = self.windows(site)
-        sizes = site.sizes(b, len(windows))
-        lowest = _number(-np.inf, site.x)
-        _, parts = self.phases(site, b, windows, sizes, lowest)
         found: list[ir.Value] = []
-        for part, taps in parts:
-            kernel = [len(blocks) for blocks in taps]
+        for phase in self.phases(site, b, -np.inf):
+            kernel = [len(blocks) for blocks in phase.taps]
             if site.kernel == "odd" and any(size % 2 == 0 for size in kernel):
-                found += _each_tap(b, [(part, taps)], windows)
-                continue
-            read = _shifted(b, part, windows, [t[0] for t in taps], [t[-1] for t in taps])
-            found.append(_unit_stride_pool(b, read, taps))
-        return Converted(_combined(b, "Max", found))
+                found += _map_of_each_tap(b, [phase], windows)
+            else:
+                found.append(_unit_stride_pool(b, phase, windows))
+        return Replacement(_combine(b, "Max", found))
 
 
-def _unit_stride_pool(b: Builder, x: ir.Value, taps: list[Taps]) -> ir.Value:
-    kernel = [len(blocks) for blocks in taps]
+def _unit_stride_pool(b: Builder, phase: Phase, windows: tuple[Window, ...]) -> ir.Value:
+    firsts, lasts = [t[0] for t in phase.taps], [t[-1] for t in phase.taps]
+    x = _crop_to_blocks(b, phase.map, windows, firsts, lasts)
+    kernel = [len(blocks) for blocks in phase.taps]
     if max(kernel) == 1:
         return x
-    steps = [blocks[1] - blocks[0] if len(blocks) > 1 else 1 for blocks in taps]
+    # Taps of one phase are equally far apart, so that a window with dilation reads them all.
+    steps = [blocks[1] - blocks[0] if len(blocks) > 1 else 1 for blocks in phase.taps]
     ones = [1] * len(kernel)
     return b.one("MaxPool", x, kernel_shape=kernel, strides=ones, dilations=steps)
 
 
 class AveragePooling(_Pooling):
-    """AveragePool: the sum over the taps, divided by their number."""
+    """Converts AveragePool into the sum over the taps, divided by their number."""
 
-    def convert(self, site: Site, b: Builder, expanded: Expanded) -> Converted:
-        """A sum, unlike a convolution with ones and zeros, keeps infinities where they are."""
+    def convert(self, site: Site, b: Builder, new_filters: NewFilters) -> Replacement:
+        """Build a sum. A convolution with ones and zeros would spread infinities, as 0 · ∞ is NaN."""
         windows = self.windows(site)
-        sizes = site.sizes(b, len(windows))
-        zero = _number(0, site.x)
-        _, parts = self.phases(site, b, windows, sizes, zero)
-        total = _combined(b, "Sum", _each_tap(b, parts, windows))
-        return Converted(b.one("Div", total, self._count(site, b, windows, sizes)))
+        phases = self.phases(site, b, 0)
+        total = _combine(b, "Sum", _map_of_each_tap(b, phases, windows))
+        return Replacement(b.one("Div", total, self._count(site, b, windows)))
 
-    def _count(
-        self, site: Site, b: Builder, windows: tuple[Window, ...], sizes: list[Size]
-    ) -> ir.Value:
-        """By what each sum is divided: the taps on the map, or those on the padding, too."""
+    def _count(self, site: Site, b: Builder, windows: tuple[Window, ...]) -> ir.Value:
+        """Return what each sum is divided by: the taps on the map, or on the padding, too."""
+        sizes = site.sizes(b, len(windows))
         padded = bool(site.attributes.get("count_include_pad", 0))
         always_full = all(
             not w.ceil and (padded or not (w.same or any(w.padding))) for w in windows
@@ -176,24 +186,24 @@ class AveragePooling(_Pooling):
         site: Site,
         b: Builder,
         windows: tuple[Window, ...],
-        sizes: list[Size],
+        sizes: list[GraphSize],
         padded: bool,
     ) -> ir.Value:
-        """Take the sum of a map of ones, by which the sum is divided."""
+        """Count the taps when the file runs, as the same sum over a map of ones."""
         one = b.constant(_number(1, site.x))
         ones = b.one("Expand", one, b.vector([1, 1, *sizes]))
         grids = [minimal_grid(b, w, size) for w, size in zip(windows, sizes, strict=True)]
-        if padded:  # what is beyond the padding, as ceil_mode reaches, does not count
+        if padded:  # with ceil_mode, windows reach beyond the padding, where nothing counts
             before, after = ([w.padding[i] for w in windows] for i in (0, 1))
             ones = b.pad(ones, before, after, _number(1, site.x))
             grids = [_behind_padding(b, g, w) for g, w in zip(grids, windows, strict=True)]
-        ones = fitted(b, ones, grids, _number(0, site.x))
-        ones = rearranged(b, ones, grids, 1, site.rearrange, depth_first=True)
-        return _combined(b, "Sum", _each_tap(b, _parts(b, ones, windows), windows))
+        ones = fit_to_blocks(b, ones, grids, _number(0, site.x))
+        ones = to_phases(b, ones, grids, 1, site.rearrange, depth_first=True)
+        return _combine(b, "Sum", _map_of_each_tap(b, _split_phases(b, ones, windows), windows))
 
 
 def _behind_padding(b: Builder, grid: Grid, window: Window) -> Grid:
-    """Return the axis of a map that has its padding already."""
+    """Return the grid for a map that has its padding already."""
     size = b.add(grid.size, sum(window.padding))
     return Grid(grid.stride, size, 0, grid.blocks, grid.filter, may_pad=True, may_crop=True)
 
@@ -201,11 +211,10 @@ def _behind_padding(b: Builder, grid: Grid, window: Window) -> Grid:
 def _known_counts(
     windows: tuple[Window, ...], sizes: list[int], padded: bool, x: ir.Value
 ) -> np.ndarray:
-    """How many taps count in each window, (1, 1, *outputs); one number where all have as many."""
+    """Return how many taps count in each window, (1, 1, *outputs); one number if all have as many."""
     axes = []
-    for window, size in zip(
-        (w.at(s) for w, s in zip(windows, sizes, strict=True)), sizes, strict=True
-    ):
+    for strided, size in zip(windows, sizes, strict=True):
+        window = strided.at(size)
         before, after = window.padding
         starts = window.stride * np.arange(window.outputs(size))[:, None] - before
         position = starts + window.dilation * np.arange(window.kernel)
@@ -219,8 +228,8 @@ def _known_counts(
 
 
 def _number(value: Any, x: ir.Value) -> np.ndarray:
-    """Numbers of x's type."""
-    assert x.dtype is not None  # else it has been declined
+    """Return numbers of x's type."""
+    assert x.dtype is not None  # a map without a type has been declined
     return np.asarray(value).astype(x.dtype.numpy())
 
 
