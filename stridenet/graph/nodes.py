@@ -12,9 +12,6 @@ TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 BATCH = 10_007  # images while tracing: a prime, so that a size that comes from them can be told
 
 
-Axis = tuple[fx.Node, int]  # of a node's result: one of its spatial axes
-
-
 def tensors(value: Any) -> list[Tensor]:
     """The tensors of a value: itself, or those of a tuple."""
     if isinstance(value, Tensor):
@@ -105,8 +102,8 @@ def spatial(node: fx.Node) -> list[int]:
     return [d for d in range(1, rank) if d not in others] if rank > 2 or not others[0] else []
 
 
-def axes(node: fx.Node) -> list[Axis]:
-    """The spatial axes of a node's result."""
+def axes(node: fx.Node) -> list[tuple[fx.Node, int]]:
+    """Return the spatial axes of a node's result, each as the node and the axis's number."""
     return [(node, axis) for axis in range(len(spatial(node)))]
 
 
