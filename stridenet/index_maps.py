@@ -141,7 +141,7 @@ class ShufflePhases(nn.Module):
         return f"factor={self.factor}, scale={self.scale}, unshuffle={self.unshuffle}"
 
 
-class Expanded(nn.Module):
+class RepeatedAxes(nn.Module):
     """Axes of size one, of which there are no phases, repeated over all phases and blocks of a map.
 
     batch: how many images it has: a number, -1 for as many as before, or None for that of a further

@@ -24,7 +24,7 @@ from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.options import SHARING
 from stridenet.origins import Origin, mean_of_copies
 from stridenet.plan import EliminationPlan, LayerPlan
-from stridenet.planner import Conversion
+from stridenet.planner import planned_network
 from stridenet.sizes import format_size
 from stridenet.tables import data_frame
 from stridenet.taps import TapMap
@@ -59,7 +59,7 @@ def origins(twin: Any) -> dict[str, Origin]:
         first += tensor.numel()
     sizes = tuple(given.size for given in twin.plan.inputs)
     found: dict[str, Origin] = {}
-    for name, tensor in _numbers(build(Conversion(numbered, sizes, twin.plan.options))):
+    for name, tensor in _numbers(build(planned_network(numbered, sizes, twin.plan.options))):
         last = int(tensor.max())
         start, source, size = next(s for s in reversed(sources) if s[0] <= last)
         entries = torch.where(tensor > 0, tensor - start, -1).long()

@@ -25,28 +25,25 @@ from tqdm import tqdm
 
 from stridenet.by_layer.modules import is_converted
 from stridenet.by_layer.verification import verify_layers
-from stridenet.comparison import (
-    Comparison,
-    Runner,
-    TwinStopped,
-    cloned,
-    compared_outputs,
-    finite,
-    input_types,
-    layers_of,
-    leaves,
-    seed,
-    told,
-    traced_report,
-    undisturbed,
-    without_dropout,
-)
+from stridenet.comparison import SideBySide, TwinStopped, compared_outputs
 from stridenet.copies import copied, unwrapped
+from stridenet.elimination_check import input_types, traced_report
 from stridenet.errors import StrideEliminationError
 from stridenet.noise import add_noise
 from stridenet.plan import EliminationPlan, InputPlan, LayerPlan
-from stridenet.planner import Conversion
+from stridenet.planner import PlannedNetwork, planned_network
 from stridenet.reports import LayerReport, VerificationReport, compared, failed, worst
+from stridenet.running import (
+    GraphRunner,
+    cloned,
+    finite,
+    leaves,
+    one_line,
+    runnable_layers,
+    seed,
+    undisturbed,
+    without_dropout,
+)
 from stridenet.sharing import Masked, Tied, make_plain
 from stridenet.sizes import checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork, build
@@ -104,22 +101,22 @@ class _Verification:
 
     def __init__(self, model: nn.Module, twin: UnitStrideNetwork, images: Any) -> None:
         own = copied(unwrapped(model)).cpu()
-        conversion = _as_converted(own, twin)
-        self.options, self.sizes = conversion.options, checked_sizes(twin.plan.input_size)
-        self.dtypes = input_types(conversion)
+        planned = _as_converted(own, twin)
+        self.options, self.sizes = planned.plan.options, checked_sizes(twin.plan.input_size)
+        self.dtypes = input_types(planned)
         self.images = self._images(images)
-        self.model, self.in_float64, self.traced = self._compare_traced(own, conversion)
+        self.model, self.in_float64, self.traced = self._compare_traced(own, planned)
         if not self.traced.passed:  # nor would the rest say what the model computes
             return
         self.twin = _plain(copy.deepcopy(twin).cpu())
-        conversion.traced.eval()
-        made = _plain(build(conversion))
-        self.differing = _differing_settings(made, self.twin.network, conversion.plan)
-        self.rewired = _rewired(made.graph, self.twin.network.graph, conversion)
+        planned.traced.eval()
+        made = _plain(build(planned))
+        self.differing = _differing_settings(made, self.twin.network, planned.plan)
+        self.rewired = _rewired(made.graph, self.twin.network.graph, planned)
         self._cast(made, self.twin)
         _subtract(self.twin.network, made)
         del made
-        self.conversion = self._add_noise()
+        self.planned = self._add_noise()
 
     def _images(self, images: Any) -> list[Tensor]:
         if images is None:
@@ -149,38 +146,38 @@ class _Verification:
             network.double()
 
     def _compare_traced(
-        self, own: nn.Module, conversion: Conversion
+        self, own: nn.Module, planned: PlannedNetwork
     ) -> tuple[nn.Module, bool, LayerReport]:
         """The model in the type to compare in, and the traced network beside it."""
         self.in_float64 = True
         try:
             double = copied(own).double()
-            in_double = Conversion(double, self.sizes, self.options)
-            if _code(in_double.traced) == _code(conversion.traced):
+            in_double = planned_network(double, self.sizes, self.options)
+            if _code(in_double.traced) == _code(planned.traced):
                 return double, True, traced_report(double, in_double, [self.images])
         except Exception:  # a forward that fixes its type may raise anything in another
             pass
         self.in_float64 = False
-        return own, False, traced_report(own, conversion, [self.inputs])
+        return own, False, traced_report(own, planned, [self.inputs])
 
-    def _add_noise(self) -> Conversion:
+    def _add_noise(self) -> PlannedNetwork:
         """Add one noise to both networks, as much as leaves the model's outputs finite."""
         for kind in ("full", "gentle", None):
             noisy = copied(self.model)
             if kind is not None:
                 add_noise(noisy, kind)
-            conversion = Conversion(noisy, self.sizes, self.options)
-            conversion.traced.eval()
-            if kind is None or finite(self._run_strided(conversion.traced)):
+            planned = planned_network(noisy, self.sizes, self.options)
+            planned.traced.eval()
+            if kind is None or finite(self._run_strided(planned.traced)):
                 break
-        made = _plain(build(conversion))
+        made = _plain(build(planned))
         self._cast(made)
         _add(self.twin.network, made)
-        return conversion
+        return planned
 
     def _run_strided(self, traced: fx.GraphModule) -> Any:
         seed()
-        return Runner(layers_of(traced), traced.graph).run(*map(cloned, self.inputs))
+        return GraphRunner(runnable_layers(traced), traced.graph).run(*map(cloned, self.inputs))
 
     def report(self) -> VerificationReport:
         """Everything, in the order in which it is computed."""
@@ -194,10 +191,10 @@ class _Verification:
         try:
             rearranged = self.twin.rearrange(*map(cloned, images))
         except Exception as error:  # a rearrangement that was replaced may raise anything
-            yield failed("rearrange", f"raises {told(error)}")
+            yield failed("rearrange", f"raises {one_line(error)}")
             return
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
-        reports = [*map(_compare_input, images, rearranged, self.conversion.plan.inputs)]
+        reports = [*map(_compare_input, images, rearranged, self.planned.plan.inputs)]
         yield worst(reports)
         if self.rewired or inf in [report.largest_error for report in reports]:
             yield from self.rewired
@@ -205,11 +202,9 @@ class _Verification:
         yield from self._operations(images, rearranged)
 
     def _operations(self, images: list[Tensor], rearranged: list[Tensor]) -> Iterator[LayerReport]:
-        strided, twin = layers_of(self.conversion.traced), layers_of(self.twin.network)
+        strided, twin = runnable_layers(self.planned.traced), runnable_layers(self.twin.network)
         graph = self.twin.network.graph
-        comparison = Comparison(
-            twin, graph, self.conversion, strided, images, self.dtype, again=True
-        )
+        comparison = SideBySide(twin, graph, self.planned, strided, images, self.dtype, again=True)
         try:
             outputs = comparison.run(*map(cloned, rearranged))
         except TwinStopped:
@@ -228,16 +223,16 @@ class _Verification:
         rearranged = self.twin.rearrange(*map(cloned, self.inputs))
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
         try:
-            expected = Runner(layers_of(network), network.graph).run(*rearranged)
+            expected = GraphRunner(runnable_layers(network), network.graph).run(*rearranged)
             seed()
             obtained = copy.deepcopy(self.twin)(*map(cloned, self.inputs))
         except Exception as error:  # a forward that was replaced may raise anything
-            return failed("(outputs)", f"raises {told(error)}")
+            return failed("(outputs)", f"raises {one_line(error)}")
         return compared_outputs("(outputs)", "restored", expected, obtained)
 
     def _output_difference(self) -> float:
         try:
-            expected = self._run_strided(self.conversion.traced)
+            expected = self._run_strided(self.planned.traced)
             seed()
             obtained = self.twin(*map(cloned, self.inputs))
         except Exception:  # a twin that does not run has no outputs to compare
@@ -255,8 +250,8 @@ class _Verification:
 # Is it a twin of this network? ----------------------------------------------------------------------
 
 
-def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> Conversion:
-    """The model's conversion, in the mode in which it gives the twin's plan and the twin's graph.
+def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> PlannedNetwork:
+    """Plan the model in the mode, training or evaluation, in which it has the twin's plan and graph.
 
     Leaves the model in that mode. Raises StrideEliminationError if there is none.
     """
@@ -267,16 +262,16 @@ def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> Conversion:
     for modes in (present, dict.fromkeys(present, False), dict.fromkeys(present, True)):
         _set_modes(model, modes)
         try:
-            conversion = Conversion(model, sizes, options)
+            planned = planned_network(model, sizes, options)
         except (
             StrideEliminationError
         ) as refused:  # only what it is in the other mode may be converted
             error = error or refused
             continue
-        plan = replace(conversion.plan, bytes_each=twin.plan.bytes_each)
-        found.append((modes, plan, _code(conversion.traced)))
+        plan = replace(planned.plan, bytes_each=twin.plan.bytes_each)
+        found.append((modes, plan, _code(planned.traced)))
         if plan == twin.plan and (twin.strided is None or found[-1][2] == _code(twin.strided)):
-            return conversion
+            return planned
     if not found:
         assert error is not None
         raise error
@@ -288,7 +283,7 @@ def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> Conversion:
             "; verify it with the network that it was made from, or convert this one"
         )
     _set_modes(model, same[0])
-    return Conversion(model, sizes, options)
+    return planned_network(model, sizes, options)
 
 
 def _set_modes(model: nn.Module, modes: dict[str, bool]) -> None:
@@ -398,9 +393,9 @@ def _is_plain(value: Any) -> bool:
     return isinstance(value, (int, float, str, tuple, type(None)))
 
 
-def _rewired(made: fx.Graph, graph: fx.Graph, conversion: Conversion) -> list[LayerReport]:
+def _rewired(made: fx.Graph, graph: fx.Graph, planned: PlannedNetwork) -> list[LayerReport]:
     """The operations of a twin's graph that are gone, or read something else than when it was made."""
-    names = {call.node.name: layer.name for call, layer in _steps(conversion)}
+    names = {step.call.node.name: step.layer.name for step in planned.steps}
     obtained = {node.name: node for node in graph.nodes}
     found = []
     for node in made.nodes:
@@ -413,10 +408,6 @@ def _rewired(made: fx.Graph, graph: fx.Graph, conversion: Conversion) -> list[La
         elif other is not None and (node.op, str(node.target)) != (other.op, str(other.target)):
             found.append(failed(name, f"calls {other.target}, not {node.target}"))
     return found
-
-
-def _steps(conversion: Conversion) -> Any:
-    return zip(conversion.calls, conversion.plan.layers, strict=True)
 
 
 def _reads(node: fx.Node) -> str:

@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from stridenet import StrideEliminationError, eliminate_stride, share, verify
-from stridenet.comparison import check_conversion
-from stridenet.planner import Conversion
+from stridenet.elimination_check import check_conversion
+from stridenet.planner import planned_network
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 SIZE = (2, 13, 11)
@@ -204,4 +204,4 @@ def test_a_random_network_passes(example: tuple) -> None:
     report = verify(network, twin)
     assert report.passed, report
     sizes = size if isinstance(size[0], tuple) else (size,)
-    check_conversion(network, Conversion(network, sizes, twin.plan.options), twin)
+    check_conversion(network, planned_network(network, sizes, twin.plan.options), twin)

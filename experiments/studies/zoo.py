@@ -115,7 +115,8 @@ def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
     """What the twin costs: as planned, or where layers were converted, as torch counts it."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
-        costs = {"parameters": twin.plan.parameters, "multiply_adds": twin.plan.multiply_adds}
+        costs: dict[str, tuple[int, int]] = {"parameters": twin.plan.parameters}
+        costs["multiply_adds"] = twin.plan.multiply_adds
     else:
         layers = len(converted_layers(twin))
         both, inputs = (model, twin), random_inputs(config, 1)

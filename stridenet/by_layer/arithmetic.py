@@ -7,7 +7,6 @@ not take these as arguments.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -17,41 +16,7 @@ from torch import Tensor
 
 from stridenet.layers import CONVOLVE
 from stridenet.phases import Places, gather_taps, places_of
-from stridenet.taps import TapMap, TransposedTapMap
-
-
-@dataclass(frozen=True)
-class Window:
-    """One axis of a strided operation."""
-
-    kernel: int
-    stride: int
-    dilation: int = 1
-    padding: tuple[int, int] = (0, 0)  # before and after
-
-    @property
-    def reach(self) -> int:
-        """From the first position that it reads to one behind the last."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of `stride` positions it reaches over: K̃."""
-        return -(-self.reach // self.stride)
-
-    @property
-    def tap_map(self) -> TapMap:
-        """Which of its taps stands where; of the smallest map that gives one output."""
-        size = self.blocks * self.stride
-        return TapMap(self.kernel, self.stride, self.dilation, (0, 0), size, 1)
-
-    def outputs(self, size: int) -> int:
-        """On a map of `size` positions."""
-        return (size + sum(self.padding) - self.reach) // self.stride + 1
-
-
-Windows = tuple[Window, ...]
-
+from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 # Convolutions ---------------------------------------------------------------------------------------
 
@@ -171,41 +136,6 @@ def expanded(weight: Tensor, windows: Windows) -> Tensor:
 
 
 # Transposed convolutions ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TransposedWindow:
-    """One axis of a transposed convolution."""
-
-    kernel: int
-    stride: int
-    dilation: int
-    padding: int
-
-    @property
-    def before(self) -> int:
-        """How many blocks of the input before its own an output reaches back to."""
-        return (self.dilation * (self.kernel - 1) - self.padding) // self.stride
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of the input an output reads: K̃."""
-        return self.before + 1 - (-self.padding // self.stride)
-
-    @property
-    def tap_map(self) -> TransposedTapMap:
-        """Which of its taps stands where; of a map of one position."""
-        outputs = max(1, self.outputs(1, 0))
-        axis = (self.kernel, self.stride, self.dilation, self.padding)
-        return TransposedTapMap(*axis, 1, outputs, 1)
-
-    def outputs(self, size: int, output_padding: int) -> int:
-        """On a map of `size` positions."""
-        reach = self.dilation * (self.kernel - 1) + 1
-        return (size - 1) * self.stride - 2 * self.padding + reach + output_padding
-
-
-TransposedWindows = tuple[TransposedWindow, ...]
 
 
 def convolve_transposed(

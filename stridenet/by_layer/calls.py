@@ -19,9 +19,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.arithmetic import (
-    TransposedWindow,
-    Window,
-    Windows,
     adaptive_windows,
     average_pool,
     convolve,
@@ -31,6 +28,7 @@ from stridenet.by_layer.arithmetic import (
     max_pool,
 )
 from stridenet.phases import expand_bias
+from stridenet.windows import TransposedWindow, Window, Windows
 
 Rule = Callable[..., Tensor | None]  # None: the call has no stride, and stays as it is
 

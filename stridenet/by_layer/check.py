@@ -17,12 +17,12 @@ from torch.utils._pytree import tree_map
 from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
 from stridenet.by_layer.exchange import mixin_for
 from stridenet.by_layer.modules import UnitStrideForward, converted_layers
-from stridenet.comparison import cloned, leaves, seed, undisturbed
 from stridenet.copies import copied
 from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.places import users_line
 from stridenet.reports import LayerReport, compared
-from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
+from stridenet.rules.rounding import convolution_bound, elementwise_bound, gamma, unit_roundoff
+from stridenet.running import cloned, leaves, one_line, seed, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 LARGEST = 2**20  # positions of a map on which a layer is checked by itself
@@ -203,7 +203,7 @@ def compare(
         if "memory" in str(error):  # that ran out, and on another device is no MemoryError
             raise
         raise StrideEliminationError(
-            f"the converted network raises where the model does not ({_told(error)}): its forward "
+            f"the converted network raises where the model does not ({one_line(error)}): its forward "
             "reads what a conversion changes (a layer's weight, stride or type); leave that layer out, "
             "with only=[…]"
         ) from error
@@ -234,7 +234,7 @@ def _report(
         bound = (
             _pooling_bound(lambda x: forward(before, x), operation, args[0], expected)
             if not hasattr(before, "weight")
-            else module_bound(before, args[0], expected)
+            else convolution_bound(before, args[0], expected)
         )
     return compared(name, operation, expected, result, bound)
 
@@ -342,7 +342,3 @@ def _require(report: LayerReport) -> None:
             f"{report.share_of_bound:.2g} times the bound on rounding; a hook may change its weight. "
             "Leave it out, with only=[…], or take it as it is, with check=False"
         )
-
-
-def _told(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

@@ -72,7 +72,7 @@ class Step:
     mixin: Mixin
 
     @property
-    def named(self) -> str:
+    def label(self) -> str:
         """Return its name and class, as errors say them."""
         return f"{self.name or 'the model'} ({type(self.module).__name__})"
 
@@ -134,18 +134,18 @@ def _require_convertible(step: Step) -> None:
     module = step.module
     if "forward" in vars(module):
         raise StrideEliminationError(
-            f"the forward of {step.named} was replaced on this one object, so that a converted class "
+            f"the forward of {step.label} was replaced on this one object, so that a converted class "
             "would not be asked: take the replacement off first (del module.forward; of accelerate, "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True))"
         )
     lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
     if lazy and module.has_uninitialized_params():
         raise StrideEliminationError(
-            f"{step.named} has no weights yet: run the model once on an input, then convert it"
+            f"{step.label} has no weights yet: run the model once on an input, then convert it"
         )
     if getattr(module, "return_indices", False):
         raise StrideEliminationError(
-            f"{step.named} returns indices, which its unit-stride form does not have: leave it out, "
+            f"{step.label} returns indices, which its unit-stride form does not have: leave it out, "
             "with only=[…] or pooling=False"
         )
     if step.mixin in (UnitStrideConvolution, UnitStrideTransposed):
@@ -161,14 +161,14 @@ def _require_whole(step: Step) -> None:
     held = "weight" in layer._parameters or "weight" in layer._buffers
     if not held and not parametrize.is_parametrized(layer, "weight"):
         raise StrideEliminationError(
-            f"the weight of {step.named} is no parameter: something sets it before each forward, which "
+            f"the weight of {step.label} is no parameter: something sets it before each forward, which "
             "would undo the conversion; make it a parametrization (torch.nn.utils.parametrize), or set "
             "layer.weight = nn.Parameter(layer.weight.detach()) and remove the hook"
         )
     size = StridedConvolution.of(layer).weight_size
     if tuple(layer.weight.shape) != size:
         raise StrideEliminationError(
-            f"{step.named} was changed after it was made: its weight is "
+            f"{step.label} was changed after it was made: its weight is "
             f"{format_size(layer.weight.shape)}, but its channels, groups and kernel say "
             f"{format_size(size)}; set these to what the weight is"
         )

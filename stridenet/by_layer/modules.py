@@ -16,10 +16,6 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.arithmetic import (
-    TransposedWindow,
-    TransposedWindows,
-    Window,
-    Windows,
     convolve,
     convolve_transposed,
     expanded,
@@ -29,6 +25,7 @@ from stridenet.by_layer.calls import UnitStrideCalls, numbers, unit_stride_call
 from stridenet.origins import Origin
 from stridenet.phases import expand_bias
 from stridenet.taps import Taps
+from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 Numbers = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)

@@ -17,9 +17,9 @@ from stridenet.by_layer.modules import (
     UnitStrideForward,
     converted_layers,
 )
-from stridenet.comparison import undisturbed
 from stridenet.copies import copied, unwrapped
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
+from stridenet.running import undisturbed
 
 __all__ = ["ConvertedLayer", "LayersPlan", "plan_layers"]
 

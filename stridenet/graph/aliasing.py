@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.nodes import of_model, place, tensors
+from stridenet.graph.nodes import describe_node, of_model, tensors
 
 VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
@@ -50,10 +50,12 @@ def let_late_readers_follow(traced: fx.GraphModule) -> None:
             if other is sources[0]:
                 _redirect(other, node, late)
             elif tensors(other.meta["value"]) and not of_model(node):  # that is kept as it is
+                changer, changed, reader, by_way = (
+                    describe_node(traced, each) for each in (node, sources[0], late[0], other)
+                )
                 raise StrideEliminationError(
-                    f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
-                    f"{place(traced, late[0])} reads later by way of {place(traced, other)}; write it "
-                    "out of place (x = F.relu(x))"
+                    f"{changer} changes {changed} in place, which {reader} reads later by way of "
+                    f"{by_way}; write it out of place (x = F.relu(x))"
                 )
 
 

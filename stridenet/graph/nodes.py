@@ -26,6 +26,11 @@ def operations(traced: fx.GraphModule) -> list[fx.Node]:
     return [n for n in nodes if n.op not in others and tensors(n.meta["value"])]
 
 
+def nodes_with_op(traced: fx.GraphModule, op: str) -> list[fx.Node]:
+    """Return the nodes of one kind ("placeholder", "get_attr", …), in order."""
+    return [node for node in traced.graph.nodes if node.op == op]
+
+
 def operation_of(traced: Any, node: fx.Node) -> Any:
     """What a node does, as the rules know it: a module's type, a function, or a method's name."""
     if node.op == "call_module":
@@ -46,14 +51,14 @@ def operation_type(module: nn.Module) -> Any:
     return own
 
 
-def place(traced: Any, node: fx.Node) -> str:
+def describe_node(traced: Any, node: fx.Node) -> str:
     """A node as errors name it: "features.0 (Conv2d)"."""
     if node.op == "call_module":
         return f"{node.target} ({type(traced.get_submodule(str(node.target))).__name__})"
     return f"{node.name} ({getattr(node.target, '__name__', node.target)})"
 
 
-def size_of(node: fx.Node) -> str:
+def describe_size(node: fx.Node) -> str:
     """The sizes of what a node gives, without the batch, as errors name them."""
     values = tensors(node.meta["value"])
     return (

@@ -30,7 +30,14 @@ from stridenet.graph.meta import (
     without_batch,
     without_devices,
 )
-from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, operation_type, place, size_of, tensors
+from stridenet.graph.nodes import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    describe_node,
+    describe_size,
+    operation_type,
+    tensors,
+)
 from stridenet.graph.places import users_line
 from stridenet.graph.proxies import TensorProxy, counted, current
 from stridenet.sizes import Size, format_size
@@ -346,14 +353,16 @@ class Tracer(fx.Tracer):
         for part in tensors(value):
             if 0 in part.shape and not (made or str(node.target).startswith("new_")):
                 raise StrideEliminationError(
-                    f"{place(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
+                    f"{describe_node(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
                     f"{users_line()}"
                 )
         return value
 
     def _failed(self, node: fx.Node, error: Exception) -> str:
-        sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
-        return f"{place(self.root, node)} on a map {sizes}: {first_line(error)}{users_line()}"
+        sizes = " and ".join(describe_size(n) for n in node.all_input_nodes)
+        return (
+            f"{describe_node(self.root, node)} on a map {sizes}: {first_line(error)}{users_line()}"
+        )
 
     def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "get_attr":

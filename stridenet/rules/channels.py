@@ -84,7 +84,7 @@ class Reshape(Rule):
     @staticmethod
     def _reshaping(call: Call) -> _Reshaping:
         source, after = call.maps[0], shape(call.node)
-        rank, dim = len(shape(source)), call.options("dim").get("dim")
+        rank, dim = len(shape(source)), call.arguments("dim").get("dim")
         if call.operation in (torch.unsqueeze, "unsqueeze"):
             place = int(cast(int, dim)) % (rank + 1)
             return _Reshaping(source, after, place, rank - place)
@@ -135,7 +135,7 @@ class AlongPlain(Rule):
 
     @staticmethod
     def _dimensions(call: Call) -> list[int]:
-        named = call.options("dim", "keepdim")
+        named = call.arguments("dim", "keepdim")
         given = named.get("dim", named.get("axis", None))
         given = (given,) if isinstance(given, int) else given
         if not isinstance(given, (tuple, list)):

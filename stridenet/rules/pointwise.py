@@ -26,6 +26,7 @@ from stridenet.layers import Broadcast, OverPixels, PhantomMask, RepeatedOverPha
 from stridenet.phases import FeatureMap
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
+from stridenet.sizes import Counts
 
 Holds = Callable[[Call], bool] | None  # whether a rule does, of a call; None: always
 
@@ -76,20 +77,20 @@ class Elementwise(Rule):
         for source in call.maps:
             if not self._is_laid_out(call, source):  # one position: of no form but the ordinary
                 for axis in axes(source):
-                    factors.pin(axis, f"{call.named} broadcasts what has one position")
+                    factors.pin(axis, f"{call.label} broadcasts what has one position")
                 continue
             for a, b, size, out in zip(
                 axes(source), axes(call.node), extents(source), extents(call.node), strict=True
             ):
                 if size == out:
-                    factors.tie(a, b, 1, call.named)
+                    factors.tie(a, b, 1, call.label)
                 else:  # of size one, and broadcast
-                    factors.pin(a, f"{call.named} broadcasts an axis of size one")
+                    factors.pin(a, f"{call.label} broadcasts an axis of size one")
         for constant in call.constants:
             for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
                 sizes = (1,) * len(shape(call.node)) + shape(constant)
                 if sizes[dimension - len(shape(call.node))] > 1:
-                    factors.pin(axis, f"{call.named} has a number for each position")
+                    factors.pin(axis, f"{call.label} has a number for each position")
 
     def replaces(self, call: Call, layer: LayerPlan) -> bool:
         alike = len(set(layer.inputs)) == 1 and not call.constants
@@ -132,7 +133,7 @@ class Cast(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(a, b, 1, call.named)
+            factors.tie(a, b, 1, call.label)
 
 
 class ByChannelFunction(Rule):
@@ -151,19 +152,16 @@ class ByChannelFunction(Rule):
         if call.operation is not F.batch_norm:
             return False
         names = ("running_mean", "running_var", "weight", "bias", "training")
-        given = call.options(*names)
+        given = call.arguments(*names)
         return bool(given.get("training", False)) or given.get("running_mean") is None
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        if self._has_statistics(call) and call.how.batch_norm == "per_phase":
+        if self._has_statistics(call) and call.options.batch_norm == "per_phase":
             raise StrideEliminationError(
-                f"{call.named} computes statistics of all phases of a channel together: give "
+                f"{call.label} computes statistics of all phases of a channel together: give "
                 "batch_norm='shared', or write nn.BatchNorm2d"
             )
         return layer
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         if self._has_statistics(call):
@@ -178,8 +176,8 @@ class PerChannel(Rule):
         return super().applies(call) and channel(call.node) == 1
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        own, many = layer.parameters[0], call.module.weight.numel() > 1
-        return replace(layer, parameters=(own, own * layer.output.phases if many else own))
+        own, many = layer.parameters.strided, call.module.weight.numel() > 1
+        return replace(layer, parameters=Counts(own, own * layer.output.phases if many else own))
 
     def replaces(self, call: Call, layer: LayerPlan) -> bool:
         return bool(call.module.weight.numel() > 1)
@@ -270,7 +268,7 @@ def shape_of_weight(call: Call) -> tuple[int, ...]:
 def pin_result(call: Call, factors: Factors) -> None:
     """Its result has one position, whatever the form of the map before."""
     for axis in axes(call.node):
-        factors.pin(axis, f"{call.named} leaves one position")
+        factors.pin(axis, f"{call.label} leaves one position")
 
 
 def repeated(tensor: Tensor, times: int) -> Tensor:

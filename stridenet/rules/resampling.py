@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import BATCH, axes, channel, extents, shape
-from stridenet.index_maps import Expanded, Mixture, PositionMap, ShufflePhases, padded_positions
+from stridenet.index_maps import Mixture, PositionMap, RepeatedAxes, ShufflePhases, padded_positions
 from stridenet.layers import RepeatPhases
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of, dtype_of
@@ -30,7 +30,7 @@ class Upsampling(Rule):
             "recompute_scale_factor",
             "antialias",
         )
-        return call.options(*named)
+        return call.arguments(*named)
 
     def _scale(self, call: Call) -> list[int]:
         sizes = zip(extents(call.maps[0]), extents(call.node), strict=True)
@@ -54,10 +54,7 @@ class Upsampling(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b, scale in zip(axes(call.maps[0]), axes(call.node), self._scale(call), strict=True):
-            factors.tie(b, a, scale, call.named)
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+            factors.tie(b, a, scale, call.label)
 
 
 class NearestUpsampling(Upsampling):
@@ -100,10 +97,7 @@ class PixelShuffle(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(b, a, self._scale(call), call.named)
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+            factors.tie(b, a, self._scale(call), call.label)
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return ShufflePhases(layer.input.factor, self._scale(call), unshuffle=False)
@@ -117,7 +111,7 @@ class PixelUnshuffle(PixelShuffle):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(a, b, self._scale(call), call.named)
+            factors.tie(a, b, self._scale(call), call.label)
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return ShufflePhases(layer.output.factor, self._scale(call), unshuffle=True)
@@ -139,12 +133,12 @@ class PaddingByPositions(Rule):
     def _mode(self, call: Call) -> str:
         if call.module is not None:
             return PADDINGS[call.operation]
-        return str(call.options("pad", "mode").get("mode", "constant"))
+        return str(call.arguments("pad", "mode").get("mode", "constant"))
 
     @staticmethod
     def _pairs(call: Call) -> list[tuple[int, int]]:
         """Before and after each axis, from the first on."""
-        given = call.options("padding") if call.module else call.options("pad")
+        given = call.arguments("padding") if call.module else call.arguments("pad")
         flat = list(given["padding" if call.module else "pad"])
         return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
 
@@ -155,16 +149,13 @@ class PaddingByPositions(Rule):
             axes(call.node)
         )
 
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         pairs = zip(layer.input.spatial, self._pairs(call), strict=True)
         positions = [padded_positions(size, pair, self._mode(call)) for size, pair in pairs]
         return PositionMap(layer.input, layer.output, positions, device_of(call))
 
 
-class Expansion(Rule):
+class ExpandedAxes(Rule):
     """Axes of size one repeated to the size of a map: expand, expand_as, broadcast_to."""
 
     without_maps = True
@@ -183,21 +174,18 @@ class Expansion(Rule):
         if source in call.constants:
             for axis, size in zip(reversed(axes(call.node)), reversed(shape(source)), strict=False):
                 if size > 1:
-                    factors.pin(axis, f"{call.named} has a number for each position")
+                    factors.pin(axis, f"{call.label} has a number for each position")
             return
         pairs = zip(axes(source), axes(call.node), strict=True)
         for (a, b), size, length in zip(pairs, extents(source), extents(call.node), strict=True):
             if size == length:
-                factors.tie(a, b, 1, call.named)
+                factors.tie(a, b, 1, call.label)
             else:
-                factors.pin(a, f"{call.named} repeats an axis of size one")
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+                factors.pin(a, f"{call.label} repeats an axis of size one")
 
     @staticmethod
     def _batch(call: Call) -> int | None:
-        """How many images it has, as Expanded is to be told."""
+        """How many images it has, as RepeatedAxes is to be told."""
         source = call.operands[0]
         if shape(source)[0] == shape(call.node)[0] and len(shape(source)) == len(shape(call.node)):
             return -1
@@ -206,4 +194,4 @@ class Expansion(Rule):
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         many = len(layer.output.factor)
         factor = layer.input.factor if call.operands[0] in call.maps else (1,) * many
-        return Expanded(factor, layer.output, self._batch(call))
+        return RepeatedAxes(factor, layer.output, self._batch(call))

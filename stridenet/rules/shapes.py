@@ -24,14 +24,14 @@ class Concatenation(Rule):
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        options = call.options("dim")
+        options = call.arguments("dim")
         return options.get("dim", options.get("axis", 0)) % len(shape(call.node))
 
     def tie(self, call: Call, factors: Factors) -> None:
         super().tie(call, factors)
         for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
             if dimension == self._dimension(call):
-                factors.pin(axis, f"{call.named} puts positions side by side")
+                factors.pin(axis, f"{call.label} puts positions side by side")
 
 
 class Stack(Rule):
@@ -43,7 +43,7 @@ class Stack(Rule):
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        return int(call.options("dim").get("dim", 0)) % len(shape(call.node))
+        return int(call.arguments("dim").get("dim", 0)) % len(shape(call.node))
 
     def applies(self, call: Call) -> bool:
         alike = {(layout(n), shape(n)) for n in call.maps}
@@ -65,7 +65,7 @@ class Split(Rule):
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        return int(call.options("size", "dim").get("dim", 0)) % len(shape(call.maps[0]))
+        return int(call.arguments("size", "dim").get("dim", 0)) % len(shape(call.maps[0]))
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
@@ -114,7 +114,7 @@ class Permutation(Rule):
         source, order = call.maps[0], self._order(call)
         before = dict(zip(spatial(source), axes(source), strict=True))
         for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
-            factors.tie(before[order[dimension]], axis, 1, call.named)
+            factors.tie(before[order[dimension]], axis, 1, call.label)
 
 
 class Flatten(Rule):
@@ -127,7 +127,7 @@ class Flatten(Rule):
         vector = (
             len(call.maps) == 1 and before[:1] == (BATCH,) and after == (BATCH, prod(before[1:]))
         )
-        if call.operation in (torch.squeeze, "squeeze") and not call.options("dim"):
+        if call.operation in (torch.squeeze, "squeeze") and not call.arguments("dim"):
             return False  # it would take a single image away, too
         return vector
 
@@ -139,9 +139,6 @@ class Flatten(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         pass
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return sequence(restore=DepthToSpace(layer.input), flatten=nn.Flatten())
