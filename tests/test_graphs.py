@@ -19,7 +19,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stridenet import StrideEliminationError, convert_layers, eliminate_stride, verify
-from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.converted import is_converted
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 # 200, or more where the profile says so: make fuzz

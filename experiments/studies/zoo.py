@@ -26,7 +26,7 @@ from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare, short_commit
 from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
-from stridenet.by_layer.modules import converted_layers
+from stridenet.by_layer.converted import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.files import make_folder
 from stridenet.sizes import format_size

@@ -15,8 +15,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
+from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import mixin_for
-from stridenet.by_layer.modules import UnitStrideForward, converted_layers
+from stridenet.by_layer.modules import UnitStrideForward
 from stridenet.copies import copied
 from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.places import users_line

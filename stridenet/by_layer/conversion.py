@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.check import check_layers, check_network
+from stridenet.by_layer.converted import convolutions, layer_origins
 from stridenet.by_layer.exchange import exchanged, look_after_calls
 from stridenet.by_layer.modules import (
     Exchanged,
@@ -15,10 +16,8 @@ from stridenet.by_layer.modules import (
     UnitStrideForward,
     UnitStrideLayer,
     UnitStridePooling,
-    convolutions,
     describes_the_original,
     exchange_back,
-    layer_origins,
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError

@@ -10,13 +10,9 @@ from torch import Tensor, nn
 
 from stridenet.by_layer.calls import POOLING_CALLS, numbers
 from stridenet.by_layer.check import as_inputs, run
+from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import exchanged, planned_steps
-from stridenet.by_layer.modules import (
-    StridedConvolution,
-    StridedPooling,
-    UnitStrideForward,
-    converted_layers,
-)
+from stridenet.by_layer.modules import StridedConvolution, StridedPooling, UnitStrideForward
 from stridenet.copies import copied, unwrapped
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
 from stridenet.running import undisturbed

@@ -16,8 +16,8 @@ from stridenet.errors import StrideEliminationError
 from stridenet.graph.aliasing import VIEWS, is_in_place
 from stridenet.graph.differences import differences
 from stridenet.graph.places import line_of_assignment
-from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Foreign, Tracer
+from stridenet.graph.proxies import Foreign, TensorProxy
+from stridenet.graph.tracer import Tracer
 
 _NOT_STATE = {"_parameters", "_buffers", "_modules", "_compiled_call_impl", "training", "forward"}
 _MISSING = object()

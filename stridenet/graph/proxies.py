@@ -295,3 +295,11 @@ for _name in (
 ):  # fmt: skip
     # torch.fx would take x += y for x = x + y
     setattr(TensorProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class Foreign(Exception):  # noqa: N818  (it is always caught)
+    """A proxy of an earlier pass, which the forward has kept in its own state."""
+
+    def __init__(self, proxy: TensorProxy) -> None:
+        super().__init__("a tensor of an earlier forward")
+        self.proxy = proxy

@@ -6,7 +6,6 @@ may trace, run and train meanwhile.
 """
 
 import operator
-import types
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,15 +17,14 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from stridenet.errors import StrideEliminationError
+from stridenet.graph.constants import MOST_KNOWN, known_value
 from stridenet.graph.meta import (
     FACTORIES,
     Strides,
     first_line,
-    multiples,
     without_batch,
     without_devices,
 )
@@ -39,16 +37,10 @@ from stridenet.graph.nodes import (
     tensors,
 )
 from stridenet.graph.places import users_line
-from stridenet.graph.proxies import TensorProxy, counted, current
+from stridenet.graph.proxies import Foreign, TensorProxy, counted, current
+from stridenet.graph.whole import KEPT_WHOLE, keep_functions_whole, qualified_name
 from stridenet.sizes import Size, format_size
 
-# Not torch's own, but kept whole: what they do cannot be seen from their parts.
-WHOLE = {
-    "torchvision.models.shufflenetv2.channel_shuffle",
-    "torchvision.ops.stochastic_depth.StochasticDepth",
-}
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
-_MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
 _MOST_OF_A_LINE = 5_000  # operations: a loop over BATCH images has more
 
 
@@ -128,7 +120,7 @@ class Tracer(fx.Tracer):
             for tensors_of in (module._parameters, module._buffers):
                 for name in tensors_of:
                     self._exchange(tensors_of, name, f"{path}.{name}".lstrip("."), proxies)
-            _keep_whole(module, self)
+            keep_functions_whole(module, self)
             module._compiled_call_impl = partial(self.called, module)
 
     def _exchange(self, held: Any, name: str, path: str, proxies: dict[int, TensorProxy]) -> None:
@@ -186,7 +178,7 @@ class Tracer(fx.Tracer):
         return (
             isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
             or (known.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
-            or _qualified(known) in WHOLE
+            or qualified_name(known) in KEPT_WHOLE
         )
 
     def called(self, module: Any, *args: Any, **kwargs: Any) -> Any:
@@ -235,13 +227,13 @@ class Tracer(fx.Tracer):
         if path in self.parameters or real is None:
             return None
         with torch._C.DisableTorchFunction():  # we are not the forward
-            return real if not real.is_meta and real.numel() <= _MOST_KNOWN else None
+            return real if not real.is_meta and real.numel() <= MOST_KNOWN else None
 
     # Operations
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
         """A function of torch that the forward calls, recorded if it is about proxies or a factory."""
-        if function not in FACTORIES and not self._concerned((args, kwargs)):
+        if function not in FACTORIES and not self.concerns((args, kwargs)):
             return function(*args, **kwargs)
         if not is_tensor_method_or_property(function):
             return self.create_proxy("call_function", function, args, kwargs)
@@ -254,7 +246,8 @@ class Tracer(fx.Tracer):
                 return method(*args[1:], **kwargs)
         return self.create_proxy("call_method", name, args, kwargs)
 
-    def _concerned(self, thing: Any) -> bool:
+    def concerns(self, thing: Any) -> bool:
+        """Tell whether a proxy, or a tensor of the model, is in an argument of a function."""
         kind = type(thing)
         if kind is TensorProxy:
             return True
@@ -263,8 +256,8 @@ class Tracer(fx.Tracer):
         if isinstance(thing, dict):
             thing = thing.values()
         elif not isinstance(thing, (list, tuple)):
-            return kind is slice and self._concerned((thing.start, thing.stop, thing.step))
-        return any(map(self._concerned, thing))
+            return kind is slice and self.concerns((thing.start, thing.stop, thing.step))
+        return any(map(self.concerns, thing))
 
     def create_arg(self, a: Any) -> Any:
         if type(a) is TensorProxy:
@@ -349,7 +342,7 @@ class Tracer(fx.Tracer):
             node.meta["made"] = True  # from numbers and the model's own tensors alone
         node.meta.update(value=value, strides=strides.found, where=users_line())
         if node.op in ("call_function", "call_method") and tensors(value):
-            node.meta["known"] = self._known(node, value)
+            node.meta["known"] = known_value(node, value, self.facts.batch)
         for part in tensors(value):
             if 0 in part.shape and not (made or str(node.target).startswith("new_")):
                 raise StrideEliminationError(
@@ -387,32 +380,6 @@ class Tracer(fx.Tracer):
         }
         return torch.func.functional_call(module, meta, args, kwargs)
 
-    def _known(self, node: fx.Node, value: Any) -> Any:
-        """The numbers that a node gives, where they follow from known ones."""
-        inputs = node.all_input_nodes
-        random = any(word in str(getattr(node.target, "__name__", node.target)) for word in _RANDOM)
-        few = sum(t.numel() for t in tensors(value)) <= _MOST_KNOWN
-        if random or not few or any(n.meta.get("known") is None for n in inputs):
-            return None
-        if multiples((node.args, node.kwargs), self.facts.batch):
-            return None
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["known"])
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            try:
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return cast(Any, node.target)(*args, **kwargs)
-            except Exception:  # then they are not known
-                return None
-
-
-class Foreign(Exception):  # noqa: N818  (it is always caught)
-    """A proxy of an earlier pass, which the forward has kept in its own state."""
-
-    def __init__(self, proxy: TensorProxy) -> None:
-        super().__init__("a tensor of an earlier forward")
-        self.proxy = proxy
-
 
 class _Recording(TorchFunctionMode):
     """Has the tracer see every function of torch that this thread calls."""
@@ -423,46 +390,3 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.tracer.record(func, args, kwargs or {})
-
-
-def _keep_whole(module: nn.Module, tracer: Tracer) -> None:
-    """Have a module's own methods see functions that are kept whole (by us, or by torch.fx.wrap).
-
-    Its methods are exchanged for copies of them, as the functions' own module is not to be changed.
-    """
-    for owner in type(module).__mro__:
-        for name, method in vars(owner).items():
-            if not isinstance(method, types.FunctionType) or name in vars(module):
-                continue
-            known = method.__globals__
-            whole = {
-                n: partial(_whole, tracer, known[n])
-                for n in method.__code__.co_names
-                if n in known
-                and callable(known[n])
-                and ((id(known), n) in _wrapped_fns_to_patch or _qualified(known[n]) in WHOLE)
-                and not isinstance(known[n], type)
-            }
-            if whole:
-                new = types.FunctionType(
-                    method.__code__,
-                    {**known, **whole},
-                    name,
-                    method.__defaults__,
-                    method.__closure__,
-                )
-                new.__kwdefaults__ = method.__kwdefaults__
-                vars(module)[name] = types.MethodType(new, module)
-
-
-def _whole(tracer: Tracer, function: Any, *args: Any, **kwargs: Any) -> Any:
-    if tracer._concerned((args, kwargs)):
-        return tracer.create_proxy("call_function", function, args, kwargs)
-    return function(*args, **kwargs)
-
-
-def _qualified(thing: Any) -> str:
-    try:
-        return f"{thing.__module__}.{thing.__qualname__}"
-    except Exception:  # a name of a module's may be anything, even something that refuses questions
-        return ""

@@ -24,8 +24,8 @@ from stridenet.graph.differences import differences
 from stridenet.graph.meta import first_line, is_multiple
 from stridenet.graph.nodes import BATCH
 from stridenet.graph.places import users_line
-from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer
+from stridenet.graph.proxies import Foreign, TensorProxy
+from stridenet.graph.tracer import Facts, Refusal, Tracer
 from stridenet.sizes import Size
 
 CURE = "convert_layers(model) converts its layers one by one, without tracing"

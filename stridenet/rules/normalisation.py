@@ -7,13 +7,8 @@ import torch
 from torch import nn
 
 from stridenet.graph.nodes import channel
-from stridenet.layers import (
-    PhantomMask,
-    PhaseBatchNorm,
-    Pixels,
-    SharedBatchNorm,
-    SharedSyncBatchNorm,
-)
+from stridenet.layers import PhantomMask
+from stridenet.pixels import PhaseBatchNorm, Pixels, SharedBatchNorm, SharedSyncBatchNorm
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.rules.pointwise import repeated

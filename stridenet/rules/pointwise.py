@@ -22,8 +22,9 @@ from stridenet.graph.nodes import (
     spatial,
     tensors,
 )
-from stridenet.layers import Broadcast, OverPixels, PhantomMask, RepeatedOverPhases
+from stridenet.layers import Broadcast, PhantomMask, RepeatedOverPhases
 from stridenet.phases import FeatureMap
+from stridenet.pixels import OverPixels
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.sizes import Counts

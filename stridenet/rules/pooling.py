@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from stridenet.graph.nodes import extents
-from stridenet.layers import OverPixels, PhantomMask, WindowAverage
+from stridenet.layers import PhantomMask, WindowAverage
+from stridenet.pixels import OverPixels
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, device_of, dtype_of
 from stridenet.rules.windows import Windowed

@@ -6,7 +6,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet.graph.nodes import channel, extents, shape
-from stridenet.layers import Operation, OverPixels, Slot
+from stridenet.layers import Operation, Slot
+from stridenet.pixels import OverPixels
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.rules.channels import parts_of
