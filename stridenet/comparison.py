@@ -22,12 +22,12 @@ from stridenet.rules.pointwise import Elementwise
 from stridenet.rules.rounding import rounding_bound, unit_roundoff
 from stridenet.running import GraphRunner, cloned, leaves, one_line, seed
 
-# What they give has a size, and whatever numbers the memory held.
+# Their result has a size, and whatever numbers the memory held.
 WITHOUT_NUMBERS = frozenset({torch.empty, torch.empty_like, torch.empty_strided, "new_empty"})
 
 
 class TwinStopped(Exception):  # noqa: N818  (its report says what it is)
-    """An operation of the twin that raised; what came before is compared."""
+    """Raised where an operation of the twin raises; `reports` has what was compared before."""
 
 
 class SideBySide(GraphRunner):
@@ -47,7 +47,7 @@ class SideBySide(GraphRunner):
         dtype: torch.dtype | None = None,
         again: bool = False,
     ) -> None:
-        """again: layers with weights and functions of single numbers meet random maps, too."""
+        """again: run layers with weights and functions of single numbers on random maps, too."""
         super().__init__(network, graph, dtype)
         self.again = again
         self.planned = planned
@@ -63,7 +63,7 @@ class SideBySide(GraphRunner):
 
     @property
     def outputs(self) -> Any:
-        """What the twin has to return."""
+        """Return what the twin should return."""
         return fx.node.map_arg(self.nodes["output"].args[0], self.reals.get)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -88,7 +88,11 @@ class SideBySide(GraphRunner):
         return self._lively(call.node, result)
 
     def _on_random_maps(self, n: fx.Node, weighted: bool) -> LayerReport:
-        """Zeros before a filter hide its weights; far from zero, a ReLU6 is no ReLU."""
+        """Compare an operation on random maps.
+
+        Zeros before a filter would hide its weights; only far from zero does a ReLU6 differ from a
+        ReLU.
+        """
         source = self.steps[n.name].call.maps[0]
         twin = self.twins[source.name]
         before, image = self.env[twin], self.images.get(source)
@@ -107,7 +111,7 @@ class SideBySide(GraphRunner):
                 self.images[source] = image
 
     def _compared(self, n: fx.Node) -> tuple[Any, LayerReport]:
-        """What the twin's operation gives, and how it compares."""
+        """Return what the twin's operation gives, and its report."""
         call, layer = self.steps[n.name].call, self.steps[n.name].layer
         self.strided.env = {node: self._received(node) for node in call.operands}
         given = [cloned(v) for node in call.maps for v in tensors(self.strided.env[node])]
@@ -135,7 +139,7 @@ class SideBySide(GraphRunner):
         return TwinStopped(what)
 
     def _received(self, node: fx.Node) -> Any:
-        """What the strided operation is given for a node: a copy, as it may work in place."""
+        """Return what the strided operation is given for a node: a copy, as it may work in place."""
         if node.op == "get_attr":
             return _cloned(self.strided.get_attr(node.target, (), {}))
         if node in self.images and self.planned.map_of(node).phases > 1:
@@ -143,7 +147,7 @@ class SideBySide(GraphRunner):
         return self._real(node, self.env[self.twins[node.name]])
 
     def _real(self, node: fx.Node, value: Any) -> Any:
-        """The positions of a twin's map that the strided network has too."""
+        """Return the positions of a twin's map that the strided network has too."""
         if not tensors(value) or self.planned.map_of(node).phases == 1:
             return _cloned(value)
         feature_map = self.planned.map_of(node)
@@ -158,7 +162,10 @@ class SideBySide(GraphRunner):
         return parts
 
     def _lively(self, node: fx.Node, value: Any) -> Any:
-        """Return the map; where a channel is still, random numbers from 0.1 to 0.9, which suit all."""
+        """Return the map, with random numbers in channels that are mostly one number: they show nothing.
+
+        They are from 0.1 to 0.9, where every function is defined.
+        """
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             return value
         at = self.planned.map_of(node).channel
@@ -185,7 +192,7 @@ def _cloned(value: Any) -> Any:
 
 
 def compared_outputs(layer: str, what: str, expected: Any, obtained: Any) -> LayerReport:
-    """Two outputs that come from the same operations: equal up to four roundings, part by part."""
+    """Compare two outputs of the same operations, part by part, up to four roundings."""
     first, second = leaves(expected), leaves(obtained)
     if len(first) != len(second):
         return failed(layer, f"{what}: {len(second)} parts, not {len(first)}")
@@ -200,12 +207,12 @@ def compared_outputs(layer: str, what: str, expected: Any, obtained: Any) -> Lay
 
 
 def _spare(tensor: Tensor) -> float:
-    """Devices other than a processor may take another algorithm at each call."""
+    """Return the allowed share of a number; accelerators may take another algorithm at each call."""
     return (4 if tensor.device.type == "cpu" else 2**10) * unit_roundoff([tensor])
 
 
 def _alike(a: Any, b: Any) -> bool:
-    """Numbers and names are compared; of other objects, the kind."""
+    """Compare numbers and names by value, and other objects by their class."""
     if isinstance(a, (int, float, str, bytes, torch.dtype, torch.device)):
         return bool(a == b) or (a != a and b != b)
     return type(a) is type(b)

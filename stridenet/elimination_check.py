@@ -31,8 +31,8 @@ from stridenet.running import (
 )
 from stridenet.twin import UnitStrideNetwork
 
-# Of images, twice, as a number of images that was baked in fits only one; the others for a forward
-# that does not take a single image, as statistics of a batch need more.
+# Numbers of images: two, as one that was traced as a constant fits only one; the second pair is for a
+# forward that does not take a single image, as statistics of a batch need more.
 BATCHES = ((1, 2), (2, 3))
 
 
@@ -67,7 +67,7 @@ def check_conversion(model: nn.Module, planned: PlannedNetwork, twin: UnitStride
 
 
 def _different_by_choice(planned: PlannedNetwork) -> set[str]:
-    """BatchNorm layers that give each phase statistics of its own, even in evaluation."""
+    """Return the BatchNorm layers whose phases have statistics of their own, even in evaluation."""
     if planned.plan.options.batch_norm == "shared":
         return set()
     without = ("running_mean", None)
@@ -86,7 +86,7 @@ def _how_far(report: LayerReport) -> str:
 
 
 def random_inputs(planned: PlannedNetwork, count: int, start: int = 1) -> list[Tensor]:
-    """Normally distributed images for each input, in the type that was traced, on the processor."""
+    """Return normally distributed images for each input, in the traced type, on the processor."""
     generator = torch.Generator().manual_seed(start)
     sizes = [(count, *given.size) for given in planned.plan.inputs]
     return [
@@ -96,7 +96,7 @@ def random_inputs(planned: PlannedNetwork, count: int, start: int = 1) -> list[T
 
 
 def input_types(planned: PlannedNetwork) -> list[torch.dtype]:
-    """What each input was traced with; of a network without parameters, the type of its buffers."""
+    """Return the type that each input was traced with; without parameters, that of the buffers."""
     inputs = nodes_with_op(planned.traced, "placeholder")
     traced = [node.meta["value"].dtype for node in inputs]
     if next(planned.traced.parameters(), None) is None:
@@ -113,7 +113,7 @@ def _device(network: nn.Module) -> torch.device:
 def traced_report(
     model: nn.Module, planned: PlannedNetwork, batches: Sequence[Sequence[Tensor]]
 ) -> LayerReport:
-    """The traced network beside the model, both with noise, unless that leaves no finite numbers.
+    """Compare the traced network with the model, with noise on both if that leaves finite numbers.
 
     Neither of them is changed. An error that the model raises on these batches goes on.
     """
@@ -133,7 +133,7 @@ def traced_report(
 
 
 def _branches_apart(planned: PlannedNetwork, noisy: nn.Module, kind: Any) -> bool:
-    """Whether a forward does something else where buffers have noise: it is traced otherwise."""
+    """Tell whether a forward is traced otherwise where buffers have noise, as it branches on them."""
     if kind in ("parameters", None):
         return False
     sizes = tuple(given.size for given in planned.plan.inputs)
@@ -143,7 +143,10 @@ def _branches_apart(planned: PlannedNetwork, noisy: nn.Module, kind: Any) -> boo
 
 
 def _check_traced(model: nn.Module, planned: PlannedNetwork) -> tuple[LayerReport, tuple[int, ...]]:
-    """The report, and the numbers of images that the model takes."""
+    """Compare the traced network with the model.
+
+    Returns the report, and numbers of images that the model takes.
+    """
     device, errors = _device(model), []
     for counts in BATCHES:
         batches = [[x.to(device) for x in random_inputs(planned, count)] for count in counts]
@@ -167,7 +170,10 @@ def _compare(
     layers: tuple[nn.Module, nn.Module],
     count: int,
 ) -> list[LayerReport]:
-    """layers: copies of the twin's and of the strided network's, in evaluation mode."""
+    """Compare the twin with the traced network on `count` images, operation by operation.
+
+    layers: copies of the twin's and of the strided network's, in evaluation mode.
+    """
     device = _device(twin)
     inputs = [x.to(device) for x in random_inputs(planned, count)]
     own = device.type == "cpu" and all(
@@ -191,7 +197,7 @@ def _compare(
 
 
 def stilled(network: nn.Module, traced: fx.GraphModule) -> None:
-    """Layers that are called whole act as in evaluation; what calls them keeps the traced mode."""
+    """Set layers that are called whole to evaluation; modules that call them keep the traced mode."""
     modules = dict(network.named_modules())
     for node in traced.graph.nodes:
         if node.op == "call_module":
@@ -202,7 +208,7 @@ def stilled(network: nn.Module, traced: fx.GraphModule) -> None:
 
 
 def with_numbers_of(model: nn.Module, traced: fx.GraphModule) -> nn.Module:
-    """A copy of the traced network's layers with the model's parameters and a copy of its buffers.
+    """Return copies of the traced network's layers, with parameters and copied buffers of the model.
 
     Tensors that the forward makes are no part of the model: they stay as they are.
     """
@@ -227,7 +233,7 @@ def compare_traced(
     batches: Sequence[Sequence[Tensor]],
     only_finite: bool = False,
 ) -> LayerReport | None:
-    """The traced network, a graph of its layers, beside the model on batches, one after the other.
+    """Compare the traced network, a graph of its layers, with the model on one batch after the other.
 
     Both are copies that belong to the comparison: their forward may change them, and must do so
     alike. An error that the model raises goes on. only_finite: None where the model gives a number

@@ -26,7 +26,7 @@ Padding = tuple[tuple[int, int], ...]
 
 
 class SpaceToDepth(nn.Module):
-    """Maps (n, c, h, w) of one size to phase form, with zeros put around them first."""
+    """Rearranges maps (n, c, h, w) of one size into phase form, with zeros put around them first."""
 
     def __init__(self, input_size: Sequence[int], padding: Padding, factor: Sequence[int]) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class SpaceToDepth(nn.Module):
         self.padding, self.factor = padding, tuple(factor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images to phases; raises StrideEliminationError on another size than the twin's."""
+        """Rearrange images; raises StrideEliminationError for another size than the twin's."""
         return _to_phases(images, self.input_size, self.padding, self.factor)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
 
 
@@ -56,26 +56,26 @@ def _to_phases(
 
 
 class EachInput(nn.Module):
-    """Several inputs, each to its phase form."""
+    """Rearranges several inputs, each into its phase form."""
 
     def __init__(self, rearrangements: Sequence[SpaceToDepth]) -> None:
         super().__init__()
         self.rearrangements = nn.ModuleList(rearrangements)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """One phase form for each input."""
+        """Return a phase form for each input."""
         return tuple(rearrange(x) for rearrange, x in zip(self.rearrangements, inputs, strict=True))
 
 
 class DepthToSpace(nn.Module):
-    """Phase form back to ordinary maps, phantoms cut off."""
+    """Rearranges a phase form back into ordinary maps, without phantoms."""
 
     def __init__(self, feature_map: FeatureMap) -> None:
         super().__init__()
         self.feature_map = feature_map
 
     def forward(self, phases: Tensor) -> Tensor:
-        """Phases to maps."""
+        """Return ordinary maps, from their phase form."""
         return _to_maps(phases, self.feature_map)
 
 
@@ -85,14 +85,14 @@ def _to_maps(phases: Tensor, feature_map: FeatureMap) -> Tensor:
 
 
 class EachToSpace(nn.Module):
-    """Several phase forms, as one operation gives them, back to ordinary maps."""
+    """Rearranges several phase forms, as one operation gives them, back into ordinary maps."""
 
     def __init__(self, maps: Sequence[FeatureMap]) -> None:
         super().__init__()
         self.restore = nn.ModuleList(map(DepthToSpace, maps))
 
     def forward(self, parts: Any) -> Any:
-        """Phases to maps, in a tuple of the same kind."""
+        """Return ordinary maps, in a tuple of the same type."""
         return type(parts)([restore(x) for restore, x in zip(self.restore, parts, strict=True)])
 
 
@@ -109,7 +109,7 @@ class PhantomMask(nn.Module):
         self.register_buffer("real", feature_map.to_phases(ones)[0], persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps, filled where they are not real."""
+        """Return the maps, filled where they are not real."""
         return torch.where(self.real, maps, self.fill)
 
 
@@ -123,9 +123,9 @@ def _pad(maps: Tensor, padding: Padding, fill: float = 0) -> Tensor:
 
 
 class WindowMaximum(nn.Module):
-    """The largest number that each tap map reads, axis by axis; `fill` where it reads outside.
+    """Takes the largest number that each tap map reads, axis by axis; `fill` where it reads outside.
 
-    With one tap it moves positions: that is what a slice is, and padding.
+    With one tap it only moves positions, as a slice does, and padding.
     """
 
     def __init__(self, maps: Sequence[Taps], fill: float) -> None:
@@ -138,7 +138,7 @@ class WindowMaximum(nn.Module):
         self.kernel = tuple(tap_map.twin_kernel for tap_map in maps)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases. Between equal numbers the gradient is shared."""
+        """Take a phase form, and return one. Equal numbers share the gradient."""
         maps = _pad(maps, self.padding, self.fill).unflatten(1, (-1, *self.factor))
         axes = len(self.factor)
         for axis in reversed(range(axes)):
@@ -156,7 +156,7 @@ class WindowMaximum(nn.Module):
 
 
 class WindowAverage(nn.Module):
-    """Average pooling: a sum over each window by a depthwise convolution, and its right divisor."""
+    """Averages windows: it sums each by a depthwise convolution, and divides by its right divisor."""
 
     weight: Tensor
     scale: Tensor | None  # (channels, height, width): 1 / divisor, where it is not one number
@@ -164,7 +164,7 @@ class WindowAverage(nn.Module):
     def __init__(
         self, channels: int, maps: Sequence[Taps], output: FeatureMap, scale: Tensor
     ) -> None:
-        """scale: of each output of the strided pooling, (height, width)."""
+        """scale: the factor of the sum at each output of the strided pooling, (height, width)."""
         super().__init__()
         self.channels = channels
         self.padding = tuple(tap_map.twin_padding for tap_map in maps)
@@ -176,7 +176,7 @@ class WindowAverage(nn.Module):
         self.register_buffer("scale", None if uniform else spread.contiguous(), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         convolve = CONVOLVE[len(self.padding)]
         weight = self.weight.to(maps.dtype)  # which a network without parameters leaves open
         sums = convolve(_pad(maps, self.padding), weight, groups=self.channels)
@@ -184,14 +184,14 @@ class WindowAverage(nn.Module):
 
 
 class RepeatPhases(nn.Module):
-    """Nearest upsampling by whole numbers: each phase becomes that many, and no position moves."""
+    """Does nearest upsampling by whole numbers: phases are repeated, and no position moves."""
 
     def __init__(self, factor: Sequence[int], scale: Sequence[int]) -> None:
         super().__init__()
         self.factor, self.scale = tuple(factor), tuple(scale)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases, prod(scale) times as many."""
+        """Take a phase form, and return one with prod(scale) times as many phases."""
         maps = maps.unflatten(1, (-1, *self.factor))
         for axis, scale in enumerate(self.scale):
             maps = maps.repeat_interleave(scale, 2 + axis)
@@ -209,7 +209,7 @@ class Slot:
 
 
 class Operation(nn.Module):
-    """One call of a function, a method (by its name) or a module, its other arguments fixed."""
+    """Calls a function, a method (by its name) or a module, with its other arguments fixed."""
 
     def __init__(self, target: Any, arguments: tuple, options: dict[str, Any]) -> None:
         super().__init__()
@@ -217,7 +217,7 @@ class Operation(nn.Module):
         self.arguments, self.options = arguments, options
 
     def forward(self, *given: Any) -> Any:
-        """The result, with `given` in the slots."""
+        """Return the result, with `given` in the slots."""
         filled = [_filled(argument, given) for argument in self.arguments]
         options = {key: _filled(option, given) for key, option in self.options.items()}
         if isinstance(self.target, str):
@@ -225,12 +225,12 @@ class Operation(nn.Module):
         return self.target(*filled, **options)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return str(getattr(self.target, "__name__", self.target))
 
 
 def _filled(argument: Any, given: tuple) -> Any:
-    """An argument with values in its slots, which may lie in tuples, lists and slices."""
+    """Return an argument with values in its slots, which may lie in tuples, lists and slices."""
     if isinstance(argument, Slot):
         return given[argument.index]
     if isinstance(argument, (tuple, list)):
@@ -241,7 +241,7 @@ def _filled(argument: Any, given: tuple) -> Any:
 
 
 class ReshapedChannels(nn.Module):
-    """Other dimensions in place of those from `which[0]` to before `which[1]`; all positions stay.
+    """Puts other dimensions in place of those from `which[0]` to before `which[1]`; positions stay.
 
     channel: which dimension has the channels with their phases before, and new_channel afterwards; 0 if
     there is none, and the phases have a dimension of their own. Where channels are among what changes,
@@ -263,7 +263,7 @@ class ReshapedChannels(nn.Module):
         self.stays = channel > 0 and not self.first <= channel < self.end
 
     def forward(self, maps: Tensor, *sizes_of_images: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         sizes = list(maps.shape)
         if self.stays:
             return maps.reshape([*sizes[: self.first], *self.between, *sizes[self.end :]])
@@ -276,26 +276,29 @@ class ReshapedChannels(nn.Module):
         return maps.flatten(after - 1, after) if self.new_channel else maps.movedim(after, 1)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return f"{self.first}..{self.end} -> {self.between}, phases={self.phases}"
 
 
 class MovedPhases(nn.Module):
-    """The phases from one dimension of channels to another, the first and second of `between`."""
+    """Moves the phases from one dimension of channels to another: the two of `between`."""
 
     def __init__(self, between: tuple[int, int], phases: int) -> None:
         super().__init__()
         self.between, self.phases = between, phases
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         old, new = self.between
         apart = maps.unflatten(old, (-1, self.phases)).movedim(old + 1, new + 1)
         return apart.flatten(new, new + 1)
 
 
 class RepeatedOverPhases(nn.Module):
-    """A function of a map and of vectors with a number for each channel: one for each of its phases."""
+    """Calls a function of a map and of vectors that have a number for each channel.
+
+    The numbers are repeated for each of a channel's phases.
+    """
 
     def __init__(self, operation: nn.Module, feature_map: FeatureMap) -> None:
         super().__init__()
@@ -303,7 +306,7 @@ class RepeatedOverPhases(nn.Module):
         self.channels, self.phases = feature_map.channels, feature_map.phases
 
     def forward(self, maps: Tensor, *vectors: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         repeated = [
             v.repeat_interleave(self.phases) if v.numel() == self.channels else v for v in vectors
         ]
@@ -314,9 +317,9 @@ class RepeatedOverPhases(nn.Module):
 
 
 class Broadcast(nn.Module):
-    """An operation on each position of several maps, of which some have axes of size one.
+    """Calls an operation on each position of several maps, of which some have axes of size one.
 
-    maps: of each operand, as the strided network has it; None for one that is no map.
+    maps: for each operand, its map in the strided network; None for one that is no map.
     """
 
     def __init__(
@@ -334,7 +337,7 @@ class Broadcast(nn.Module):
         self.splits = [None if m is None else (m.channels, *m.factor) for m in maps]
 
     def forward(self, *operands: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         split = [
             mask(operand) if sizes is None else mask(operand).unflatten(self.from_right, sizes)
             for operand, sizes, mask in zip(operands, self.splits, self.masks, strict=True)

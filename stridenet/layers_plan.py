@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """One strided layer, or one strided call of a function, before and after."""
+    """Describes a strided layer, or a strided call of a function, before and after its conversion."""
 
     layer: str
     operation: str
@@ -35,18 +35,18 @@ class ConvertedLayer:
 
 @dataclass(frozen=True)
 class LayersPlan:
-    """What convert_layers would make of a model, or convert_file of an ONNX file."""
+    """Describes what convert_layers would make of a model, or convert_file of an ONNX file."""
 
     layers: tuple[ConvertedLayer, ...]
     parameters: tuple[int, int]  # of the model, and of the converted one
     ran: bool  # on example inputs, or sizes that a file has: maps and multiply-adds are known
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
+        """Return a row for each layer: maps, filters, weights, structural zeros, multiply-adds."""
         return data_frame(self.records())
 
     def records(self) -> Iterable[dict[str, Any]]:
-        """The rows of to_frame, for which pandas need not be installed."""
+        """Return the rows of to_frame, for which pandas need not be installed."""
         return [
             {
                 "layer": each.layer,

@@ -15,7 +15,7 @@ from stridenet.phases import FeatureMap, space_to_depth
 
 
 class Pixels(nn.Module):
-    """The view (n, c, pixels) of a phase form, phantoms left out; and the way back."""
+    """Gathers the view (n, c, pixels) of a phase form, without phantoms; and scatters it back."""
 
     real: Tensor | None  # which of the phase form's positions are pixels
     place: Tensor | None  # for each position, its pixel; one past the last for a phantom
@@ -35,15 +35,15 @@ class Pixels(nn.Module):
         self.register_buffer("place", place, persistent=False)
 
     def gather(self, maps: Tensor) -> Tensor:
-        """Phase form to (n, c, pixels)."""
+        """Return the pixels (n, c, pixels) of a phase form."""
         maps = maps.movedim(self.channel, 1)
         pixels = maps.unflatten(1, (-1, self.phases)).flatten(2)
         return pixels if self.real is None else pixels.index_select(2, self.real)
 
     def scatter(self, pixels: Tensor, where: int | None = None) -> Tensor:
-        """(n, c, pixels), of any number of channels, to phase form; phantoms are zero.
+        """Return the phase form of pixels (n, c, pixels) of any number of channels; phantoms are zero.
 
-        where: the dimension of the channels, if not that of the map.
+        where: the dimension for the channels, if not that of the map.
         """
         if self.place is not None:
             pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
@@ -52,7 +52,7 @@ class Pixels(nn.Module):
 
 
 class OverPixels(nn.Module):
-    """An operation that treats all positions alike, on the pixels of a phase form.
+    """Runs an operation that treats all positions alike on the pixels of a phase form.
 
     It sees (n, c, pixels, 1), or (n, pixels, 1, c) where channels come last: the strided map's axes
     with its positions in a row. Its result, or each of them, is put back into phase form, unless it has
@@ -73,7 +73,7 @@ class OverPixels(nn.Module):
         self.keeps_positions, self.drops_channels = keeps_positions, drops_channels
 
     def forward(self, maps: Tensor, *others: Any) -> Any:
-        """Phases to phases, or to what is left of a map without positions."""
+        """Take a phase form, and return one, or what is left of a map without positions."""
         if isinstance(self.operation, nn.modules.dropout._DropoutNd) and not self.training:
             return maps
         pixels = self.pixels.gather(maps)
@@ -97,7 +97,7 @@ class OverPixels(nn.Module):
 
 
 class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the strided network's own parameters and statistics.
+    """Normalises batches with the strided network's own parameters and statistics.
 
     In training its statistics are over all phases of a channel, phantoms left out: the strided
     network's. In evaluation they are repeated for each phase.
@@ -106,7 +106,7 @@ class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
     pixels: Pixels
 
     def forward(self, input: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         if self.training or self.running_mean is None:
             return self.pixels.scatter(super().forward(self.pixels.gather(input)))
         tensors = (self.running_mean, self.running_var, self.weight, self.bias)
@@ -121,20 +121,20 @@ class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
 
 
 class SharedBatchNorm(_OverAllPhases):
-    """BatchNorm1d, 2d or 3d with the strided network's parameters and statistics."""
+    """Is a BatchNorm1d, 2d or 3d with the strided network's parameters and statistics."""
 
 
 class SharedSyncBatchNorm(_OverAllPhases, nn.SyncBatchNorm):
-    """SyncBatchNorm with the strided network's parameters and statistics, which are of all devices."""
+    """Is a SyncBatchNorm with the strided network's parameters and statistics, over all devices."""
 
 
 class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation of each phase by itself, on maps that have phantoms: these are left out."""
+    """Normalises each phase by itself, on maps that have phantoms: these are left out."""
 
     mask: PhantomMask
 
     def forward(self, input: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         if not self.training and self.running_mean is not None:
             return super().forward(input)
         axes = [axis for axis in range(input.ndim) if axis != 1]
@@ -152,7 +152,10 @@ class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @torch.no_grad()
     def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Phases of less than two numbers, whose variance is none, keep the statistics they had."""
+        """Update the running statistics.
+
+        A phase of one number, which has no variance, keeps its own.
+        """
         cast(Tensor, self.num_batches_tracked).add_(1)
         batches = float(cast(Tensor, self.num_batches_tracked))
         step = 1 / batches if self.momentum is None else self.momentum

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class LayerPlan:
-    """One operation of the network, and what the twin makes of it."""
+    """Describes one operation of the network, and what the twin makes of it."""
 
     name: str  # the module's path, or the node's name for a function
     operation: str  # "Conv2d", "relu", …
@@ -89,7 +89,7 @@ def changes(layer: LayerPlan) -> bool:
 
 @dataclass(frozen=True)
 class InputPlan:
-    """One input of the twin."""
+    """Describes one input of the twin."""
 
     name: str  # of the argument of forward
     size: Size  # (channels, height, width) of the images
@@ -99,7 +99,7 @@ class InputPlan:
 
 @dataclass(frozen=True)
 class EliminationPlan:
-    """Every size of the twin, before any weight exists."""
+    """Holds every size of a twin, before any weight exists."""
 
     inputs: tuple[InputPlan, ...]
     layers: tuple[LayerPlan, ...]

@@ -30,7 +30,7 @@ AxisFactors = dict[Any, int]  # for each axis (a node and its number) that has o
 
 @dataclass(frozen=True)
 class Step:
-    """One operation of the network: the call, its rule, and the layer that the twin has for it."""
+    """Holds one operation of the network: the call, its rule, and the layer of the twin."""
 
     call: Call
     rule: Rule
@@ -44,7 +44,7 @@ class Step:
 
 @dataclass(frozen=True)
 class PlannedNetwork:
-    """A traced network, its steps in order, and the plan of its twin. Nothing is built yet."""
+    """Holds a traced network, its steps in order, and the plan of its twin. Nothing is built yet."""
 
     traced: fx.GraphModule
     steps: tuple[Step, ...]

@@ -19,7 +19,7 @@ from stridenet.copies import copied, same_random_states
 
 
 def runnable_layers(traced: fx.GraphModule) -> nn.Module:
-    """A copy of all that a graph calls, without the graph; the parameters' numbers are shared."""
+    """Return copies of the layers that a graph calls, whose parameters share their numbers with it."""
     holder = nn.Module()
     for name, value in vars(traced).items():
         if name in ("_modules", "_parameters", "_buffers"):
@@ -30,7 +30,7 @@ def runnable_layers(traced: fx.GraphModule) -> nn.Module:
 
 
 class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a context)
-    """Functions that drop numbers at random drop none: two forms of one map would lose others."""
+    """Stops functions that drop numbers at random: two forms of one map would lose other numbers."""
 
     FUNCTIONS = frozenset({
         F.dropout, F.dropout1d, F.dropout2d, F.dropout3d, F.alpha_dropout, F.feature_alpha_dropout,
@@ -67,7 +67,10 @@ def seed() -> None:
 
 
 def cloned(tensor: Tensor) -> Tensor:
-    """A copy in the same layout, gaps between rows too: kernels sum in an order that depends on it."""
+    """Return a copy with the same strides, gaps between rows included.
+
+    In which order a kernel sums depends on the layout.
+    """
     if tensor.is_sparse or tensor.is_complex() or not tensor.numel():
         return tensor.clone()
     once = tensor
@@ -114,7 +117,7 @@ class GraphRunner(fx.Interpreter):
 
 
 def leaves(value: Any) -> list[Any]:
-    """All that an output consists of: of dataclasses and objects of torch's containers, their parts."""
+    """Return all parts of an output, those within dataclasses and dictionaries included."""
     found = []
     for leaf in tree_leaves(value):
         if isinstance(leaf, Tensor) or not (is_dataclass(leaf) or isinstance(leaf, dict)):
@@ -125,10 +128,10 @@ def leaves(value: Any) -> list[Any]:
 
 
 def finite(value: Any) -> bool:
-    """Whether all numbers of an output are finite."""
+    """Tell whether all numbers of an output are finite."""
     return all(bool(t.isfinite().all()) for t in leaves(value) if isinstance(t, Tensor))
 
 
 def one_line(error: Exception) -> str:
-    """What an error says, in one line."""
+    """Return the text of an error in one line."""
     return " ".join((str(error) or type(error).__name__).split())[:200]

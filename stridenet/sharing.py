@@ -38,8 +38,9 @@ _INTEGERS = (torch.int64, torch.int32)
 
 
 def origins(twin: Any) -> dict[str, Origin]:
-    """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name; of a network
-    that convert_layers made, of each that it has changed.
+    """Return the origin of each tensor (parameters, statistics) of `twin.network`, by its name.
+
+    Of a network that convert_layers made, these are the tensors that it has changed.
 
     A network whose numbers are 1, 2, 3, … is converted: its twin's numbers say where they are from,
     whatever rules made them.
@@ -78,7 +79,10 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
 
 
 def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters, statistics and counts: what a state_dict holds, if it can hold large numbers."""
+    """Return parameters, statistics and counts by name.
+
+    These are the tensors of a state_dict that can hold large numbers.
+    """
     state = network.state_dict().items()
     return [
         (n, t) for n, t in state if t.numel() and (t.is_floating_point() or t.dtype in _INTEGERS)
@@ -86,7 +90,7 @@ def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
 
 
 def _strided(twin: Any) -> fx.GraphModule:
-    """The strided network behind a twin, its weights empty."""
+    """Return the strided network behind a twin, without weights. Raises StrideEliminationError."""
     if not isinstance(twin, UnitStrideNetwork):
         raise StrideEliminationError(
             f"{type(twin).__name__} is not a twin: expected what convert_layers returns, or a "
@@ -113,7 +117,7 @@ def _strided(twin: Any) -> fx.GraphModule:
 
 
 def shared_network(twin: Any) -> nn.Module:
-    """The network whose tensors `origins` names: a twin's own without its rearrangement."""
+    """Return the network whose tensors `origins` names: a twin's own without its rearrangement."""
     return cast(nn.Module, twin.network) if isinstance(twin, UnitStrideNetwork) else twin
 
 
@@ -121,7 +125,7 @@ def shared_network(twin: Any) -> nn.Module:
 
 
 class Tied(nn.Module):
-    """A twin's tensor as its strided original, repeated: parametrizes a layer of the twin."""
+    """Parametrizes a twin's layer: its tensor is the strided one, repeated."""
 
     entries: Tensor
 
@@ -132,17 +136,17 @@ class Tied(nn.Module):
         self.register_buffer("entries", origin.entries.flatten() % (last + 1), persistent=False)
 
     def forward(self, source: Tensor) -> Tensor:
-        """The twin's tensor."""
+        """Return the twin's tensor."""
         numbers = F.pad(source.flatten(), (0, 1)).index_select(0, self.entries)
         return numbers.view(self.origin.entries.shape)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        """The strided tensor."""
+        """Return the strided tensor."""
         return self.origin.fold(tensor)
 
 
 class Masked(nn.Module):
-    """A twin's tensor with its structural zeros: parametrizes a layer of the twin."""
+    """Parametrizes a twin's layer: its tensor keeps its structural zeros."""
 
     free: Tensor
 
@@ -151,16 +155,16 @@ class Masked(nn.Module):
         self.register_buffer("free", origin.entries >= 0, persistent=False)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """Zeros where none of the strided network's numbers stands; no gradient reaches them."""
+        """Return the tensor with its structural zeros, which no gradient reaches."""
         return torch.where(self.free, tensor, 0)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        """The same."""
+        """Return the tensor with its structural zeros."""
         return self(tensor)
 
 
 def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = False) -> ANetwork:
-    """A copy of the twin whose layers share their parameters in one of three ways (section 6).
+    """Return a copy of the twin whose layers share their parameters in one of three ways (section 6).
 
     tied: the strided weights and biases are the parameters; the twin's are derived from them.
     masked: the twin's own are, but structural zeros stay zero.
@@ -207,7 +211,7 @@ def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = Fals
 
 
 def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[str, str]:
-    """What each layer shares, where it has something to share."""
+    """Return the mode of each layer that has something to share."""
     sources = {origin.source for origin in found.values() if not origin.copied}
     layers = dict.fromkeys(layer_name(n) for n, origin in found.items() if origin.source in sources)
     if not isinstance(sharing, Mapping):
@@ -261,21 +265,21 @@ def layer_name(name: str) -> str:
 
 
 def plain_name(name: str) -> str:
-    """The name of a parameter without what torch's parametrization puts into it."""
+    """Return the name of a parameter without what torch's parametrization puts into it."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def plain_state(twin: nn.Module) -> dict[str, Tensor]:
-    """The twin's state_dict as if it were free: the numbers that its layers compute with."""
+    """Return the twin's state_dict as if it were free: the numbers that its layers compute with."""
     plain = copy.deepcopy(twin)
     make_plain(plain)
     return plain.state_dict()
 
 
 def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = None) -> None:
-    """Parametrized weights as they are now, as parameters of their own, in place.
+    """Turn parametrized weights, as they are now, into parameters, in place.
 
-    kinds: of which layers: those with a parametrization of these kinds; by default all.
+    kinds: change only layers with a parametrization of these classes; by default all.
 
     torch's remove_parametrizations would break the network that this one is a copy of: it changes the
     layers' class, which both have in common.
@@ -306,8 +310,10 @@ def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = N
 
 
 def fold_back(twin: Any) -> nn.Module:
-    """The strided network nearest to a twin, in least squares of the weights: of eliminate_stride's
-    twins a torch.fx.GraphModule, of convert_layers' the model itself, as it was.
+    """Return the strided network nearest to a twin, in least squares of the weights.
+
+    It is a torch.fx.GraphModule for a twin of eliminate_stride, and the model as it was for a network
+    of convert_layers.
 
     Each strided number is the mean of its copies in the twin; what stands at structural zeros is
     lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. Dtype,

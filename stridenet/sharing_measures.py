@@ -21,7 +21,7 @@ _CONVOLUTIONS = {kind.__name__ for kind in (*CONVOLUTIONS, *TRANSPOSED)}
 
 
 def fan_in(twin: nn.Module) -> dict[str, int]:
-    """How many entries of one filter are no structural zeros, for each changed convolution."""
+    """Count the entries of one filter that are no structural zeros, for each changed convolution."""
     return {
         layer_name(name): int((origin.entries[0] >= 0).sum())
         for name, origin in origins(twin).items()
@@ -30,7 +30,7 @@ def fan_in(twin: nn.Module) -> dict[str, int]:
 
 
 def number_of_copies(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, int]:
-    """How often each parameter of `twin.network` has a strided number, however it is shared.
+    """Return how often each parameter of `twin.network` has a strided number, however it is shared.
 
     found: origins(twin), where they are known.
     """
@@ -42,7 +42,7 @@ def number_of_copies(twin: nn.Module, found: dict[str, Origin] | None = None) ->
 def distance_from_tied(
     twin: nn.Module, found: dict[str, Origin] | None = None
 ) -> dict[str, dict[str, float]]:
-    """How far each changed tensor of a twin is from the strided networks, in its two parts.
+    """Return how far each changed tensor of a twin is from the strided networks, in its two parts.
 
     zeros: the norm of what stands at structural zeros; copies: of the differences of copies from
     their mean. Their squares add up to that of the distance from the nearest tied weights, the norm
@@ -68,7 +68,7 @@ def distance_from_tied(
 
 
 def gradient_ratios(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, float]:
-    """ρ of each changed filter: ‖gradient of the twin's weights‖² / ‖gradient of the strided ones‖².
+    """Return ρ = ‖gradient of the twin's weights‖² / ‖gradient of the strided ones‖² of each filter.
 
     The gradient on a strided weight is the sum over its copies. By Cauchy and Schwarz ρ is at least
     1 / copies, which is reached where all copies have one gradient and nothing reaches the structural
@@ -100,8 +100,7 @@ def gradient_ratios(twin: nn.Module, found: dict[str, Origin] | None = None) -> 
 
 
 def degrees_of_freedom(plan: EliminationPlan | UnitStrideNetwork) -> "pd.DataFrame":
-    """How many weights each convolution's filter has to choose, in each way of sharing; of a plan or a
-    twin.
+    """Count the weights that each convolution's filter has to choose, in each way of sharing.
 
     tied: the strided filter's; free: the twin's; masked: those of the twin without structural zeros.
     So striding is `zeros` (free − masked) and `equalities` (masked − tied) among the twin's weights.

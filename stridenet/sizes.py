@@ -10,7 +10,7 @@ Size = tuple[int, ...]
 
 
 class Counts(NamedTuple):
-    """How many there are in the strided network, and in its unit-stride twin."""
+    """Holds a number of the strided network, and that of its unit-stride twin."""
 
     strided: int
     unit_stride: int

@@ -10,13 +10,13 @@ if TYPE_CHECKING:
 
 
 def aligned(heading: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
-    """The rows below their heading, a line each, every column flush right."""
+    """Return a table as text: the rows below their heading, every column flush right."""
     widths = [max(map(len, column)) for column in zip(heading, *rows, strict=True)]
     return "\n".join(" ".join(map(str.rjust, row, widths)) for row in (heading, *rows))
 
 
 def data_frame(rows: Iterable[dict[str, Any]], columns: list[str] | None = None) -> "pd.DataFrame":
-    """The rows as a DataFrame. Raises InputError where pandas is not installed."""
+    """Return the rows as a DataFrame. Raises InputError where pandas is not installed."""
     try:
         import pandas as pd  # slow to import, and not among what the library needs
     except ImportError as error:

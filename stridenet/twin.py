@@ -17,7 +17,7 @@ from stridenet.planner import PlannedNetwork
 
 
 class UnitStrideNetwork(nn.Module):
-    """The twin: `network` (unit-stride layers only) after `rearrange` (images to their phase form).
+    """Is a twin: `network`, of unit-stride layers alone, after `rearrange`, which makes phase forms.
 
     Takes ordinary images (n, c, h, w) of the size that it was made for, and returns what the strided
     network returns, up to rounding. `plan` holds its maps and filters; `strided` is the network that it
@@ -36,19 +36,19 @@ class UnitStrideNetwork(nn.Module):
 
     @property
     def strided(self) -> fx.GraphModule | None:
-        """The strided network without its weights, on the meta device, if the twin was made here."""
+        """Return the strided network on the meta device, without weights; None if it is not known."""
         return self._strided[0]
 
     def forward(self, images: Tensor) -> Any:
-        """Ordinary images to what the strided network returns."""
+        """Return what the strided network returns for ordinary images."""
         return self.network(self.rearrange(images))
 
 
 class UnitStrideNetworkOfSeveral(UnitStrideNetwork):
-    """The twin of a network with several inputs."""
+    """Is the twin of a network with several inputs."""
 
     def forward(self, *images: Tensor) -> Any:
-        """A batch for each input to what the strided network returns."""
+        """Return what the strided network returns for a batch of images for each input."""
         return self.network(*self.rearrange(*images))
 
 
@@ -112,7 +112,7 @@ def _replacements(planned: PlannedNetwork) -> dict[str, Any]:
 
 
 def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
-    """What makes ordinary maps of a phase form, or of each of several that one operation gives."""
+    """Return the module that makes ordinary maps of a phase form, or of a tuple of them."""
     if isinstance(value, Tensor):
         return DepthToSpace(feature_map)
     sizes = [tuple(part.shape[1:]) for part in value]
@@ -120,7 +120,7 @@ def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
 
 
 def without_weights(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors take no memory, and which can be pickled: it has forgotten our tracer."""
+    """Return a copy whose tensors take no memory; it can be pickled, as it holds no tracer."""
     empty: dict[int, Any] = {}
     for tensor in chain(traced.parameters(), traced.buffers()):
         meta = tensor.detach().to("meta")

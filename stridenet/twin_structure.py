@@ -57,12 +57,12 @@ def _set_modes(model: nn.Module, modes: dict[str, bool]) -> None:
 
 
 def graph_code(traced: fx.GraphModule) -> list[str]:
-    """What a graph does, line by line; of functions, the names."""
+    """Return a graph as text, a line for each node, with functions by name."""
     return [str(node.format_node()) for node in traced.graph.nodes]
 
 
 def _difference(here: EliminationPlan, there: EliminationPlan) -> str:
-    """The first layer, input or number in which two plans differ, as errors name it."""
+    """Describe the first layer, input or number in which two plans differ."""
     for mine, other in zip(here.layers, there.layers, strict=False):
         if mine != other:
             return f"{mine.name} is {_described(mine)} here, and {_described(other, mine)} there"
@@ -89,7 +89,7 @@ def _described(layer: LayerPlan, beside: LayerPlan | None = None) -> str:
 def differing_settings(
     made: nn.Module, network: nn.Module, plan: EliminationPlan
 ) -> dict[str, LayerReport]:
-    """Find, in each layer, a setting that is another than it was made with; some show in training only.
+    """Report each layer with a setting that eliminate_stride does not make; some show in training only.
 
     Layers of another type than they were made with have to show what they are by their numbers.
     """
@@ -115,7 +115,7 @@ def _is_setting(value: Any) -> bool:
 
 
 def rewired(made: fx.Graph, graph: fx.Graph, planned: PlannedNetwork) -> list[LayerReport]:
-    """The operations of a twin's graph that are gone, or read something else than when it was made."""
+    """Report the operations of a twin's graph that are gone, or read something else than when made."""
     names = {step.call.node.name: step.layer.name for step in planned.steps}
     obtained = {node.name: node for node in graph.nodes}
     found = []

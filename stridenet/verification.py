@@ -94,7 +94,7 @@ def verify(
 
 
 class _Verification:
-    """The copies that are compared, all on the CPU, and what is found.
+    """Compares copies of model and twin, all on the CPU.
 
     in_float64: whether they compute in that; else in the model's own type, since its forward fixes it.
     """
@@ -130,14 +130,14 @@ class _Verification:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The images in the type that the networks compute in."""
+        """Return the images in the type that the networks compute in."""
         if self.in_float64:
             return self.images
         return [x.to(dtype) for x, dtype in zip(self.images, self.dtypes, strict=True)]
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What each operation is cast to; None: it is compared in the type that it has."""
+        """Return the type that each operation is cast to; None for the type that it has."""
         precise = not self.in_float64 and set(self.dtypes) <= {torch.float32, torch.float64}
         return None if precise else torch.float64
 
@@ -148,7 +148,7 @@ class _Verification:
     def _compare_traced(
         self, own: nn.Module, planned: PlannedNetwork
     ) -> tuple[nn.Module, bool, LayerReport]:
-        """The model in the type to compare in, and the traced network beside it."""
+        """Compare the traced network with the model; return the model in that type, and the report."""
         self.in_float64 = True
         try:
             double = copied(own).double()
@@ -180,7 +180,7 @@ class _Verification:
         return GraphRunner(runnable_layers(traced), traced.graph).run(*map(cloned, self.inputs))
 
     def report(self) -> VerificationReport:
-        """Everything, in the order in which it is computed."""
+        """Compare everything, and return the reports in the order in which they were made."""
         if not self.traced.passed:
             return VerificationReport((self.traced,), self.traced.largest_error)
         return VerificationReport(tuple(self._layers()), self._output_difference())
@@ -217,7 +217,7 @@ class _Verification:
         yield self._forward_report() if returned.passed else returned
 
     def _forward_report(self) -> LayerReport:
-        """The twin as it is called beside its graph, which is what was compared."""
+        """Compare the twin as it is called with its graph, whose operations were compared."""
         network = self.twin.network
         seed()
         rearranged = self.twin.rearrange(*map(cloned, self.inputs))
@@ -251,14 +251,14 @@ class _Verification:
 
 
 def _plain(network: ANetwork) -> ANetwork:
-    """In evaluation mode, and parametrized weights as they are then, before any cast."""
+    """Return the network in evaluation mode, with parametrized weights as they are, before any cast."""
     network.eval()
     make_plain(network)
     return network
 
 
 def _numbers(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that no state_dict holds too."""
+    """Return parameters and buffers by name, including those that no state_dict holds."""
     parameters = network.named_parameters(remove_duplicate=False)
     named = dict(chain(parameters, network.named_buffers(remove_duplicate=False)))
     return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
@@ -280,12 +280,12 @@ def _subtract(network: nn.Module, made: nn.Module) -> None:
 
 
 def _add(network: nn.Module, made: nn.Module) -> None:
-    """Exactly the second network's numbers, where there was no difference."""
+    """Add the second network's numbers: where there was no difference, these are left exactly."""
     _each_once(_numbers(network), _numbers(made), lambda tensor, other: tensor.add_(other))
 
 
 def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> None:
-    """Tensors with several names are changed once; those of a layer that was replaced stay."""
+    """Change tensors that both have, each once; those of a layer that was replaced stay."""
     seen: set[int] = set()
     for name, tensor in own.items():
         other = its.get(name)
@@ -298,7 +298,7 @@ def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> N
 
 
 def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
-    """The phases of the padded image, cut out by slices, against what the twin's input holds."""
+    """Compare the twin's input with the phases of the padded image, cut out by slices."""
     padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
     expected = images.new_zeros(len(images), *plan.map.unit_stride_size)
     for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
@@ -315,8 +315,11 @@ def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> Layer
 def compare_scores(
     model: nn.Module, twin: UnitStrideNetwork, images: Tensor, dtype: str
 ) -> dict[str, float]:
-    """On how many images (n, c, h, w) the two networks predict the same class, and the largest
-    difference of a score, both computed in `dtype` ("float32" or "float64") on the CPU."""
+    """Compare the scores of two networks on images (n, c, h, w).
+
+    Returns on how many images both predict the same class, how many there are, and the largest
+    difference of a score; computed in `dtype` ("float32" or "float64") on the CPU.
+    """
     number = getattr(torch, dtype)
     model, twin = _copied(model, number), _copied(twin, number)
     agreeing, largest = 0, 0.0
@@ -330,7 +333,7 @@ def compare_scores(
 
 
 def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
-    """In evaluation mode on the CPU, parametrized weights as they were computed before the cast."""
+    """Return a copy in evaluation mode on the CPU, with parametrized weights from before the cast."""
     made = copied(network).eval()
     make_plain(made)
     return made.to("cpu", dtype)

@@ -10,7 +10,7 @@ from stridenet.taps import TapMap, TransposedTapMap
 
 @dataclass(frozen=True)
 class Window:
-    """One axis of a convolution or pooling."""
+    """Describes one axis of a convolution or pooling."""
 
     kernel: int
     stride: int = 1
@@ -44,7 +44,7 @@ class Window:
 
 @dataclass(frozen=True)
 class TransposedWindow:
-    """One axis of a transposed convolution."""
+    """Describes one axis of a transposed convolution."""
 
     kernel: int
     stride: int

@@ -34,7 +34,7 @@ Rule = Callable[..., Tensor | None]  # None: the call has no stride, and stays a
 
 
 def numbers(value: Any, axes: int) -> tuple[int, ...]:
-    """One number for each axis, as torch's functions take them."""
+    """Return one number for each axis, from one for all or one for each, as torch takes them."""
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return given * axes if len(given) == 1 else given
 
@@ -78,7 +78,7 @@ def _transposed(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | No
 
 
 def _any_convolution(_: int, depthwise: str, given: dict[str, Any]) -> Tensor | None:
-    """torch.convolution, which is all of them."""
+    """Compute torch.convolution, which may be transposed, over any number of axes."""
     axes = given["weight"].ndim - 2
     return (_transposed if given["transposed"] else _convolution)(axes, depthwise, given)
 
@@ -115,7 +115,7 @@ def _average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
 
 
 def _power(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
-    """F.lp_pool: a power of the average of powers."""
+    """Compute F.lp_pool, a power of the average of powers."""
     windows = _windows(axes, given)
     if windows is None:
         return None
@@ -143,7 +143,7 @@ def _adaptive_average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None
     return None if windows is None else average_pool(given["input"], windows)
 
 
-# Of each function: its rule, over how many axes it works, and the names of its arguments in order.
+# For each function: its rule, the number of axes that it works on, and its arguments' names in order.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (
     "input",
@@ -193,7 +193,7 @@ CALLS = {False: CONVOLUTION_CALLS, True: CONVOLUTION_CALLS | POOLING_CALLS}
 def unit_stride_call(
     function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool, depthwise: str = "phases"
 ) -> Tensor | None:
-    """What a strided call gives, with unit strides; None for a call without a stride above one."""
+    """Compute a strided call with unit strides; return None for a call without a stride above one."""
     known = CALLS[pooling].get(function)
     if known is None:
         return None
@@ -203,7 +203,7 @@ def unit_stride_call(
 
 
 def has_stride(function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool) -> bool:
-    """Whether a call is one that is to have unit strides, or would be if that were possible."""
+    """Tell whether a call is one that is to have unit strides, or would be if that were possible."""
     known = CALLS[pooling].get(function)
     if known is None:
         name = getattr(function, "__name__", "")
@@ -220,19 +220,19 @@ def has_stride(function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool
 
 
 class UnitStrideCalls(TorchFunctionMode):
-    """While it is on in a thread, strided calls of torch's functions there have unit strides."""
+    """Gives strided calls of torch's functions unit strides, in the thread where it is entered."""
 
     def __init__(
         self, pooling: bool, depthwise: str, observe: Callable[..., None] | None = None
     ) -> None:
-        """observe: is told of each call that was converted: its function, arguments and result."""
+        """observe: called after each converted call, with its function, arguments and result."""
         super().__init__()
         self.pooling, self.depthwise, self.observe = pooling, depthwise, observe
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's way to pass a call through a mode."""
+        """Handle a call of a function, as torch passes it through a mode."""
         kwargs = kwargs or {}
         if func not in CALLS[self.pooling]:
             return func(*args, **kwargs)
@@ -257,7 +257,7 @@ def _cloned(value: Any) -> Any:
 
 
 def call(name: str, pooling: bool, depthwise: str, *args: Any, **kwargs: Any) -> Any:
-    """A function of torch by its name, with unit strides: what a graph of torch.fx has in its place."""
+    """Call a function of torch by its name, with unit strides: graphs of torch.fx hold this call."""
     function = next(f for f in CALLS[pooling] if f.__name__ == name)
     result = unit_stride_call(function, args, kwargs, pooling, depthwise)
     return function(*args, **kwargs) if result is None else result
@@ -269,7 +269,7 @@ _OWN = ("torch.", "builtins", "typing", "abc", "functools", "collections")
 
 
 def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) -> bool:
-    """Whether the code of a module's own forward, and what it calls, names such a function.
+    """Tell whether the code of a module's own forward, and what it calls, names such a function.
 
     Read from the code, without running it: what only may be called counts. A module of torch's own
     does not, nor do the modules inside this one, which are asked themselves. kind: its class, without
@@ -296,7 +296,10 @@ class _Reader:
         self.seen: set[Any] = set()
 
     def reads(self, function: Any, of: type | None = None) -> bool:
-        """Whether one of the names is in it. of: the class whose methods `self` has there."""
+        """Tell whether the code of a function has one of the names.
+
+        of: the class whose methods `self` has there.
+        """
         function = inspect.unwrap(function)
         owner = getattr(function, "__self__", None)
         of = type(owner) if isinstance(owner, torch.nn.Module) else of or self.of
@@ -313,7 +316,7 @@ class _Reader:
         return any(self.reads_value(value, of) for value in values)
 
     def _values(self, function: Any, called: set[str], of: type) -> list[Any]:
-        """What the names stand for: globals, members of modules, and the class's own methods."""
+        """Return what the names refer to: globals, members of modules, and the class's own methods."""
         known = function.__globals__
         found = [known[name] for name in called if name in known]
         packages = [value for value in found if inspect.ismodule(value)]
@@ -322,7 +325,7 @@ class _Reader:
         return [*found, *members, *methods]
 
     def reads_value(self, value: Any, of: type | None = None) -> bool:
-        """Whether a value is such a function, or one whose code names it, or has one in it."""
+        """Tell whether a value is such a function, or one whose code names it, or has one in it."""
         if isinstance(value, property):
             value = value.fget
         if isinstance(value, type) and issubclass(value, torch.autograd.Function):
@@ -334,7 +337,10 @@ class _Reader:
         return callable(value) and not isinstance(value, type) and self.reads(value, of)
 
     def _inside(self, value: Any) -> list[Any] | None:
-        """What a collection or a partial function has in it, once; None of anything else."""
+        """Return what a collection or a partial function holds.
+
+        Returns an empty list if it was seen before, and None for anything else.
+        """
         if not isinstance(value, (dict, list, tuple, set, functools.partial)):
             return None
         if id(value) in self.seen:
@@ -346,7 +352,7 @@ class _Reader:
 
 
 def _named(code: Any) -> tuple[set[str], set[str]]:
-    """The names in a piece of code and in those within it, and the texts."""
+    """Return the names and the string constants of a piece of code, and of those within it."""
     names, texts = set(code.co_names), {c for c in code.co_consts if isinstance(c, str)}
     for inner in (c for c in code.co_consts if inspect.iscode(c)):
         more = _named(inner)

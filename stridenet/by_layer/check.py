@@ -33,7 +33,10 @@ APART = (
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """Positional and keyword arguments of a forward, from a tensor, a sequence, or a mapping."""
+    """Return the positional and keyword arguments of a forward, from what a user gives.
+
+    example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword ones.
+    """
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):
@@ -42,14 +45,17 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 
 def check_layers(model: nn.Module, same: nn.Module) -> None:
-    """Each converted layer by itself on a small random map; raises StrideEliminationError."""
+    """Check each converted layer by itself, on a small random map.
+
+    Raises NotEqualError, naming the layer, where one is not equal to the strided layer.
+    """
     with undisturbed():
         for report in small_reports(model, same):
             _require(report)
 
 
 def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
-    """A report for each converted layer by itself, but for those that the model has converted, too."""
+    """Compare each converted layer by itself; those that are converted in the model are left out."""
     originals = dict(model.named_modules())
     already = converted_layers(model)
     layers = [(n, layer) for n, layer in converted_layers(same).items() if n not in already]
@@ -57,7 +63,10 @@ def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
 
 
 def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
-    """One layer on a small random map, without the user's hooks; none if nothing tells its size."""
+    """Compare one layer on a small random map, without the user's hooks.
+
+    Returns no report if nothing tells the map's size.
+    """
     before, after = (copied(layer, share_tensors=True).eval() for layer in (before, after))
     for layer in (before, after):
         _drop_hooks(layer)
@@ -68,9 +77,10 @@ def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
 def check_network(
     model: nn.Module, same: nn.Module, example_inputs: Any, pooling: bool
 ) -> list[str]:
-    """The converted network beside the model, in evaluation mode; raises StrideEliminationError.
+    """Check the converted network call by call, beside the model, in evaluation mode.
 
-    Returns which strided calls were left, with their places in the user's code.
+    Returns which strided calls were left, with their lines in the user's code. Raises
+    StrideEliminationError where a call or an output is not equal.
     """
     with undisturbed():
         # Whole copies: a forward may write into its parameters (self.weight.data.clamp_()).
@@ -95,8 +105,11 @@ def _are_apart(difference: float, largest: float) -> bool:
 
 
 def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool:
-    """Whether it was rounding that set two networks apart: one that sorts or chooses by its maps (the
-    best boxes, say) makes another choice for any rounding, and in float64 most choices are clear."""
+    """Tell whether two networks whose outputs differ in float32 agree in float64.
+
+    A network that sorts or chooses by its maps (the best boxes, say) may choose otherwise for any
+    rounding; in float64 most choices are clear.
+    """
     wide = tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, inputs
     )
@@ -109,9 +122,9 @@ def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool
 
 
 def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
-    """What of a converted network has a stride above one: layers, then calls with their places.
+    """Return what in a converted network still has a stride above one: layers, then calls with lines.
 
-    example_inputs: as of convert_layers; without them, layers alone are told of.
+    example_inputs: as of convert_layers; without them, calls are not looked for.
     """
     kinds = {name: mixin_for(module, True) for name, module in network.named_modules()}
     left = [name for name, kind in kinds.items() if kind not in (None, UnitStrideForward)]
@@ -131,8 +144,11 @@ def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees that nothing that runs computes with the parameters of a model of which it has copies, and
-    which strided calls come while `converted` runs."""
+    """Watches a comparison of copies of a model.
+
+    It refuses that anything computes with the parameters of the model itself, and notes the strided
+    calls that come while `converted` is true.
+    """
 
     def __init__(self, model: nn.Module, pooling: bool) -> None:
         super().__init__()
@@ -142,15 +158,15 @@ class _Watch(TorchFunctionMode):
         self.left: list[str] = []
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call is one that is to have unit strides."""
+        """Tell whether a call should have unit strides."""
         return has_stride(func, args, kwargs, self.pooling)
 
     def forget(self, count: int) -> None:
-        """All calls that were left, but for the first ones."""
+        """Forget the calls that were left, but for the first `count`."""
         del self.left[count:]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Torch's way to pass a call through a mode."""
+        """Handle a call of a function, as torch passes it through a mode."""
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
             if id(value) in self.names:
@@ -168,7 +184,7 @@ class _WatchAll(_Watch):
     """Sees strided calls of every kind, but for pooling of whole maps."""
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call has a stride above one."""
+        """Tell whether a call has a stride above one."""
         if not super().has_stride(func, args, kwargs):
             return False
         if not func.__name__.startswith("adaptive"):
@@ -212,7 +228,7 @@ def compare(
 
 
 def run(network: nn.Module, inputs: Inputs) -> Any:
-    """A forward on copies of the inputs, which it may change."""
+    """Run a forward on copies of the inputs, which it may change."""
     args, kwargs = tree_map(lambda v: cloned(v) if isinstance(v, Tensor) else v, inputs)
     return network(*args, **kwargs)
 
@@ -227,7 +243,7 @@ def _hook(name: str, before: nn.Module, reports: list[LayerReport]) -> Callable[
 def _report(
     name: str, before: Any, args: tuple, kwargs: dict[str, Any], result: Tensor
 ) -> LayerReport:
-    """One call of a converted layer beside the strided one."""
+    """Compare one call of a converted layer with the strided layer."""
     forward = type(before).forward  # its hooks are the user's, and have been asked once
     operation = type(before).__name__
     with torch._C.DisableTorchFunction():  # no strided call of the network's
@@ -270,7 +286,7 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
 def _pooling_bound(
     pool: Callable[[Tensor], Tensor], operation: str, x: Tensor, result: Tensor
 ) -> Tensor:
-    """Maxima are exact; averages of magnitudes bound their own rounding."""
+    """Bound the rounding of a pooling: maxima are exact, averages are bound by those of magnitudes."""
     if "max" in operation.lower():
         return torch.zeros_like(result)
     if "lp" in operation.lower():
@@ -280,8 +296,10 @@ def _pooling_bound(
 
 
 def _small_input(layer: Any) -> Tensor | None:
-    """Two random maps on which a layer has two outputs or three an axis; None if nothing tells how many
-    axes they have."""
+    """Return two random maps on which a layer has two outputs or three on each axis.
+
+    Returns None if nothing tells how many axes they have.
+    """
     kind = type(layer).__name__
     axes = next((n for n in (1, 2, 3) if f"{n}d" in kind or _is_of(layer, n)), None)
     weight = getattr(layer, "weight", None)
@@ -317,7 +335,8 @@ def _drop_hooks(module: nn.Module) -> None:
 
 
 def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
-    """The largest difference of two outputs, infinite where they are of another kind; the largest."""
+    """Return the largest difference of two outputs, infinite if they are of other types; and the
+    largest number of the first."""
     first, second = leaves(expected), leaves(obtained)
     if len(first) != len(second):
         return float("inf"), 1.0

@@ -18,7 +18,7 @@ from stridenet.origins import Origin
 
 
 def converted_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers of a model that convert_layers has converted, by their names.
+    """Return the layers of a model that convert_layers has converted, by name.
 
     Each has `strided`, the sizes of the original, and, if it has a filter, `tap_maps`: which strided
     tap stands where in it.
@@ -28,19 +28,21 @@ def converted_layers(model: nn.Module) -> dict[str, Any]:
 
 
 def convolutions(model: nn.Module) -> dict[str, Any]:
-    """Those of converted_layers that have a filter."""
+    """Return the converted layers of a model that have a filter, by name."""
     layers = converted_layers(model)
     return {n: layer for n, layer in layers.items() if not isinstance(layer, UnitStridePooling)}
 
 
 def is_converted(model: Any) -> bool:
-    """Whether a module is of convert_layers, or has such modules in it."""
+    """Tell whether convert_layers has converted a module, or a module in it."""
     return isinstance(model, nn.Module) and any(isinstance(m, Exchanged) for m in model.modules())
 
 
 def layer_origins(layer: Any) -> dict[str, Origin]:
-    """Say where the numbers of a converted convolution's filter, and of a transposed one's bias, are
-    from, by the tensor's name."""
+    """Return where the numbers of a converted convolution's tensors come from, by the tensors' names.
+
+    These are its filter and, if it is transposed, its bias.
+    """
     was: StridedConvolution = layer.strided
     size = torch.Size(was.weight_size)
     found = {"weight": _origin("weight", size, was.expand)}
@@ -50,13 +52,18 @@ def layer_origins(layer: Any) -> dict[str, Origin]:
 
 
 def _origin(name: str, size: torch.Size, expand: Callable[[Tensor], Tensor]) -> Origin:
-    """A tensor whose numbers are 1, 2, 3, … is expanded: its numbers say where they are from."""
+    """Return where the numbers of an expanded tensor come from.
+
+    A tensor whose numbers are 1, 2, 3, … is expanded, so that the result says it.
+    """
     return Origin(name, size, expand(torch.arange(1, 1 + size.numel()).reshape(size)) - 1)
 
 
 def network_origins(network: nn.Module) -> dict[str, Origin]:
-    """Say it of each tensor that convert_layers has changed, by its name; not of those computed from
-    the strided ones (parametrized before)."""
+    """Return the origin of each tensor that convert_layers has changed, by its name.
+
+    Tensors that are computed from the strided ones (parametrized before) have none.
+    """
     found = {}
     for path, layer in convolutions(network).items():
         for name, origin in layer_origins(layer).items():

@@ -48,7 +48,7 @@ def exchanged(
     inplace: bool = False,
     depthwise: str = "phases",
 ) -> Model:
-    """convert_layers without its check."""
+    """Convert a model as convert_layers does, without its check."""
     if depthwise not in DEPTHWISE:
         raise StrideEliminationError(f"depthwise={depthwise!r}: it is one of {DEPTHWISE}")
     if isinstance(only, str):
@@ -78,7 +78,10 @@ class Step:
 
 
 def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> list[Step]:
-    """What is to be done, in the order of the modules; refuses what cannot be."""
+    """Return the modules whose classes are to be exchanged, in order.
+
+    Raises StrideEliminationError for a module that cannot be converted.
+    """
     found = [
         Step(name, module, mixin)
         for name, module in model.named_modules()
@@ -97,7 +100,7 @@ def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -
 
 
 def mixin_for(module: Any, pooling: bool) -> Mixin | None:
-    """What a module is to become; None if it has no stride above one to lose."""
+    """Return the mixin that a module is to get; None if it has no stride above one to lose."""
     if isinstance(module, UnitStrideLayer):
         return None
     for kinds, mixin in KINDS:
@@ -113,7 +116,7 @@ def mixin_for(module: Any, pooling: bool) -> Mixin | None:
 
 
 def _is_strided(layer: Any) -> bool:
-    """Whether a stride is above one; of adaptive pooling, whose strides the size decides, always."""
+    """Tell whether a layer has a stride above one; adaptive pooling, whose size decides it, counts."""
     if not hasattr(layer, "kernel_size"):
         return set(numbers(layer.output_size, 1)) != {1}
     stride = layer.kernel_size if layer.stride is None else layer.stride
@@ -121,7 +124,7 @@ def _is_strided(layer: Any) -> bool:
 
 
 def _has_torchs_forward(layer: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the forward is that of torch's class: a class of the user's may have it, too."""
+    """Tell whether a layer has the forward of torch's class, as a user's class may have, too."""
     base: Any = next(kind for kind in kinds if isinstance(layer, kind))
     same = ("forward", "_conv_forward")
     return all(getattr(type(layer), n, None) is getattr(base, n, None) for n in same)
@@ -153,7 +156,7 @@ def _require_convertible(step: Step) -> None:
 
 
 def _require_whole(step: Step) -> None:
-    """A convolution whose weight is its own, and fits its numbers."""
+    """Refuse a convolution whose weight is set by something else, or does not fit its sizes."""
     layer = step.module
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm, prune.BasePruningMethod)):
@@ -175,7 +178,7 @@ def _require_whole(step: Step) -> None:
 
 
 def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
-    """A tensor that several layers have must become the same in all of them."""
+    """Refuse a tensor of several layers that would become another one in each."""
     converted = {
         id(step.module): step
         for step in steps
@@ -198,7 +201,7 @@ def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
 
 
 def _becomes(held: str, step: Step | None) -> Any:
-    """What is done to a tensor of a layer; None: nothing."""
+    """Return a key of what is done to a tensor of a layer: equal for equal changes, None for none."""
     if step is None or held not in ("weight", "bias"):
         return None
     if held == "bias" and step.mixin is not UnitStrideTransposed:
@@ -212,7 +215,7 @@ def _becomes(held: str, step: Step | None) -> Any:
 
 @torch.no_grad()
 def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
-    """done: the tensors that were expanded for a layer before, by id."""
+    """Convert one module in place; done: the ids of tensors that were expanded for a layer before."""
     module = step.module
     if step.mixin is UnitStrideForward:
         look_after_calls(module, pooling, depthwise)
@@ -237,7 +240,9 @@ def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
 
 
 def _bake(layer: nn.Module) -> None:
-    """The old weight_norm, spectral_norm and pruning set the weight before each forward: no longer."""
+    """Remove torch's hooks that set the weight before each forward (the old weight_norm, spectral_norm
+    and pruning); the weight stays as it is now.
+    """
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
@@ -248,7 +253,7 @@ def _bake(layer: nn.Module) -> None:
 
 
 def _expand(layer: Any, name: str, expand: Any, done: set[int]) -> None:
-    """A tensor as the unit-stride layer has it: the same object, with its attributes and its users."""
+    """Give a tensor the unit-stride layer's numbers; the object, its attributes and its users stay."""
     if parametrize.is_parametrized(layer, name):
         layer.parametrizations[name].append(Expand(layer.strided, name))
         return

@@ -26,7 +26,7 @@ def plan_layers(
     pooling: bool = False,
     example_inputs: Any = None,
 ) -> LayersPlan:
-    """What convert_layers would make of `model`: each layer's filters, and the whole's parameters.
+    """Plan what convert_layers would make of `model`: each layer's filters, and all parameters.
 
     example_inputs: as of convert_layers; with them a copy of the model runs once, and the plan has maps
         and multiply-adds too, and the strided calls of functions in the model's forward.
@@ -51,14 +51,14 @@ def plan_layers(
 
 
 def _without_numbers(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> nn.Module:
-    """The converted model, its tensors of their sizes alone."""
+    """Return the converted model on the meta device, where tensors have sizes and no numbers."""
     planned_steps(model, only, pooling)  # refuses before anything is copied
     meta = copied(model, share_tensors=True).to("meta")
     return exchanged(meta, only, pooling, inplace=True)
 
 
 def _planned(name: str, was: Any) -> ConvertedLayer:
-    """was: what the layer, or the call, is before its conversion."""
+    """Plan one layer or call; was: its description before the conversion."""
     if isinstance(was, StridedPooling):
         return ConvertedLayer(name, was.operation)
     size = was.weight_size
@@ -69,7 +69,7 @@ def _planned(name: str, was: Any) -> ConvertedLayer:
 
 
 def _run(same: nn.Module, example_inputs: Any) -> list[ConvertedLayer]:
-    """The layers in the order of the modules, then the calls in the order in which they came."""
+    """Run the model, and return its layers in order, then its calls in the order in which they came."""
     layers = converted_layers(same)
     found = {name: _planned(name, layer.strided) for name, layer in layers.items()}
     for name, layer in layers.items():
@@ -90,7 +90,7 @@ def _noting(found: dict[str, ConvertedLayer], name: str) -> Callable[..., None]:
 
 
 def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., None]:
-    """Calls of functions: a row for each kind of call in the forward of one module."""
+    """Note calls of functions: a row for each kind of call in the forward of one module."""
 
     def note(function: Any, args: Any, kwargs: Any, given: dict[str, Any], result: Tensor) -> None:
         was = _strided_call(function, given)
@@ -103,7 +103,7 @@ def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., 
 
 
 def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | StridedPooling:
-    """A call of a function, as if it were one of a layer."""
+    """Describe a call of a function as if a layer had made it."""
     if function in POOLING_CALLS:
         options = tuple((n, v) for n, v in given.items() if not isinstance(v, Tensor))
         return StridedPooling(function.__name__, options)
@@ -127,7 +127,7 @@ def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | 
 
 
 def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
-    """The row with one more call: of any number of images, which do not count."""
+    """Return the row with one more call added, counted for one image."""
     axes = len(each.strided_filter) - 2 if each.strided_filter else x.ndim - 2
     read, gave = (tuple(t.shape[-axes - 1 :]) for t in (x, result))
     each = replace(each, maps=(*each.maps, (read, gave)))

@@ -49,7 +49,7 @@ def verify_layers(model: nn.Module, same: nn.Module, example_inputs: Any) -> Ver
 
 
 def converted_like(same: nn.Module, model: nn.Module) -> nn.Module:
-    """A copy of a model of which those modules are converted that are in another."""
+    """Return a copy of a model in which the same modules are converted as in `same`."""
     names = [name for name, module in same.named_modules() if isinstance(module, Exchanged)]
     missing = set(names) - {name for name, _ in model.named_modules()}
     if missing:
@@ -70,7 +70,10 @@ def converted_like(same: nn.Module, model: nn.Module) -> nn.Module:
 def _run_both(
     own: nn.Module, twin: nn.Module, made: nn.Module, inputs: Inputs
 ) -> tuple[list[LayerReport], float, float, float]:
-    """compare's result, and how far outputs may lie apart, as a share of the largest."""
+    """Compare both networks in the first type, with the most noise, that gives finite numbers.
+
+    Returns the comparison, and the allowed difference as a share of the largest output.
+    """
     for kind in ("full", "gentle", None):
         noisy, changed = copied(own), copied(twin)
         if kind is not None:
@@ -115,7 +118,7 @@ def _add_difference(twin: nn.Module, noisy: nn.Module, made: nn.Module) -> None:
 
 
 def _numbers(made: nn.Module, twin: nn.Module) -> Iterator[LayerReport]:
-    """Every parameter and buffer beside that of a twin that is made now: those that differ."""
+    """Report every parameter and buffer that differs from that of a network converted now."""
     expected, obtained = (dict(_tensors(network)) for network in (made, twin))
     for name in sorted(expected.keys() ^ obtained.keys()):
         which = "is missing" if name in expected else "is not of the model"
@@ -138,7 +141,7 @@ _PLAIN = (bool, int, float, str, bytes, tuple, type(None), torch.dtype)
 
 
 def _settings(made: nn.Module, twin: nn.Module, own: nn.Module) -> Iterator[LayerReport]:
-    """Every module's kind, and those of its attributes that are plain values: those that differ."""
+    """Report every module whose class, or a setting of it, differs from that of one converted now."""
     expected, obtained = (
         dict(network.named_modules(remove_duplicate=False)) for network in (made, twin)
     )

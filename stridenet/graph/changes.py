@@ -67,7 +67,7 @@ def _refusal(stage: nn.Module, changed: list[tuple[str, str, Any]]) -> StrideEli
 
 
 def _refuse_changed_buffers(tracer: Tracer, stage: nn.Module, read: set[fx.Node]) -> None:
-    """Those that are changed in place, or exchanged, and of which the result depends."""
+    """Refuse buffers and parameters that are changed or exchanged, if the result depends on them."""
     for node in tracer.graph.nodes:
         base = _base(node)
         if base is not node and base.op == "get_attr" and _changes(node) and base in read:
@@ -92,7 +92,7 @@ def _changes(node: fx.Node) -> bool:
 
 
 def _base(node: fx.Node) -> fx.Node:
-    """The node in whose memory a node's result is, as far as views and operations in place go."""
+    """Return the node that owns the memory of a result, back through views and in-place changes."""
     while node.op in ("call_function", "call_method") and node.all_input_nodes:
         if not (node.target in VIEWS or node.target is getattr or _changes(node)):
             break
@@ -114,7 +114,7 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 
 
 def _changed_attributes(stage: nn.Module, root: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """Path, name and new value of each attribute that is not what it was."""
+    """Yield each attribute that is not what it was."""
     for path, module in stage.named_modules():
         try:
             before = vars(root.get_submodule(path))

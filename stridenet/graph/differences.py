@@ -10,10 +10,10 @@ from stridenet.graph.tracer import Tracer
 
 
 def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, Any, Any]]:
-    """The literals in which two graphs differ, each with its node in the first.
+    """Yield the literals in which two graphs differ, each with its node in the first graph.
 
-    Where they differ in more than literals, a node of either and None twice, and nothing after it; no
-    node if one graph goes on where the other ends.
+    Where graphs differ in more than literals, the last difference has a node of either and None
+    twice; it has no node if one graph goes on where the other ends.
     """
     nodes, others = list(one.graph.nodes), list(other.graph.nodes)
     place = {node: index for both in (nodes, others) for index, node in enumerate(both)}
@@ -30,7 +30,7 @@ def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, An
 
 
 def _leaves(tracer: Tracer, node: fx.Node, place: dict[fx.Node, int]) -> list[Any]:
-    """What a node does, and everything that it is given: other nodes by their places."""
+    """Return what a node does and all that it is given, with other nodes as their numbers."""
     found: list[Any] = [(node.op, node.target)]
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         found.append(getattr(tracer.root, str(node.target)))  # a tensor that the forward made

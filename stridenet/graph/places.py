@@ -33,7 +33,7 @@ def _is_tracers(code: CodeType) -> bool:
 
 
 def users_line(traceback: TracebackType | None = None) -> str:
-    """ " (net.py, line 12)": the innermost line of the user's, of an error or as the program stands.
+    """Return the innermost line of the user's code, in a traceback or running now: " (net.py, line 12)".
 
     Empty if there is none below the call of stridenet.
     """
@@ -59,7 +59,7 @@ def users_line(traceback: TracebackType | None = None) -> str:
 
 
 def line_of_assignment(module: nn.Module, attribute: str) -> str:
-    """ " (net.py, line 12)": where the class of a module assigns to self.attribute, or its forward."""
+    """Return " (net.py, line 12)", where the class of a module assigns to self.attribute; else ""."""
     pattern = re.compile(rf"\bself\.{re.escape(attribute)}\b[^=\n]*=[^=]")
     for owner in type(module).__mro__:
         for name, method in vars(owner).items():

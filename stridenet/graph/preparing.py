@@ -18,7 +18,7 @@ EXPANSIONS = ("expand", "expand_as", "broadcast_to", torch.broadcast_to)
 
 
 def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
-    """The model's operations, as `trace` has them, without tensors that are never used.
+    """Return the model's operations, as `trace` has them, without tensors that are never used.
 
     Arithmetic with the model's buffers is traced as well, unless the forward depends on their values.
     Raises StrideEliminationError if the model cannot be traced.
@@ -43,7 +43,7 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
 
 
 def _number_of_name(node: fx.Node) -> None:
-    """maximum.values as maximum[0]: what it is of need not have names then."""
+    """Turn maximum.values into maximum[0], as a twin's tuple need not have names."""
     named = node.all_input_nodes[0].meta["value"]
     if isinstance(named, tuple):
         fields = [name for name in ("values", "indices") if hasattr(named, name)]
@@ -53,7 +53,7 @@ def _number_of_name(node: fx.Node) -> None:
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:
-    """A network that does nothing has no operations."""
+    """Erase all steps of a network that does nothing: it has no operations then."""
     others = ("placeholder", "output")
     steps = [node for node in traced.graph.nodes if node.op not in others]
     modules = [
@@ -66,7 +66,7 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 
 def _is_of_model(node: fx.Node) -> bool:
-    """Whether no number of an input reaches it."""
+    """Tell whether no number of an input reaches a node."""
     if node.op in ("placeholder", "output"):
         return False
     operation = None if node.op == "call_module" else node.target  # a module may have such a name
@@ -81,7 +81,7 @@ def _is_of_model(node: fx.Node) -> bool:
 
 
 def _gains_positions(node: fx.Node) -> bool:
-    """Whether axes of size one, of channels-first maps, become those of a map."""
+    """Tell whether an expansion makes positions of axes of size one, with channels in dimension 1."""
     before, after = tensors(node.all_input_nodes[0].meta["value"]), tensors(node.meta["value"])
     if not before or after[0].ndim < 3:
         return False
@@ -90,7 +90,7 @@ def _gains_positions(node: fx.Node) -> bool:
 
 
 def unsaved_buffers(network: nn.Module) -> set[str]:
-    """The names of the buffers that its state_dict leaves out."""
+    """Return the names of the buffers that its state_dict leaves out."""
     return {
         f"{path}.{name}" if path else name
         for path, module in network.named_modules()

@@ -46,7 +46,7 @@ _MOST_OF_A_LINE = 5_000  # operations: a loop over BATCH images has more
 
 @dataclass(frozen=True)
 class Facts:
-    """What a forward can ask of its inputs, beside their sizes."""
+    """Holds what a forward can ask of its inputs, beside their sizes."""
 
     batch: int
     dtype: torch.dtype
@@ -54,7 +54,7 @@ class Facts:
 
 
 class Refusal(StrideEliminationError):  # noqa: N818  (it ends as a StrideEliminationError)
-    """What the forward does that cannot be traced: the end of a sentence that starts with it."""
+    """Raised for what cannot be traced; its text ends a sentence that begins with "its forward"."""
 
 
 class Tracer(fx.Tracer):
@@ -81,7 +81,7 @@ class Tracer(fx.Tracer):
     # From the model to its graph
 
     def run(self, stage: nn.Module) -> fx.Graph:
-        """The graph of the forward of `stage`. Raises whatever that raises."""
+        """Run the forward of `stage` and return its graph. Raises whatever that raises."""
         outer = getattr(current, "tracer", None)
         current.tracer = self
         try:
@@ -139,7 +139,7 @@ class Tracer(fx.Tracer):
         self.taken[root, last] = held[name]
 
     def _arguments(self, stage: nn.Module) -> tuple[list[Any], dict[str, Any]]:
-        """A placeholder for each size, defaults for the others; nothing for *args and **kwargs."""
+        """Return a placeholder for each size, and defaults for other arguments."""
         sizes = list(self.sizes)
         arguments: list[Any] = []
         options: dict[str, Any] = {}
@@ -182,7 +182,7 @@ class Tracer(fx.Tracer):
         )
 
     def called(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """In place of a module of the stage, when it is called."""
+        """Handle the call of a module of the stage: record a leaf, run any other."""
         path = self.modules[id(module)]
         try:
             if path in self.leaves:
@@ -205,7 +205,7 @@ class Tracer(fx.Tracer):
     # Tensors of the model
 
     def meta(self, path: str) -> Tensor:
-        """A tensor of the model on the meta device."""
+        """Return a tensor of the model on the meta device."""
         if path not in self._meta:
             real = operator.attrgetter(path)(self.root)
             with torch._C.DisableTorchFunction():
@@ -214,7 +214,7 @@ class Tracer(fx.Tracer):
         return self._meta[path]
 
     def attribute_node(self, path: str) -> fx.Node:
-        """The node of a tensor of the model."""
+        """Return the node of a tensor of the model."""
         if path not in self._attributes:
             node = self.create_node("get_attr", path, (), {})
             node.meta.update(value=self.meta(path), known=self.known_attribute(path))
@@ -222,7 +222,7 @@ class Tracer(fx.Tracer):
         return self._attributes[path]
 
     def known_attribute(self, path: str) -> Any:
-        """The numbers of a buffer; None for a parameter, which training changes."""
+        """Return the numbers of a buffer; None for a parameter, which training changes."""
         real = self.originals.get(path)
         if path in self.parameters or real is None:
             return None
@@ -232,7 +232,7 @@ class Tracer(fx.Tracer):
     # Operations
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """A function of torch that the forward calls, recorded if it is about proxies or a factory."""
+        """Handle a call of torch's function: record it if it is given proxies or makes tensors."""
         if function not in FACTORIES and not self.concerns((args, kwargs)):
             return function(*args, **kwargs)
         if not is_tensor_method_or_property(function):
@@ -280,7 +280,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _as_it_is_now(self, made: Tensor) -> Tensor:
-        """A copy of a tensor that the forward has made, and may change later."""
+        """Return a copy of a tensor that the forward has made, and may change later."""
         key = (id(made), made._version)
         if key not in self._made:
             with torch._C.DisableTorchFunction():
@@ -307,7 +307,7 @@ class Tracer(fx.Tracer):
         return counted(value) if type(value) is int else value
 
     def set_item(self, proxy: TensorProxy, index: Any, value: Any) -> None:
-        """proxy[index] = value, where the forward has made the tensor itself, from numbers alone."""
+        """Set proxy[index] = value, where the forward has made the tensor from numbers alone."""
         known = None if proxy.path else proxy.known
         if known is None or "made" not in proxy.node.meta:
             self.refuse("assigns to a part of a tensor (x[…] = …)")
@@ -382,7 +382,7 @@ class Tracer(fx.Tracer):
 
 
 class _Recording(TorchFunctionMode):
-    """Has the tracer see every function of torch that this thread calls."""
+    """Shows the tracer every function of torch that this thread calls."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()

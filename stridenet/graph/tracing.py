@@ -34,7 +34,7 @@ _ROUND_BATCH = 5_040  # with all small divisors, for what takes images in groups
 
 
 def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True) -> fx.GraphModule:
-    """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
+    """Return the model's operations in order, with their results on meta tensors in node.meta["value"].
 
     sizes: of each input, without batch. The model is left untouched: what is returned holds copies of
     its modules, whose parameters and buffers share their numbers with it. In training mode it is not to
@@ -51,14 +51,14 @@ def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True)
 
 @dataclass
 class _Pass:
-    """One pass: its tracer, and the copy of the model that it has spoiled."""
+    """Holds one pass: its tracer, and the copy of the model that it has spoiled."""
 
     tracer: Tracer
     stage: nn.Module
 
 
 class _Trace:
-    """The passes through one model's forward."""
+    """Runs the passes through one model's forward."""
 
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], buffers_by_name: bool) -> None:
         self.model, self.sizes, self.buffers_by_name = model, sizes, buffers_by_name
@@ -108,14 +108,14 @@ class _Trace:
         return stage
 
     def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module] | None = None) -> Tracer:
-        """Another pass, with other facts."""
+        """Run another pass, with other facts."""
         root = self._root(change)
         tracer = self._tracer(root, facts)
         tracer.run(self._stage(root))
         return tracer
 
     def _again(self, spoiled: nn.Module) -> Tracer:
-        """A second pass through a copy that has already been through one."""
+        """Run a second pass through a copy that has already been through one."""
         tracer = self._tracer(self._root(), self.facts)
         tracer.run(spoiled)
         return tracer
@@ -142,7 +142,7 @@ class _Trace:
                 )
 
     def _open_facts(self, first: Tracer) -> None:
-        """What followed the dtype and device of the input follows them in the graph."""
+        """Replace literals that followed the input's dtype or device by nodes that read them."""
         dtype = torch.float64 if self.facts.dtype != torch.float64 else torch.float32
         other = Facts(BATCH, dtype, torch.device("meta"))
         try:
@@ -182,7 +182,10 @@ class _Trace:
         )
 
     def _explained(self, error: Exception) -> StrideEliminationError:
-        """What an error of the forward, or of an operation on the maps that it is given, is due to."""
+        """Return the error to raise in place of one of the forward, or of an operation.
+
+        It says what the cause is.
+        """
         where = getattr(error, "stridenet_module", self._name)
         failed = getattr(error, "stridenet_operation", None)
         line = users_line(error.__traceback__)
@@ -230,12 +233,12 @@ def _share_buffers(copy: nn.Module, model: nn.Module) -> None:
 
 
 def _kinds(model: nn.Module) -> str:
-    """The types of a model's numbers, by name."""
+    """Return the types of a model's numbers, by name."""
     return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def _facts(model: nn.Module) -> Facts:
-    """What the first input is to be like: the model's first numbers."""
+    """Return what the inputs are traced with: type and device of the model's first numbers."""
     state = [*model.parameters(), *model.buffers()]
     numbers = [t for t in state if t.is_floating_point() or t.is_complex()]
     first = next(iter(numbers or state), torch.empty(0))
@@ -244,7 +247,7 @@ def _facts(model: nn.Module) -> Facts:
 
 
 def _open_batch(graph: fx.Graph) -> None:
-    """Numbers that come from that of the images are computed from the first input's size."""
+    """Compute numbers that come from the number of images from the first input's size."""
 
     def expression(graph: fx.Graph, source: fx.Node, number: Any) -> fx.Node:
         size = graph.call_method("size", (source, 0))
@@ -265,7 +268,7 @@ def _replace_literals(
     wanted: Callable[[fx.Node, Any], Any],
     expression: Callable[[fx.Graph, fx.Node, Any], fx.Node],
 ) -> None:
-    """Nodes instead of literals: one, after the first input, for each answer of `wanted` but None."""
+    """Replace literals by nodes: one, behind the inputs, for each answer of `wanted` but None."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     made: dict[Any, fx.Node] = {}
 

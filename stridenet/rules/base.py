@@ -35,7 +35,7 @@ from stridenet.plan import LayerPlan
 
 @dataclass(frozen=True)
 class Call:
-    """One operation of a traced network, as the rules read it."""
+    """Gives the rules what they read of one operation of a traced network."""
 
     traced: fx.GraphModule
     node: fx.Node

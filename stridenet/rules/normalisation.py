@@ -16,7 +16,7 @@ from stridenet.sizes import Counts
 
 
 class BatchNormalisation(Rule):
-    """Statistics over all phases of a channel, as in the strided network, or of each phase.
+    """Normalises with statistics over all phases of a channel, or over each phase by itself.
 
     SyncBatchNorm stays one, with statistics of all devices, but for those of each phase of a map that
     has phantoms, which are of one device.

@@ -44,11 +44,11 @@ class Elementwise(Rule):
 
     @staticmethod
     def _leading(call: Call) -> fx.Node:
-        """The map with the most positions: it says where channels and positions are."""
+        """Return the map with the most positions, which says where channels and positions are."""
         return max(call.maps, key=lambda n: prod(extents(n)))
 
     def _is_laid_out(self, call: Call, node: fx.Node) -> bool:
-        """Whether a map has its dimensions where the leading one has them."""
+        """Tell whether a map has its dimensions where the leading one has them."""
         return layout(node) == layout(self._leading(call))
 
     def applies(self, call: Call) -> bool:
@@ -114,7 +114,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _constant(node: fx.Node, output: FeatureMap) -> FeatureMap | None:
-        """What has one position as a map; None if it is a number or has no channels."""
+        """Return an operand of one position as a map; None if it is a number or has no channels."""
         if not tensors(node.meta["value"]):
             return None
         from_right = cast(int, output.channel) - len(output.size)
@@ -125,7 +125,7 @@ class Elementwise(Rule):
 
 
 class Cast(Rule):
-    """A rule for numbers that get another type, which may be that of a second tensor."""
+    """Gives numbers another type, which may be that of a second tensor."""
 
     several_channel_axes = no_channel_axis = True
 
@@ -138,7 +138,7 @@ class Cast(Rule):
 
 
 class ByChannelFunction(Rule):
-    """A function with vectors of a number for each channel: F.batch_norm, F.prelu."""
+    """Calls a function with vectors that have a number for each channel: F.batch_norm, F.prelu."""
 
     def applies(self, call: Call) -> bool:
         if not super().applies(call) or channel(call.node) != 1 or call.operands[:1] != call.maps:
@@ -149,7 +149,7 @@ class ByChannelFunction(Rule):
 
     @staticmethod
     def _has_statistics(call: Call) -> bool:
-        """Whether it computes statistics of the maps, as F.batch_norm in training does."""
+        """Tell whether it computes statistics of the maps, as F.batch_norm in training does."""
         if call.operation is not F.batch_norm:
             return False
         names = ("running_mean", "running_var", "weight", "bias", "training")
@@ -171,7 +171,7 @@ class ByChannelFunction(Rule):
 
 
 class PerChannel(Rule):
-    """A parameter for each channel (PReLU): one for each of its phases."""
+    """Repeats a parameter of each channel (PReLU) for each of its phases."""
 
     def applies(self, call: Call) -> bool:
         return super().applies(call) and channel(call.node) == 1
@@ -231,7 +231,7 @@ class ByPixel(Rule):
 
 
 class OfChannels(ByPixel):
-    """One number, or several, from the channels of each position, which are no dimension after it."""
+    """Reduces the channels of each position, which have no dimension afterwards."""
 
     moves_channels = True
 
@@ -246,7 +246,7 @@ class OfChannels(ByPixel):
 
 
 class Dense(ByPixel):
-    """Linear: on vectors as it is, on the channels of a channels-last map for each pixel."""
+    """Runs Linear on vectors as it is, and on the channels of each pixel of a channels-last map."""
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
@@ -267,12 +267,12 @@ def shape_of_weight(call: Call) -> tuple[int, ...]:
 
 
 def pin_result(call: Call, factors: Factors) -> None:
-    """Its result has one position, whatever the form of the map before."""
+    """Pin the factors of a call's result, which has one position whatever the map's form."""
     for axis in axes(call.node):
         factors.pin(axis, f"{call.label} leaves one position")
 
 
 def repeated(tensor: Tensor, times: int) -> Tensor:
-    """A number for each channel, so many times in a row; a parameter stays one."""
+    """Return a vector with each number repeated so many times; of a parameter, a parameter."""
     many = tensor.detach().repeat_interleave(times) if times > 1 else tensor.detach().clone()
     return nn.Parameter(many, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else many

@@ -15,7 +15,7 @@ from stridenet.rules.base import Call, Rule, device_of, dtype_of
 
 
 class Upsampling(Rule):
-    """By whole numbers: f(out) = r·f(in)."""
+    """Upsamples by whole numbers: f(out) = r·f(in)."""
 
     puts_channels_first = True
 
@@ -58,7 +58,7 @@ class Upsampling(Rule):
 
 
 class NearestUpsampling(Upsampling):
-    """Each position repeated."""
+    """Repeats each position."""
 
     modes = ("nearest", "nearest-exact")
 
@@ -67,13 +67,15 @@ class NearestUpsampling(Upsampling):
 
 
 class LinearUpsampling(Upsampling):
-    """Linear, bilinear, trilinear: each position between two that are next to it, on each axis."""
+    """Interpolates between the two nearest positions on each axis: linear, bilinear, trilinear."""
 
     modes = ("linear", "bilinear", "trilinear")
 
     def _weights(self, call: Call, size: int, length: int) -> Tensor:
-        """What each of `length` positions takes of each of `size`: torch's own numbers, from maps that
-        are one at a single position."""
+        """Return the weight that each of `length` positions gives to each of `size`.
+
+        They are torch's own numbers, from maps that are one at a single position.
+        """
         ones = torch.eye(size, dtype=torch.float64).unsqueeze(1)
         corners = self._given(call).get("align_corners")
         return F.interpolate(ones, length, mode="linear", align_corners=corners)[:, 0].T
@@ -85,7 +87,7 @@ class LinearUpsampling(Upsampling):
 
 
 class PixelShuffle(Rule):
-    """r² channels become one with r times the positions on each axis: f(out) = r·f(in)."""
+    """Makes one channel, with r times the positions on each axis, of r²: f(out) = r·f(in)."""
 
     puts_channels_first = True
 
@@ -104,7 +106,7 @@ class PixelShuffle(Rule):
 
 
 class PixelUnshuffle(PixelShuffle):
-    """r positions on each axis become r² channels: f(in) = r·f(out)."""
+    """Makes r² channels of r positions on each axis: f(in) = r·f(out)."""
 
     def _scale(self, call: Call) -> int:
         return extents(call.maps[0])[0] // extents(call.node)[0]
@@ -126,7 +128,7 @@ PADDINGS: dict[Any, str] = {
 
 
 class PaddingByPositions(Rule):
-    """Padding with positions of the map: reflected, repeated, or from the other side."""
+    """Pads with positions of the map: reflected, repeated, or from the other side."""
 
     puts_channels_first = True
 
@@ -137,7 +139,7 @@ class PaddingByPositions(Rule):
 
     @staticmethod
     def _pairs(call: Call) -> list[tuple[int, int]]:
-        """Before and after each axis, from the first on."""
+        """Return the padding before and after each axis, from the first on."""
         given = call.arguments("padding") if call.module else call.arguments("pad")
         flat = list(given["padding" if call.module else "pad"])
         return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
@@ -156,7 +158,7 @@ class PaddingByPositions(Rule):
 
 
 class ExpandedAxes(Rule):
-    """Axes of size one repeated to the size of a map: expand, expand_as, broadcast_to."""
+    """Repeats axes of size one to the size of a map: expand, expand_as, broadcast_to."""
 
     without_maps = True
 
@@ -185,7 +187,7 @@ class ExpandedAxes(Rule):
 
     @staticmethod
     def _batch(call: Call) -> int | None:
-        """How many images it has, as RepeatedAxes is to be told."""
+        """Return the number of images of the result, as RepeatedAxes takes it."""
         source = call.operands[0]
         if shape(source)[0] == shape(call.node)[0] and len(shape(source)) == len(shape(call.node)):
             return -1

@@ -13,7 +13,7 @@ from stridenet.rules.base import Call, Rule, sequence
 
 
 class Concatenation(Rule):
-    """Maps side by side, over channels in any form, over positions in ordinary form."""
+    """Puts maps side by side: over channels in any form, over positions in ordinary form."""
 
     several_channel_axes = True
 
@@ -35,7 +35,7 @@ class Concatenation(Rule):
 
 
 class Stack(Rule):
-    """Maps on top of each other, along a dimension of their own."""
+    """Stacks maps along a new dimension."""
 
     moves_channels = True
 
@@ -59,7 +59,7 @@ class Stack(Rule):
 
 
 class Split(Rule):
-    """Channels into parts: each part has its phases with it."""
+    """Splits channels into parts: each part has its phases with it."""
 
     several_channel_axes = True
 
@@ -84,7 +84,7 @@ class Split(Rule):
 
 
 class Permutation(Rule):
-    """Another order of the dimensions; the phases go where the channels go."""
+    """Orders the dimensions anew; the phases go where the channels go."""
 
     moves_channels = True
 
@@ -92,7 +92,7 @@ class Permutation(Rule):
 
     @staticmethod
     def _order(call: Call) -> list[int]:
-        """Which dimension of the map comes at each place: found on one whose sizes tell."""
+        """Return the map's dimension at each place of the result, found on a map of distinct sizes."""
         rank = len(shape(call.maps[0]))
         told = call.as_module()(torch.empty(tuple(range(1, rank + 1)), device="meta"))
         return [size - 1 for size in told.shape]
@@ -118,7 +118,7 @@ class Permutation(Rule):
 
 
 class Flatten(Rule):
-    """A map to a vector, in the strided network's order."""
+    """Flattens a map to a vector, in the strided network's order."""
 
     several_channel_axes = no_channel_axis = True
 

@@ -36,7 +36,7 @@ def _fill(call: Call) -> float:
 
 
 class PositionPadding(Windowed):
-    """Constant padding of positions: a window of one tap reads `outside` beside the map."""
+    """Pads positions with a constant: a window of one tap reads `outside` beside the map."""
 
     def outside(self, call: Call) -> float:
         return _fill(call)
@@ -51,7 +51,7 @@ class PositionPadding(Windowed):
 
 
 class ChannelPadding(Rule):
-    """Constant padding of channels: each new one comes with its phases."""
+    """Pads channels with a constant: each new one comes with its phases."""
 
     puts_channels_first = True
 
@@ -90,7 +90,7 @@ def _is_sliced_map(call: Call) -> bool:
 
 
 class TupleElement(Rule):
-    """An element of a tuple, as torch.split and torch.max give them."""
+    """Takes an element of a tuple, as torch.split and torch.max give them."""
 
     several_channel_axes = no_channel_axis = True
 
@@ -102,7 +102,7 @@ class TupleElement(Rule):
 
 
 class ChannelSlice(Rule):
-    """A slice of channels: the same channels of each pixel."""
+    """Slices channels: it takes the same channels of each pixel."""
 
     def applies(self, call: Call) -> bool:
         return _is_sliced_map(call) and all(s == slice(None) for s in _slices(call)[1:])
@@ -112,7 +112,7 @@ class ChannelSlice(Rule):
 
 
 class PositionSlice(Windowed):
-    """A slice of positions: a window of one tap, whose stride is the slice's step."""
+    """Slices positions: a window of one tap, whose stride is the slice's step."""
 
     puts_channels_first = False
 
