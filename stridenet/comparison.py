@@ -141,7 +141,7 @@ class SideBySide(GraphRunner):
     def _received(self, node: fx.Node) -> Any:
         """Return what the strided operation is given for a node: a copy, as it may work in place."""
         if node.op == "get_attr":
-            return _cloned(self.strided.get_attr(node.target, (), {}))
+            return _clone_all(self.strided.get_attr(node.target, (), {}))
         if node in self.images and self.planned.map_of(node).phases > 1:
             return self.images[node].clone()
         return self._real(node, self.env[self.twins[node.name]])
@@ -149,7 +149,7 @@ class SideBySide(GraphRunner):
     def _real(self, node: fx.Node, value: Any) -> Any:
         """Return the positions of a twin's map that the strided network has too."""
         if not tensors(value) or self.planned.map_of(node).phases == 1:
-            return _cloned(value)
+            return _clone_all(value)
         feature_map = self.planned.map_of(node)
         if isinstance(value, Tensor):
             return feature_map.to_maps(value).clone()
@@ -162,9 +162,9 @@ class SideBySide(GraphRunner):
         return parts
 
     def _lively(self, node: fx.Node, value: Any) -> Any:
-        """Return the map, with random numbers in channels that are mostly one number: they show nothing.
+        """Return the map, with random numbers in channels that are mostly one number.
 
-        They are from 0.1 to 0.9, where every function is defined.
+        Such channels show nothing. The numbers are from 0.1 to 0.9, where every function is defined.
         """
         if not isinstance(value, Tensor) or not value.is_floating_point() or not value.numel():
             return value
@@ -184,7 +184,7 @@ class SideBySide(GraphRunner):
         return torch.where(still, lively.to(value), value)
 
 
-def _cloned(value: Any) -> Any:
+def _clone_all(value: Any) -> Any:
     return tree_map(lambda v: cloned(v) if isinstance(v, Tensor) else v, value)
 
 
@@ -200,13 +200,13 @@ def compared_outputs(layer: str, what: str, expected: Any, obtained: Any) -> Lay
     for a, b in zip(first, second, strict=True):
         if isinstance(a, Tensor) and isinstance(b, Tensor):
             plain = a.abs() if a.is_complex() or a.is_floating_point() else a.double().abs()
-            reports.append(compared(layer, what, a, b, _spare(a) * plain))
+            reports.append(compared(layer, what, a, b, _allowed_share(a) * plain))
         elif isinstance(a, Tensor) or isinstance(b, Tensor) or not _alike(a, b):
-            return failed(layer, f"{what}: {_shown(b)}, not {_shown(a)}")
+            return failed(layer, f"{what}: {_format(b)}, not {_format(a)}")
     return worst(reports or [LayerReport(layer, what, 0.0, 0.0, 0.0, True)])
 
 
-def _spare(tensor: Tensor) -> float:
+def _allowed_share(tensor: Tensor) -> float:
     """Return the allowed share of a number; accelerators may take another algorithm at each call."""
     return (4 if tensor.device.type == "cpu" else 2**10) * unit_roundoff([tensor])
 
@@ -218,5 +218,5 @@ def _alike(a: Any, b: Any) -> bool:
     return type(a) is type(b)
 
 
-def _shown(value: Any) -> str:
+def _format(value: Any) -> str:
     return type(value).__name__ if isinstance(value, Tensor) else repr(value)[:40]

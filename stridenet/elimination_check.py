@@ -124,7 +124,7 @@ def traced_report(
             add_noise(noisy, kind)
         layers, graph = with_numbers_of(noisy, planned.traced), planned.traced.graph
         for network in (noisy, layers):
-            stilled(network, planned.traced)
+            evaluate_layers(network, planned.traced)
         report = compare_traced(noisy, layers, graph, batches, only_finite=kind is not None)
         if report is None or (not report.passed and _branches_apart(planned, noisy, kind)):
             continue
@@ -196,7 +196,7 @@ def _compare(
 # The traced network beside the model ---------------------------------------------------------------
 
 
-def stilled(network: nn.Module, traced: fx.GraphModule) -> None:
+def evaluate_layers(network: nn.Module, traced: fx.GraphModule) -> None:
     """Set layers that are called whole to evaluation; modules that call them keep the traced mode."""
     modules = dict(network.named_modules())
     for node in traced.graph.nodes:

@@ -9,7 +9,7 @@ from stridenet.layers import Padding
 from stridenet.options import Options
 from stridenet.phases import FeatureMap
 from stridenet.sizes import NONE, Counts, Size, format_size
-from stridenet.tables import aligned, data_frame
+from stridenet.tables import aligned, data_frame, filter_columns
 from stridenet.taps import Taps, TransposedTapMap, phase_size
 
 if TYPE_CHECKING:
@@ -148,12 +148,7 @@ class EliminationPlan:
                 "operation": layer.operation,
                 "strided_map": format_size(layer.output.size),
                 "unit_stride_map": format_size(layer.output.unit_stride_size),
-                "strided_filter": format_size(layer.weight_size),
-                "unit_stride_filter": format_size(layer.unit_stride_weight_size),
-                "strided_weights": prod(layer.weight_size) if layer.weight_size else 0,
-                "unit_stride_weights": prod(layer.unit_stride_weight_size)
-                if layer.weight_size
-                else 0,
+                **filter_columns(layer.weight_size, layer.unit_stride_weight_size),
                 "structural_zeros": layer.structural_zeros,
                 "strided_parameters": layer.parameters.strided,
                 "unit_stride_parameters": layer.parameters.unit_stride,

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     pass
 
 
-ANetwork = TypeVar("ANetwork", bound=nn.Module)
+Network = TypeVar("Network", bound=nn.Module)
 _INTEGERS = (torch.int64, torch.int32)
 
 
@@ -49,14 +49,14 @@ def origins(twin: Any) -> dict[str, Origin]:
         return network_origins(twin)
     numbered = copy.deepcopy(_strided(twin)).to_empty(device="cpu").double()
     sources, first = [], 1
-    for name, tensor in _numbers(numbered):
+    for name, tensor in _numbered(numbered):
         numbers = torch.arange(first, first + tensor.numel(), dtype=torch.float64)
         tensor.copy_(numbers.reshape(tensor.shape))
         sources.append((first, name, tensor.shape))
         first += tensor.numel()
     sizes = tuple(given.size for given in twin.plan.inputs)
     found: dict[str, Origin] = {}
-    for name, tensor in _numbers(build(planned_network(numbered, sizes, twin.plan.options))):
+    for name, tensor in _numbered(build(planned_network(numbered, sizes, twin.plan.options))):
         last = int(tensor.max())
         start, source, size = next(s for s in reversed(sources) if s[0] <= last)
         entries = torch.where(tensor > 0, tensor - start, -1).long()
@@ -78,7 +78,7 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
         )
 
 
-def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
+def _numbered(network: nn.Module) -> list[tuple[str, Tensor]]:
     """Return parameters, statistics and counts by name.
 
     These are the tensors of a state_dict that can hold large numbers.
@@ -163,7 +163,7 @@ class Masked(nn.Module):
         return self(tensor)
 
 
-def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = False) -> ANetwork:
+def share(twin: Network, sharing: str | Mapping[str, str], project: bool = False) -> Network:
     """Return a copy of the twin whose layers share their parameters in one of three ways (section 6).
 
     tied: the strided weights and biases are the parameters; the twin's are derived from them.

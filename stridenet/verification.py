@@ -50,7 +50,7 @@ from stridenet.twin_structure import differing_settings, graph_code, planned_lik
 
 __all__ = ["LayerReport", "VerificationReport", "compare_scores", "verify"]
 
-ANetwork = TypeVar("ANetwork", bound=nn.Module)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def verify(
@@ -108,9 +108,9 @@ class _Verification:
         self.model, self.in_float64, self.traced = self._compare_traced(own, planned)
         if not self.traced.passed:  # nor would the rest say what the model computes
             return
-        self.twin = _plain(copy.deepcopy(twin).cpu())
+        self.twin = _evaluated(copy.deepcopy(twin).cpu())
         planned.traced.eval()
-        made = _plain(build(planned))
+        made = _evaluated(build(planned))
         self.differing = differing_settings(made, self.twin.network, planned.plan)
         self.rewired = rewired(made.graph, self.twin.network.graph, planned)
         self._cast(made, self.twin)
@@ -170,7 +170,7 @@ class _Verification:
             planned.traced.eval()
             if kind is None or finite(self._run_strided(planned.traced)):
                 break
-        made = _plain(build(planned))
+        made = _evaluated(build(planned))
         self._cast(made)
         _add(self.twin.network, made)
         return planned
@@ -250,14 +250,14 @@ class _Verification:
 # Twins' numbers -------------------------------------------------------------------------------------
 
 
-def _plain(network: ANetwork) -> ANetwork:
+def _evaluated(network: Network) -> Network:
     """Return the network in evaluation mode, with parametrized weights as they are, before any cast."""
     network.eval()
     make_plain(network)
     return network
 
 
-def _numbers(network: nn.Module) -> dict[str, Tensor]:
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
     """Return parameters and buffers by name, including those that no state_dict holds."""
     parameters = network.named_parameters(remove_duplicate=False)
     named = dict(chain(parameters, network.named_buffers(remove_duplicate=False)))
@@ -266,7 +266,7 @@ def _numbers(network: nn.Module) -> dict[str, Tensor]:
 
 def _subtract(network: nn.Module, made: nn.Module) -> None:
     """Leave in the first network how it differs from the second; zeros, where it is as it was made."""
-    own, its = _numbers(network), _numbers(made)
+    own, its = _tensors(network), _tensors(made)
     state, expected = network.state_dict(), made.state_dict()
     changed = sorted(state.keys() ^ expected.keys()) + [
         name for name in state if name in expected and state[name].shape != expected[name].shape
@@ -281,7 +281,7 @@ def _subtract(network: nn.Module, made: nn.Module) -> None:
 
 def _add(network: nn.Module, made: nn.Module) -> None:
     """Add the second network's numbers: where there was no difference, these are left exactly."""
-    _each_once(_numbers(network), _numbers(made), lambda tensor, other: tensor.add_(other))
+    _each_once(_tensors(network), _tensors(made), lambda tensor, other: tensor.add_(other))
 
 
 def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> None:
@@ -332,7 +332,7 @@ def compare_scores(
     return {"agreeing": agreeing, "images": len(images), "largest_difference": largest}
 
 
-def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
+def _copied(network: Network, dtype: torch.dtype) -> Network:
     """Return a copy in evaluation mode on the CPU, with parametrized weights from before the cast."""
     made = copied(network).eval()
     make_plain(made)

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -30,7 +30,17 @@ from stridenet.by_layer.arithmetic import (
 from stridenet.phases import expand_bias
 from stridenet.windows import TransposedWindow, Window, Windows
 
-Rule = Callable[..., Tensor | None]  # None: the call has no stride, and stays as it is
+# Takes the number of axes, how depthwise convolutions are computed, and the arguments by name. Returns
+# None for a call without a stride, which stays as it is.
+UnitStrideFunction = Callable[[int, str, dict[str, Any]], Tensor | None]
+
+
+class StridedFunction(NamedTuple):
+    """Describes one of torch's functions that may have strides."""
+
+    compute: UnitStrideFunction
+    axes: int  # that it works on; 0 for any number
+    names: tuple[str, ...]  # of its arguments, in order
 
 
 def numbers(value: Any, axes: int) -> tuple[int, ...]:
@@ -39,7 +49,7 @@ def numbers(value: Any, axes: int) -> tuple[int, ...]:
     return given * axes if len(given) == 1 else given
 
 
-def _padding(padding: Any, axes: int) -> tuple[int, ...]:
+def _padding_numbers(padding: Any, axes: int) -> tuple[int, ...]:
     return (0,) * axes if padding == "valid" else numbers(padding, axes)
 
 
@@ -49,7 +59,7 @@ def _convolution(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | N
         return None
     sizes = map(int, given["weight"].shape[2:])  # torch.jit.trace has tensors there
     dilation = numbers(given.get("dilation", 1), axes)
-    padding = [(p, p) for p in _padding(given.get("padding", 0), axes)]
+    padding = [(p, p) for p in _padding_numbers(given.get("padding", 0), axes)]
     windows = tuple(map(Window, sizes, stride, dilation, padding))
     weight = expanded(given["weight"], windows)
     groups = given.get("groups", 1)
@@ -143,7 +153,7 @@ def _adaptive_average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None
     return None if windows is None else average_pool(given["input"], windows)
 
 
-# For each function: its rule, the number of axes that it works on, and its arguments' names in order.
+# Names of arguments, in order.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (
     "input",
@@ -161,11 +171,11 @@ _AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_inc
             "divisor_override")  # fmt: skip
 _POWER = ("input", "norm_type", "kernel_size", "stride", "ceil_mode")
 _ADAPTIVE = ("input", "output_size", "return_indices")
-_CONVOLUTIONS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+_CONVOLUTIONS: list[tuple[UnitStrideFunction, tuple[str, ...], tuple[Any, ...]]] = [
     (_convolution, _CONVOLUTION, (F.conv1d, F.conv2d, F.conv3d)),
     (_transposed, _TRANSPOSED, (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)),
 ]
-_POOLINGS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+_POOLINGS: list[tuple[UnitStrideFunction, tuple[str, ...], tuple[Any, ...]]] = [
     (_maximum, _MAXIMUM, (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
     (_maximum, _MAXIMUM, (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)),
     (_average, _AVERAGE, (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
@@ -177,15 +187,17 @@ _POOLINGS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
 ]  # fmt: skip
 
 
-def _by_function(table: list[Any]) -> dict[Any, tuple[Rule, int, tuple[str, ...]]]:
+def _by_function(table: list[Any]) -> dict[Any, StridedFunction]:
     return {
-        function: (rule, axes, names)
-        for rule, names, functions in table
+        function: StridedFunction(compute, axes, names)
+        for compute, names, functions in table
         for axes, function in enumerate(functions, 1)
     }
 
 
-CONVOLUTION_CALLS = _by_function(_CONVOLUTIONS) | {torch.convolution: (_any_convolution, 0, _ANY)}
+CONVOLUTION_CALLS = _by_function(_CONVOLUTIONS) | {
+    torch.convolution: StridedFunction(_any_convolution, 0, _ANY)
+}
 POOLING_CALLS = _by_function(_POOLINGS)
 CALLS = {False: CONVOLUTION_CALLS, True: CONVOLUTION_CALLS | POOLING_CALLS}
 
@@ -197,25 +209,23 @@ def unit_stride_call(
     known = CALLS[pooling].get(function)
     if known is None:
         return None
-    rule, axes, names = known
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return rule(axes, depthwise, given)
+    given = dict(zip(known.names, args, strict=False)) | kwargs
+    return known.compute(known.axes, depthwise, given)
 
 
 def has_stride(function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool) -> bool:
-    """Tell whether a call is one that is to have unit strides, or would be if that were possible."""
+    """Tell whether a call has a stride above one that a conversion is to remove, if it can."""
     known = CALLS[pooling].get(function)
     if known is None:
         name = getattr(function, "__name__", "")
         if not (pooling and name.startswith("max_pool") and name.endswith("_with_indices")):
             return False
-        known = (_maximum, int(name[len("max_pool")]), _MAXIMUM)
-    rule, axes, names = known
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if rule in (_adaptive_maximum, _adaptive_average):
-        return _adaptive(axes, given) is not None
+        known = StridedFunction(_maximum, int(name[len("max_pool")]), _MAXIMUM)
+    given = dict(zip(known.names, args, strict=False)) | kwargs
+    if known.compute in (_adaptive_maximum, _adaptive_average):
+        return _adaptive(known.axes, given) is not None
     if "kernel_size" in given:
-        return _windows(axes, given) is not None
+        return _windows(known.axes, given) is not None
     return max(numbers(given.get("stride", 1), 1)) > 1
 
 
@@ -238,21 +248,21 @@ class UnitStrideCalls(TorchFunctionMode):
             return func(*args, **kwargs)
         proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
         if proxy is not None:  # torch.fx traces a user's forward: the call is a leaf
-            how = (func.__name__, self.pooling, self.depthwise)
-            return proxy.tracer.create_proxy("call_function", call, (*how, *args), kwargs)
+            fixed = (func.__name__, self.pooling, self.depthwise)
+            return proxy.tracer.create_proxy("call_function", call, (*fixed, *args), kwargs)
         if self.observe is not None:  # before it runs: it may be given what it changes
-            args, kwargs = tree_map(_cloned, (args, kwargs))
+            args, kwargs = tree_map(_copy_of, (args, kwargs))
         result = unit_stride_call(func, args, kwargs, self.pooling, self.depthwise)
         if result is None:
             return func(*args, **kwargs)
         if self.observe is not None:
-            names = CALLS[self.pooling][func][2]
+            names = CALLS[self.pooling][func].names
             given = dict(zip(names, args, strict=False)) | kwargs
             self.observe(func, args, kwargs, given, result)
         return result
 
 
-def _cloned(value: Any) -> Any:
+def _copy_of(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
@@ -308,7 +318,7 @@ class _Reader:
         if code is None or (id(code), of) in self.seen or _is_torchs(function):
             return False
         self.seen.add((id(code), of))
-        called, texts = _named(code)
+        called, texts = _names_and_texts(code)
         if called & self.names or ("getattr" in called and any("conv" in t for t in texts)):
             return True
         cells = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
@@ -351,11 +361,11 @@ class _Reader:
         return [*(value.values() if isinstance(value, dict) else value)]
 
 
-def _named(code: Any) -> tuple[set[str], set[str]]:
+def _names_and_texts(code: Any) -> tuple[set[str], set[str]]:
     """Return the names and the string constants of a piece of code, and of those within it."""
     names, texts = set(code.co_names), {c for c in code.co_consts if isinstance(c, str)}
     for inner in (c for c in code.co_consts if inspect.iscode(c)):
-        more = _named(inner)
+        more = _names_and_texts(inner)
         names |= more[0]
         texts |= more[1]
     return names, texts

@@ -7,7 +7,7 @@ the rounding of this one operation. What was not converted is the model's own co
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -27,9 +27,20 @@ from stridenet.running import cloned, leaves, one_line, seed, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 LARGEST = 2**20  # positions of a map on which a layer is checked by itself
-APART = (
-    1e-3  # of the largest output, where the outputs of two networks count as different in the check
-)
+APART = 1e-3  # the share of the largest output beyond which outputs count as different
+
+
+class NetworkComparison(NamedTuple):
+    """Holds what a comparison of a model and its converted network found."""
+
+    reports: list[LayerReport]  # one for each converted call, in order
+    difference: float  # the largest of an output; infinite if outputs are of other types
+    largest: float  # number of the model's output
+
+    @property
+    def differs(self) -> bool:
+        """Tell whether the outputs differ by more than rounding can explain."""
+        return not self.difference <= APART * max(self.largest, 1e-30)
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
@@ -87,21 +98,17 @@ def check_network(
         before, after = (copied(network).eval() for network in (model, same))
         inputs = as_inputs(example_inputs)
         with _Watch(model, pooling) as watch:
-            reports, difference, largest = compare(before, after, inputs, watch)
-        for report in reports:
+            found = compare(before, after, inputs, watch)
+        for report in found.reports:
             _require(report)
-        if _are_apart(difference, largest) and not _agree_in_float64(model, same, inputs):
+        if found.differs and not _agree_in_float64(model, same, inputs):
             raise NotEqualError(
-                f"the converted network differs from the model by {difference:.2g} at outputs up to "
-                f"{largest:.2g}, though each converted call is equal: its forward reads what a "
+                f"the converted network differs from the model by {found.difference:.2g} at outputs up "
+                f"to {found.largest:.2g}, though each converted call is equal: its forward reads what a "
                 "conversion changes (a layer's weight, stride or type); leave that layer out, with "
                 "only=[…]"
             )
     return watch.left
-
-
-def _are_apart(difference: float, largest: float) -> bool:
-    return not difference <= APART * max(largest, 1e-30)
 
 
 def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool:
@@ -115,10 +122,10 @@ def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool
     )
     try:
         before, after = (copied(network).eval().double() for network in (model, same))
-        reports, difference, largest = compare(before, after, wide)
+        found = compare(before, after, wide)
     except (RuntimeError, TypeError, ValueError):  # a forward that takes float32 alone
         return False
-    return all(report.passed for report in reports) and not _are_apart(difference, largest)
+    return all(report.passed for report in found.reports) and not found.differs
 
 
 def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
@@ -154,7 +161,7 @@ class _Watch(TorchFunctionMode):
         super().__init__()
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.pooling = pooling
-        self.converted = False  # whether it is the converted network that runs
+        self.converted = False  # true while the converted network runs
         self.left: list[str] = []
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
@@ -181,7 +188,7 @@ class _Watch(TorchFunctionMode):
 
 
 class _WatchAll(_Watch):
-    """Sees strided calls of every kind, but for pooling of whole maps."""
+    """Watches for strided calls of every kind, but for pooling of whole maps."""
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
         """Tell whether a call has a stride above one."""
@@ -194,9 +201,8 @@ class _WatchAll(_Watch):
 
 def compare(
     model: nn.Module, same: nn.Module, inputs: Inputs, watch: _Watch | None = None
-) -> tuple[list[LayerReport], float, float]:
-    """Run two networks, which are copies of ours. Returns a report for each converted call in order,
-    the largest difference of an output, and the largest output."""
+) -> NetworkComparison:
+    """Run two networks, which are copies of ours, and compare each converted call and the outputs."""
     seed()
     expected = run(model, inputs)
     reports: list[LayerReport] = []
@@ -224,7 +230,7 @@ def compare(
             "reads what a conversion changes (a layer's weight, stride or type); leave that layer out, "
             "with only=[…]"
         ) from error
-    return reports, *_apart(expected, obtained)
+    return NetworkComparison(reports, *_apart(expected, obtained))
 
 
 def run(network: nn.Module, inputs: Inputs) -> Any:

@@ -16,7 +16,7 @@ from stridenet.by_layer.modules import (
     UnitStrideForward,
     UnitStrideLayer,
     UnitStridePooling,
-    describes_the_original,
+    describe_original,
     exchange_back,
 )
 from stridenet.copies import copied, unwrapped
@@ -142,7 +142,7 @@ def fold_layers_back(model: Model) -> Model:
         elif isinstance(module, UnitStrideLayer):
             if not isinstance(module, UnitStridePooling):
                 _fold(module, done)
-            describes_the_original(module)
+            describe_original(module)
         exchange_back(module)
     return strided
 

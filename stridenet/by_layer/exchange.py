@@ -25,7 +25,7 @@ from stridenet.by_layer.modules import (
     UnitStridePooling,
     UnitStrideTransposed,
     class_before,
-    describes_unit_strides,
+    describe_unit_strides,
     exchange,
 )
 from stridenet.copies import copied, unwrapped
@@ -64,8 +64,8 @@ def exchanged(
 
 
 @dataclass(frozen=True)
-class Step:
-    """One module whose class is to be exchanged, and what for."""
+class ClassExchange:
+    """Says which module gets another class, and the mixin that this class has."""
 
     name: str
     module: Any
@@ -73,17 +73,19 @@ class Step:
 
     @property
     def label(self) -> str:
-        """Return its name and class, as errors say them."""
+        """Return its name and class, as errors give them."""
         return f"{self.name or 'the model'} ({type(self.module).__name__})"
 
 
-def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> list[Step]:
+def planned_steps(
+    model: nn.Module, only: Sequence[str] | None, pooling: bool
+) -> list[ClassExchange]:
     """Return the modules whose classes are to be exchanged, in order.
 
     Raises StrideEliminationError for a module that cannot be converted.
     """
     found = [
-        Step(name, module, mixin)
+        ClassExchange(name, module, mixin)
         for name, module in model.named_modules()
         if (mixin := mixin_for(module, pooling or only is not None)) is not None
     ]
@@ -133,7 +135,7 @@ def _has_torchs_forward(layer: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
 # What cannot be converted ---------------------------------------------------------------------------
 
 
-def _require_convertible(step: Step) -> None:
+def _require_convertible(step: ClassExchange) -> None:
     module = step.module
     if "forward" in vars(module):
         raise StrideEliminationError(
@@ -155,7 +157,7 @@ def _require_convertible(step: Step) -> None:
         _require_whole(step)
 
 
-def _require_whole(step: Step) -> None:
+def _require_whole(step: ClassExchange) -> None:
     """Refuse a convolution whose weight is set by something else, or does not fit its sizes."""
     layer = step.module
     for hook in layer._forward_pre_hooks.values():
@@ -177,7 +179,7 @@ def _require_whole(step: Step) -> None:
         )
 
 
-def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
+def _require_whole_weights(model: nn.Module, steps: list[ClassExchange]) -> None:
     """Refuse a tensor of several layers that would become another one in each."""
     converted = {
         id(step.module): step
@@ -200,7 +202,7 @@ def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
             )
 
 
-def _becomes(held: str, step: Step | None) -> Any:
+def _becomes(held: str, step: ClassExchange | None) -> Any:
     """Return a key of what is done to a tensor of a layer: equal for equal changes, None for none."""
     if step is None or held not in ("weight", "bias"):
         return None
@@ -214,7 +216,7 @@ def _becomes(held: str, step: Step | None) -> Any:
 
 
 @torch.no_grad()
-def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
+def _convert(step: ClassExchange, pooling: bool, depthwise: str, done: set[int]) -> None:
     """Convert one module in place; done: the ids of tensors that were expanded for a layer before."""
     module = step.module
     if step.mixin is UnitStrideForward:
@@ -229,7 +231,7 @@ def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
         if step.mixin is UnitStrideTransposed and module.bias is not None:
             _expand(module, "bias", module.strided.expand_bias, done)
     exchange(module, step.mixin)
-    describes_unit_strides(module, depthwise)
+    describe_unit_strides(module, depthwise)
 
 
 def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:

@@ -5,10 +5,10 @@ torch.nn.utils.parametrize does. A new object in its place would lose what other
 (lists, closures and hooks of the user, names in an optimiser, a weight that two layers share), and a
 forward that asks isinstance(layer, nn.Conv2d) would go another way. With a new class the object, its
 __dict__ and all references to it stay, and only the forward differs. The price is three details, all
-here: the class is made anew for each class that comes (`_exchanged`, cached, so that equal layers have
-equal classes); pickle and copy cannot find it by its name, and make it again from the class before and
-the mixin (`Exchanged`); and the class of a parametrized module is made for that one module, so that the
-exchange goes below it (`_set_class`). Attributes (weight, kernel_size, stride, padding, …) describe the
+here: the class is made for each class that comes (`_class_after`, cached, so that layers of one class
+have one class afterwards); pickle and copy cannot find it by its name, and make it again from the class
+before and the mixin (`Exchanged`); and the class of a parametrized module is made for that one module,
+so that the exchange goes below it (`_set_class`). Attributes (weight, kernel_size, stride, padding, …) describe the
 unit-stride filter; those of the original are in `strided`.
 """
 
@@ -287,7 +287,7 @@ Mixin = Any  # one of the classes above
 
 
 @cache
-def _exchanged(before: Any, mixin: Any) -> Any:
+def _class_after(before: Any, mixin: Any) -> Any:
     """Return the class of a converted module whose class was `before`, always the same object.
 
     It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.
@@ -304,7 +304,7 @@ def _exchanged(before: Any, mixin: Any) -> Any:
 
 def _blank(before: type, mixin: Mixin) -> Any:
     """Return an empty module of the exchanged class, for copy and pickle to fill."""
-    kind = _exchanged(before, mixin)
+    kind = _class_after(before, mixin)
     return kind.__new__(kind)
 
 
@@ -327,7 +327,7 @@ def _is_mixin(kind: type) -> bool:
 
 def exchange(module: nn.Module, mixin: Mixin) -> None:
     """Give a module its converted class, in place; below that of its parametrization, if any."""
-    _set_class(module, _exchanged(class_before(module), mixin))
+    _set_class(module, _class_after(class_before(module), mixin))
 
 
 def exchange_back(module: nn.Module) -> None:
@@ -357,7 +357,7 @@ class Expand(nn.Module):
         return self.strided.expand(tensor)
 
 
-def describes_unit_strides(layer: Any, depthwise: str) -> None:
+def describe_unit_strides(layer: Any, depthwise: str) -> None:
     """Make a converted layer's attributes those of the unit-stride operation, in place."""
     if isinstance(layer, UnitStridePooling):
         _describe_pooling(layer)
@@ -390,7 +390,7 @@ def _describe_pooling(layer: Any) -> None:
             setattr(layer, name, plain)
 
 
-def describes_the_original(layer: Any) -> None:
+def describe_original(layer: Any) -> None:
     """Give a layer the attributes back that it had, in place."""
     was = layer.strided
     if isinstance(was, StridedPooling):

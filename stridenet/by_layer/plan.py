@@ -16,6 +16,7 @@ from stridenet.by_layer.modules import StridedConvolution, StridedPooling, UnitS
 from stridenet.copies import copied, unwrapped
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
 from stridenet.running import undisturbed
+from stridenet.sizes import NONE, Counts
 
 __all__ = ["ConvertedLayer", "LayersPlan", "plan_layers"]
 
@@ -46,8 +47,8 @@ def plan_layers(
         with undisturbed():
             same = exchanged(copied(model).eval(), only, pooling, inplace=True)
             found = _run(same, example_inputs)
-    counted = tuple(sum(p.numel() for p in network.parameters()) for network in (model, same))
-    return LayersPlan(tuple(found), counted, example_inputs is not None)  # type: ignore[arg-type]
+    both = (sum(p.numel() for p in network.parameters()) for network in (model, same))
+    return LayersPlan(tuple(found), Counts(*both), example_inputs is not None)
 
 
 def _without_numbers(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> nn.Module:
@@ -84,7 +85,7 @@ def _run(same: nn.Module, example_inputs: Any) -> list[ConvertedLayer]:
 
 def _noting(found: dict[str, ConvertedLayer], name: str) -> Callable[..., None]:
     def note(layer: Any, args: tuple, result: Tensor) -> None:
-        found[name] = _called(found[name], layer.strided, args[0], result)
+        found[name] = _with_call(found[name], layer.strided, args[0], result)
 
     return note
 
@@ -97,7 +98,7 @@ def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., 
         name = f"{path}: {function.__name__}" if path else function.__name__
         each = _planned(name, was)
         key = f"{name} {was}"
-        found[key] = _called(found.get(key, each), was, given["input"], result)
+        found[key] = _with_call(found.get(key, each), was, given["input"], result)
 
     return note
 
@@ -126,7 +127,7 @@ def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | 
     )
 
 
-def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
+def _with_call(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
     """Return the row with one more call added, counted for one image."""
     axes = len(each.strided_filter) - 2 if each.strided_filter else x.ndim - 2
     read, gave = (tuple(t.shape[-axes - 1 :]) for t in (x, result))
@@ -137,6 +138,7 @@ def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> Conver
     if was.transposed:
         positions = prod(read[1:])
         blocks = prod(-(-size // step) for size, step in zip(gave[1:], was.stride, strict=True))
-    before, after = each.multiply_adds or (0, 0)
-    strided, unit_stride = each.weights
-    return replace(each, multiply_adds=(before + strided * positions, after + unit_stride * blocks))
+    before, weights = each.multiply_adds or NONE, each.weights
+    strided = before.strided + weights.strided * positions
+    unit_stride = before.unit_stride + weights.unit_stride * blocks
+    return replace(each, multiply_adds=Counts(strided, unit_stride))

@@ -1,7 +1,7 @@
 """In what two passes through one forward differ."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -9,7 +9,15 @@ from torch import Tensor, fx
 from stridenet.graph.tracer import Tracer
 
 
-def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, Any, Any]]:
+class Difference(NamedTuple):
+    """A literal that is not the same in two graphs."""
+
+    node: fx.Node | None
+    mine: Any
+    its: Any
+
+
+def differences(one: Tracer, other: Tracer) -> Iterator[Difference]:
     """Yield the literals in which two graphs differ, each with its node in the first graph.
 
     Where graphs differ in more than literals, the last difference has a node of either and None
@@ -20,13 +28,13 @@ def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, An
     for a, b in zip(nodes, others, strict=False):
         mine, its = _leaves(one, a, place), _leaves(other, b, place)
         if len(mine) != len(its) or mine[:1] != its[:1]:
-            yield (a if "where" in a.meta else b), None, None
+            yield Difference(a if "where" in a.meta else b, None, None)
             return
         for x, y in zip(mine[1:], its[1:], strict=True):
             if type(x) is not type(y) or not _equal(x, y):
-                yield a, x, y
+                yield Difference(a, x, y)
     if len(nodes) != len(others):
-        yield None, len(nodes), len(others)
+        yield Difference(None, len(nodes), len(others))
 
 
 def _leaves(tracer: Tracer, node: fx.Node, place: dict[fx.Node, int]) -> list[Any]:

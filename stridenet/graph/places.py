@@ -33,9 +33,10 @@ def _is_tracers(code: CodeType) -> bool:
 
 
 def users_line(traceback: TracebackType | None = None) -> str:
-    """Return the innermost line of the user's code, in a traceback or running now: " (net.py, line 12)".
+    """Return the innermost line of the user's code, as errors name it: " (net.py, line 12)".
 
-    Empty if there is none below the call of stridenet.
+    traceback: of an error; None for the line that runs now. Returns "" if no line below the call of
+    stridenet is the user's.
     """
     frames: list[tuple[str, int, bool]] = []
     if traceback is not None:

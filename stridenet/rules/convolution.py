@@ -55,11 +55,13 @@ class Convolution(Windowed):
         sizes = super().lengths(call)
         if self.pads_with_zeros(call):
             return sizes
-        return [n + sum(pair) for n, pair in zip(sizes, _padding(call.module), strict=True)]
+        return [n + sum(pair) for n, pair in zip(sizes, _padding_pairs(call.module), strict=True)]
 
     def windows(self, call: Call) -> list[Window]:
         conv = call.module
-        padding = _padding(conv) if self.pads_with_zeros(call) else [(0, 0)] * len(conv.stride)
+        padding = (
+            _padding_pairs(conv) if self.pads_with_zeros(call) else [(0, 0)] * len(conv.stride)
+        )
         numbers = zip(conv.kernel_size, conv.stride, conv.dilation, padding, strict=True)
         return [Window(*axis) for axis in numbers]
 
@@ -69,7 +71,7 @@ class Convolution(Windowed):
         return replace(layer, weight_size=size)
 
     @staticmethod
-    def counted(call: Call, layer: LayerPlan) -> LayerPlan:
+    def count_parameters(call: Call, layer: LayerPlan) -> LayerPlan:
         """Return the layer with the number of the twin's parameters."""
         filters = prod(layer.unit_stride_weight_size)
         phases = prod(tap_map.output_factor for tap_map in layer.maps)
@@ -77,7 +79,7 @@ class Convolution(Windowed):
         return replace(layer, parameters=layer.parameters._replace(unit_stride=filters + bias))
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self.counted(call, super().plan(call, layer))
+        return self.count_parameters(call, super().plan(call, layer))
 
     def pad_first(self, call: Call, layer: LayerPlan) -> tuple[LayerPlan, Padding]:
         """Move zeros before the rearrangement on those axes where that makes the filter smaller.
@@ -99,7 +101,7 @@ class Convolution(Windowed):
                 maps[axis], padding[axis] = padded, tap_map.padding
         size = (layer.input.size[0], *(tap_map.size for tap_map in maps))
         layer = replace(layer, inputs=(replace(layer.input, size=size),), maps=tuple(maps))
-        return self.counted(call, layer), tuple(padding)
+        return self.count_parameters(call, layer), tuple(padding)
 
     def strided_filter(self, call: Call) -> Tensor:
         """Return its filter as (out, in / groups, *kernel)."""
@@ -109,7 +111,7 @@ class Convolution(Windowed):
         padding = [tap_map.twin_padding for tap_map in layer.maps]
         inside = all(before == after >= 0 for before, after in padding)
         parts: dict[str, nn.Module] = {}
-        if not self.pads_with_zeros(call) and any(map(any, _padding(call.module))):
+        if not self.pads_with_zeros(call) and any(map(any, _padding_pairs(call.module))):
             parts["positions"] = self._positions(call, layer)
         if not inside:
             zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
@@ -121,7 +123,7 @@ class Convolution(Windowed):
     def _positions(self, call: Call, layer: LayerPlan) -> PositionMap:
         """Return the module that pads with numbers of the map."""
         size, mode = layer.input.spatial, call.module.padding_mode
-        pairs = zip(size, _padding(call.module), strict=True)
+        pairs = zip(size, _padding_pairs(call.module), strict=True)
         positions = [padded_positions(n, pair, mode) for n, pair in pairs]
         padded = replace(layer.input, size=(layer.input.channels, *self.lengths(call)))
         return PositionMap(layer.input, padded, positions, device_of(call))
@@ -168,7 +170,7 @@ class TransposedConvolution(Convolution):
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         maps = self._maps(call, layer.input.factor)
         masked = any(tap_map.reads_phantoms for tap_map in maps)
-        return self.counted(call, replace(layer, maps=maps, masked=masked))
+        return self.count_parameters(call, replace(layer, maps=maps, masked=masked))
 
     def pad_first(self, call: Call, layer: LayerPlan) -> tuple[LayerPlan, Padding]:
         return Rule.pad_first(self, call, layer)
@@ -183,7 +185,7 @@ def _requires_grad(module: nn.Module, name: str) -> bool:
     return bool(getattr(module, name).requires_grad)
 
 
-def _padding(conv: Any) -> list[tuple[int, int]]:
+def _padding_pairs(conv: Any) -> list[tuple[int, int]]:
     """Return the padding before and after each axis, in numbers."""
     if conv.padding == "valid":
         return [(0, 0) for _ in conv.kernel_size]

@@ -41,6 +41,7 @@ from stridenet.onnx.files.writing import write, write_host_layout
 from stridenet.onnx.layout import layout_of, layout_path
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import StridedNode, all_nodes, reason, strided_nodes
+from stridenet.sizes import Counts
 
 PathLike = str | os.PathLike[str]
 
@@ -143,7 +144,9 @@ def plan_file(
     more = sum(prod(e.size(w.shape)) for w, e in conversion.expanded.lazy.values())
     less = {w.value: prod(w.shape) for w, _ in conversion.expanded.lazy.values()}
     gone = sum(n for value, n in less.items() if not value.uses())
-    return LayersPlan(layers, (weights, weights + more - gone), any(each.maps for each in layers))
+    return LayersPlan(
+        layers, Counts(weights, weights + more - gone), any(each.maps for each in layers)
+    )
 
 
 def verify_files(
@@ -312,7 +315,7 @@ def _planned(done: Done) -> ConvertedLayer:
     if whole:
         group = done.step.site.attributes.get("group", 1)
         maps = (((weight.shape[1] * group, *sizes), (weight.shape[0], *given)),)
-        costs = (prod(weight.shape) * prod(given), prod(wide) * prod(given))
+        costs = Counts(prod(weight.shape) * prod(given), prod(wide) * prod(given))
     return ConvertedLayer(
         done.step.name, done.original.op_type, weight.shape, wide, zeros, maps, costs
     )
