@@ -108,8 +108,8 @@ def _cure(call: Call) -> str:
     mode = getattr(call.module, "padding_mode", "zeros")
     if mode != "zeros":
         return (
-            f"its padding_mode={mode!r} has none, only 'zeros' has; convert_layers(model) converts "
-            "it all the same"
+            f"there is none for padding_mode={mode!r}, only for 'zeros'; convert_layers(model) "
+            "converts it all the same"
         )
     return (
         "convert_layers(model) converts the model's convolutions all the same; or write it with "

@@ -15,8 +15,8 @@ README = Path(__file__).resolve().parents[1] / "stridenet" / "rules" / "README.m
 
 
 def code() -> list[str]:
-    """The blocks of Python: the rule, a line of each table, the test."""
-    return re.findall(r"^```python\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
+    """The blocks of code: the rule, a line of each table, the test."""
+    return re.findall(r"^```(?:python)?\n(.*?)^```", README.read_text(), re.MULTILINE | re.DOTALL)
 
 
 def line_of(block: str, module: Any, known: dict[str, Any]) -> Any:

@@ -104,8 +104,8 @@ def check_network(
         if found.differs and not _agree_in_float64(model, same, inputs):
             raise NotEqualError(
                 f"the converted network differs from the model by {found.difference:.2g} at outputs up "
-                f"to {found.largest:.2g}, though each converted call is equal: its forward reads what a "
-                "conversion changes (a layer's weight, stride or type); leave that layer out, with "
+                f"to {found.largest:.2g}, though each converted call is equal: its forward reads what "
+                "a conversion changes (a layer's weight, stride or type); leave that layer out, with "
                 "only=[…]"
             )
     return watch.left

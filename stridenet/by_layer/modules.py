@@ -8,8 +8,8 @@ __dict__ and all references to it stay, and only the forward differs. The price 
 here: the class is made for each class that comes (`_class_after`, cached, so that layers of one class
 have one class afterwards); pickle and copy cannot find it by its name, and make it again from the class
 before and the mixin (`Exchanged`); and the class of a parametrized module is made for that one module,
-so that the exchange goes below it (`_set_class`). Attributes (weight, kernel_size, stride, padding, …) describe the
-unit-stride filter; those of the original are in `strided`.
+so that the exchange goes below it (`_set_class`). Attributes (weight, kernel_size, stride, …)
+describe the unit-stride filter; those of the original are in `strided`.
 """
 
 from collections.abc import Callable
