@@ -302,17 +302,17 @@ def unwrapped(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(_no_module(model))
     for name, module in model.named_modules():
-        named = f"{name or 'the model'} ({type(module).__name__})"
+        label = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise StrideEliminationError(
-                f"{named} is a ScriptModule, which cannot be taken apart: convert the model that it "
+                f"{label} is a ScriptModule, which cannot be taken apart: convert the model that it "
                 "was made from, and apply torch.jit to what comes out"
             )
         home, kind = type(module).__module__, type(module).__name__
         # A FloatFunctional is there to be quantized one day; until then it adds up ordinary numbers.
         if ".quantized" in home and home.startswith("torch.") and kind != "FloatFunctional":
             raise StrideEliminationError(
-                f"{named} is quantized, its weights are packed integers: convert the model before it "
+                f"{label} is quantized, its weights are packed integers: convert the model before it "
                 "is quantized"
             )
     return model

@@ -110,7 +110,7 @@ class Mixture(_ByAxes):
                 self.register_buffer(f"share_{axis}_{term}", share, persistent=False)
 
     def along(self, axis: int, maps: Tensor) -> Tensor:
-        """Return the sums along one axis, of which later ones still have phases and blocks apart."""
+        """Return the sums along one axis; later axes still have phases and blocks apart."""
         total = None
         for term in range(self.terms[axis]):
             read = maps.index_select(2 + axis, self.get_buffer(f"places_{axis}_{term}"))

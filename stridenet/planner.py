@@ -206,7 +206,7 @@ def _unused(name: str, taken: set[str]) -> str:
 def _plan_inputs(
     traced: fx.GraphModule, steps: list[Step], sizes: tuple[Size, ...], factors: AxisFactors
 ) -> tuple[tuple[InputPlan, ...], list[Step]]:
-    """Return the plan of each input, and the steps, of which those that read an input may change.
+    """Return the plan of each input, and the steps: those that read an input may have changed.
 
     An input's phantoms are zeros: what reads zeros outside its map needs no mask. An input that one
     layer alone reads is padded before it is rearranged where that makes the layer smaller.

@@ -110,8 +110,8 @@ def _strided(twin: Any) -> fx.GraphModule:
     for name, module in twin.strided.named_modules():
         if parametrize.is_parametrized(module):
             raise StrideEliminationError(
-                f"{name} has parametrized weights in the strided network, of which a twin has the "
-                "values alone: torch.nn.utils.parametrize.remove_parametrizations first"
+                f"{name} has parametrized weights in the strided network, and a twin has only "
+                "their values: torch.nn.utils.parametrize.remove_parametrizations first"
             )
     return twin.strided
 

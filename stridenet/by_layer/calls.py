@@ -250,7 +250,7 @@ class UnitStrideCalls(TorchFunctionMode):
         if proxy is not None:  # torch.fx traces a user's forward: the call is a leaf
             fixed = (func.__name__, self.pooling, self.depthwise)
             return proxy.tracer.create_proxy("call_function", call, (*fixed, *args), kwargs)
-        if self.observe is not None:  # before it runs: it may be given what it changes
+        if self.observe is not None:  # before the call, which may change its arguments
             args, kwargs = tree_map(_copy_of, (args, kwargs))
         result = unit_stride_call(func, args, kwargs, self.pooling, self.depthwise)
         if result is None:
@@ -279,7 +279,7 @@ _OWN = ("torch.", "builtins", "typing", "abc", "functools", "collections")
 
 
 def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) -> bool:
-    """Tell whether the code of a module's own forward, and what it calls, names such a function.
+    """Tell whether the code of a module's own forward, and what it calls, names a strided function.
 
     Read from the code, without running it: what only may be called counts. A module of torch's own
     does not, nor do the modules inside this one, which are asked themselves. kind: its class, without

@@ -275,8 +275,8 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
         expected = function(*args, **kwargs)
         x = given["input"]
         if function in POOLING_CALLS:
-            named = {key: value for key, value in given.items() if key != "input"}
-            bound = _pooling_bound(lambda x: function(x, **named), function.__name__, x, expected)
+            options = {key: value for key, value in given.items() if key != "input"}
+            bound = _pooling_bound(lambda x: function(x, **options), function.__name__, x, expected)
         else:
             weight, bias = given["weight"], given.get("bias")
             magnitudes = {"input": x.abs(), "weight": weight.abs()}

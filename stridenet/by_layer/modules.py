@@ -290,7 +290,7 @@ Mixin = Any  # one of the classes above
 def _class_after(before: Any, mixin: Any) -> Any:
     """Return the class of a converted module whose class was `before`, always the same object.
 
-    It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.
+    It has the __module__ of `before`, as torch.fx takes torch's own modules for leaves.
     """
     layer = issubclass(mixin, UnitStrideLayer)
     name = f"UnitStride{before.__name__}" if layer else before.__name__
@@ -391,7 +391,7 @@ def _describe_pooling(layer: Any) -> None:
 
 
 def describe_original(layer: Any) -> None:
-    """Give a layer the attributes back that it had, in place."""
+    """Give a layer back the attributes that it had, in place."""
     was = layer.strided
     if isinstance(was, StridedPooling):
         for name, value in was.options:

@@ -9,7 +9,7 @@ from stridenet.sizes import Size, format_size
 
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-BATCH = 10_007  # images while tracing: a prime, so that a size that comes from them can be told
+BATCH = 10_007  # images while tracing: a prime, so that sizes that come from it are recognised
 
 
 def tensors(value: Any) -> list[Tensor]:

@@ -11,7 +11,7 @@ from stridenet.graph.nodes import of_model, tensors
 from stridenet.graph.tracing import trace
 from stridenet.sizes import Size
 
-# They depend on the type of what they are called on, or on that of another tensor, never on numbers.
+# These depend on the type of what they are called on, or of another tensor, never on numbers.
 OF_TYPE_ALONE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 OF_FIRST_ALONE = ("to", "type_as", "type")
 EXPANSIONS = ("expand", "expand_as", "broadcast_to", torch.broadcast_to)
@@ -30,7 +30,7 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
             raise
         traced = trace(model, sizes, buffers_by_name=False)
     for node in reversed(traced.graph.nodes):
-        if node.op == "get_attr" and not node.users:  # of which its type alone was asked
+        if node.op == "get_attr" and not node.users:  # the forward asked for its type alone
             traced.graph.erase_node(node)
         if node.target is getattr:
             _number_of_name(node)
@@ -44,9 +44,9 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
 
 def _number_of_name(node: fx.Node) -> None:
     """Turn maximum.values into maximum[0], as a twin's tuple need not have names."""
-    named = node.all_input_nodes[0].meta["value"]
-    if isinstance(named, tuple):
-        fields = [name for name in ("values", "indices") if hasattr(named, name)]
+    value = node.all_input_nodes[0].meta["value"]
+    if isinstance(value, tuple):
+        fields = [name for name in ("values", "indices") if hasattr(value, name)]
         if node.args[1] in fields:
             node.target = operator.getitem
             node.args = (node.args[0], fields.index(str(node.args[1])))
@@ -99,7 +99,7 @@ def unsaved_buffers(network: nn.Module) -> set[str]:
 
 
 def leave_unsaved(network: nn.Module, names: set[str]) -> None:
-    """Leave buffers of these names out of its state_dict: torch.fx puts all in that it copies."""
+    """Leave buffers of these names out of a state_dict; torch.fx puts in all buffers that it copies."""
     modules: dict[str, Any] = dict(network.named_modules())
     for name in names:
         path, _, own = name.rpartition(".")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 current = threading.local()  # .tracer: the one at work in this thread
 
-# What a meta tensor would answer for itself, and these for the tensor that it stands for.
+# These a meta tensor would answer for itself; a proxy answers for the tensor that it stands for.
 _OF_DEVICE = {
     "device", "is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu", "is_mtia", "is_ipu", "is_xla",
     "is_maia", "is_vulkan", "is_hpu", "get_device", "type", "is_pinned", "is_shared",
@@ -99,7 +99,7 @@ def _counting(name: str) -> Any:
         if type(result) is int:
             result = counted(result)
             if type(result) is int:
-                _note()  # no multiple: it cannot be told from others any more
+                _note()  # no multiple: it looks like any other number from now on
         return result
 
     return method

@@ -2,8 +2,8 @@
 
 The forward of a copy runs once on proxies, under the modules' own names; each operation also runs on
 meta tensors: real shapes, without weights or arithmetic. To the forward, sizes are thus plain numbers
-that it may compute with and branch on. The number of images, dtype and device stay open: the forward
-runs again with others, if it has asked for them, and what follows them is told by comparing.
+that it may compute with and branch on. The number of images, dtype and device stay open: if the
+forward has asked for them, it runs again with others, and a comparison shows what follows them.
 """
 
 import operator
@@ -69,7 +69,7 @@ class _Trace:
             first.tracer.run(first.stage)
             _require_plain_output(first.tracer.output)
         except StrideEliminationError as error:
-            raise self._named(error) from error
+            raise self._with_module(error) from error
         except Exception as error:  # tracing runs the user's forward, which may raise anything
             raise self._explained(error) from error
         refuse_changes(first.tracer, first.stage, self._again)
@@ -173,7 +173,7 @@ class _Trace:
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def _named(self, error: StrideEliminationError) -> StrideEliminationError:
+    def _with_module(self, error: StrideEliminationError) -> StrideEliminationError:
         if not isinstance(error, Refusal):
             return error
         where = getattr(error, "stridenet_module", self._name)
@@ -311,25 +311,25 @@ def _require_ordinary(model: nn.Module) -> None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     owners: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
-        named = f"{name or 'the model'} ({type(module).__name__})"
+        label = f"{name or 'the model'} ({type(module).__name__})"
         own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
         if any(isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer)) for t in own):
             raise StrideEliminationError(
-                f"{named} is lazy and has no weights yet: run the model once, on an input of any batch"
+                f"{label} is lazy and has no weights yet: run the model once, on an input of any batch"
             )
         if any(getattr(module, kind) for kind in hooks):
             raise StrideEliminationError(
-                f"{named} has hooks, which a twin could not keep: remove them (prune.remove for those "
+                f"{label} has hooks, which a twin could not keep: remove them (prune.remove for those "
                 "of pruning, remove_weight_norm for the old weight_norm)"
             )
         if "forward" in vars(module):
             raise StrideEliminationError(
-                f"the forward of {named} was replaced on this one object, which a twin could not "
+                f"the forward of {label} was replaced on this one object, which a twin could not "
                 f"keep: derive a class that has it as its forward, or {CURE}"
             )
         for parameter in module.parameters(recurse=False):
-            if owners.setdefault(parameter, named) != named:
+            if owners.setdefault(parameter, label) != label:
                 raise StrideEliminationError(
-                    f"{owners[parameter]} and {named} share a weight, which their twins could not; "
+                    f"{owners[parameter]} and {label} share a weight, which their twins could not; "
                     f"{CURE}"
                 )

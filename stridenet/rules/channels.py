@@ -137,8 +137,8 @@ class AlongPlain(Rule):
 
     @staticmethod
     def _dimensions(call: Call) -> list[int]:
-        named = call.arguments("dim", "keepdim")
-        given = named.get("dim", named.get("axis", None))
+        arguments = call.arguments("dim", "keepdim")
+        given = arguments.get("dim", arguments.get("axis", None))
         given = (given,) if isinstance(given, int) else given
         if not isinstance(given, (tuple, list)):
             return []

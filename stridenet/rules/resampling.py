@@ -22,7 +22,7 @@ class Upsampling(Rule):
     modes: tuple[str, ...] = ()
 
     def _given(self, call: Call) -> dict[str, Any]:
-        named = (
+        names = (
             "size",
             "scale_factor",
             "mode",
@@ -30,7 +30,7 @@ class Upsampling(Rule):
             "recompute_scale_factor",
             "antialias",
         )
-        return call.arguments(*named)
+        return call.arguments(*names)
 
     def _scale(self, call: Call) -> list[int]:
         sizes = zip(extents(call.maps[0]), extents(call.node), strict=True)

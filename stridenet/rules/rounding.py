@@ -234,11 +234,13 @@ def _functional_batch_norm(call: Call, given: Sequence[Tensor], result: Tensor) 
     arguments, options = fx.node.map_arg((call.node.args, call.node.kwargs), value)
     bound = signature(F.batch_norm).bind(*arguments, **options)
     bound.apply_defaults()
-    named = bound.arguments
-    numbers = [named[name] for name in ("running_mean", "running_var", "weight", "bias")]
-    if named["training"]:
+    given_by_name = bound.arguments
+    numbers = [given_by_name[name] for name in ("running_mean", "running_var", "weight", "bias")]
+    if given_by_name["training"]:
         numbers[:2] = None, None
-    return _batch_norm_bound(given[0], numbers, named["eps"], unit_roundoff([*given, result]))
+    return _batch_norm_bound(
+        given[0], numbers, given_by_name["eps"], unit_roundoff([*given, result])
+    )
 
 
 _TABLE: list[tuple[Bound, Iterable[Any]]] = [

@@ -94,8 +94,8 @@ class Permutation(Rule):
     def _order(call: Call) -> list[int]:
         """Return the map's dimension at each place of the result, found on a map of distinct sizes."""
         rank = len(shape(call.maps[0]))
-        told = call.as_module()(torch.empty(tuple(range(1, rank + 1)), device="meta"))
-        return [size - 1 for size in told.shape]
+        moved = call.as_module()(torch.empty(tuple(range(1, rank + 1)), device="meta"))
+        return [size - 1 for size in moved.shape]
 
     def applies(self, call: Call) -> bool:
         return (
