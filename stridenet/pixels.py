@@ -121,11 +121,11 @@ class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
 
 
 class SharedBatchNorm(_OverAllPhases):
-    """Is a BatchNorm1d, 2d or 3d with the strided network's parameters and statistics."""
+    """Normalises as BatchNorm1d, 2d and 3d do, over all phases of a channel."""
 
 
 class SharedSyncBatchNorm(_OverAllPhases, nn.SyncBatchNorm):
-    """Is a SyncBatchNorm with the strided network's parameters and statistics, over all devices."""
+    """Normalises as SyncBatchNorm does, over all phases of a channel on all devices."""
 
 
 class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):

@@ -17,7 +17,7 @@ from stridenet.planner import PlannedNetwork
 
 
 class UnitStrideNetwork(nn.Module):
-    """Is a twin: `network`, of unit-stride layers alone, after `rearrange`, which makes phase forms.
+    """Runs `network`, of unit-stride layers alone, after `rearrange`, which makes phase forms.
 
     Takes ordinary images (n, c, h, w) of the size that it was made for, and returns what the strided
     network returns, up to rounding. `plan` holds its maps and filters; `strided` is the network that it
@@ -45,7 +45,7 @@ class UnitStrideNetwork(nn.Module):
 
 
 class UnitStrideNetworkOfSeveral(UnitStrideNetwork):
-    """Is the twin of a network with several inputs."""
+    """Runs the twin of a network with several inputs."""
 
     def forward(self, *images: Tensor) -> Any:
         """Return what the strided network returns for a batch of images for each input."""

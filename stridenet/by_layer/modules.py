@@ -207,7 +207,7 @@ class UnitStrideLayer(Exchanged):
 
 
 class UnitStrideConvolution(UnitStrideLayer):
-    """What a convolution of torch's with a stride above one is converted to."""
+    """Stands for a convolution with a stride above one after its conversion."""
 
     strided: StridedConvolution
     depthwise: str
@@ -230,7 +230,7 @@ class UnitStrideConvolution(UnitStrideLayer):
 
 
 class UnitStrideTransposed(UnitStrideLayer):
-    """What a transposed convolution of torch's with a stride above one is converted to."""
+    """Stands for a transposed convolution with a stride above one after its conversion."""
 
     strided: StridedConvolution
     weight: Tensor
@@ -251,7 +251,7 @@ class UnitStrideTransposed(UnitStrideLayer):
 
 
 class UnitStridePooling(UnitStrideLayer):
-    """What a pooling of torch's with a stride above one is converted to."""
+    """Stands for a pooling with a stride above one after its conversion."""
 
     strided: StridedPooling
 
@@ -264,7 +264,7 @@ class UnitStridePooling(UnitStrideLayer):
 
 
 class UnitStrideForward(Exchanged):
-    """What a user's module is converted to whose forward makes strided calls of torch's functions."""
+    """Stands for a user's module whose forward makes strided calls, after its conversion."""
 
     unit_stride_calls: dict[str, Any]  # what UnitStrideCalls is given
 

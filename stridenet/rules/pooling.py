@@ -17,7 +17,7 @@ from stridenet.windows import Window
 
 
 class Pooling(Windowed):
-    """What the rules of maximum and of average pooling share; a global one runs on the pixels.
+    """The base class of the rules of pooling; a global one runs on the pixels.
 
     A global pooling has one window, the whole map. If its result is in ordinary form, it does not
     matter in which order it reads the positions, so that its map may have any factor.
@@ -131,7 +131,7 @@ class AveragePooling(Pooling):
 
 
 class _Adaptive(Pooling):
-    """What differs in adaptive pooling: its windows follow from the number of outputs."""
+    """Makes a rule of pooling adaptive: its windows follow from the number of outputs."""
 
     names: tuple[str, ...] = ("output_size",)
 
