@@ -6,14 +6,15 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     __version__: str
     from stridenet.by_layer.conversion import convert_layers, convert_state_dict
-    from stridenet.by_layer.modules import converted_layers
+    from stridenet.by_layer.converted import converted_layers
     from stridenet.by_layer.plan import LayersPlan, plan_layers
     from stridenet.elimination import eliminate_stride, plan_elimination
     from stridenet.errors import StrideEliminationError
     from stridenet.onnx.export import ExportReport, export_onnx
     from stridenet.phases import depth_to_space, space_to_depth
     from stridenet.plan import EliminationPlan
-    from stridenet.sharing import degrees_of_freedom, distance_from_tied, fold_back, share
+    from stridenet.sharing import fold_back, share
+    from stridenet.sharing_measures import degrees_of_freedom, distance_from_tied
     from stridenet.twin import UnitStrideNetwork
     from stridenet.verification import VerificationReport, verify
 
@@ -42,7 +43,7 @@ __all__ = [
 _HOME = {
     "convert_layers": "by_layer.conversion",
     "convert_state_dict": "by_layer.conversion",
-    "converted_layers": "by_layer.modules",
+    "converted_layers": "by_layer.converted",
     "LayersPlan": "by_layer.plan",
     "plan_layers": "by_layer.plan",
     "EliminationPlan": "plan",
@@ -50,8 +51,8 @@ _HOME = {
     "export_onnx": "onnx.export",
     "StrideEliminationError": "errors",
     "UnitStrideNetwork": "twin",
-    "degrees_of_freedom": "sharing",
-    "distance_from_tied": "sharing",
+    "degrees_of_freedom": "sharing_measures",
+    "distance_from_tied": "sharing_measures",
     "fold_back": "sharing",
     "share": "sharing",
     "depth_to_space": "phases",

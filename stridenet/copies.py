@@ -34,7 +34,7 @@ _WRAPPERS = (nn.DataParallel, nn.parallel.DistributedDataParallel)
 
 
 def copied(model: Model, share_tensors: bool = False) -> Model:
-    """A copy of a model, whatever its attributes hold: nothing that is done to it reaches the model.
+    """Return a copy of a model, whatever its attributes hold; nothing done to it reaches the model.
 
     Functions in attributes and hooks are rebuilt where their closures hold something of the model's,
     so that they act on the copy. What cannot be copied (locks, files, iterators) is kept by reference,
@@ -61,7 +61,7 @@ class _Copier:
         self.started: set[int] = set()
 
     def __call__(self, thing: Any) -> Any:
-        """The copy of a thing, or the thing itself if it cannot change or cannot be copied."""
+        """Return the copy of a thing, or the thing itself if it cannot change or cannot be copied."""
         if id(thing) in self.memo:
             return self.memo[id(thing)]
         if type(thing) in _WEAK_PROXIES:
@@ -124,7 +124,7 @@ class _Copier:
         return new
 
     def _own(self, old: Any) -> Any:
-        """By its own __deepcopy__, which finds the copies of what it holds in the memo."""
+        """Copy a thing by its own __deepcopy__, which finds the copies of what it holds in the memo."""
         if id(old) not in self.started:
             self.started.add(id(old))
             for value in getattr(old, "__dict__", {}).values():
@@ -135,7 +135,7 @@ class _Copier:
             return old
 
     def _reduced(self, old: Any) -> Any:
-        """As pickle and copy.deepcopy do it: how to make it anew, and its state."""
+        """Copy a thing as pickle and copy.deepcopy do: make it anew, and set its state."""
         try:
             reduced: Any = old.__reduce_ex__(4)
         except Exception:  # a lock, a file; or a class that does not want to be pickled
@@ -169,7 +169,7 @@ class _Copier:
             setattr(new, name, value)
 
     def _by_attributes(self, old: Any) -> Any:
-        """An object of a class written in Python; all else, which refuses to be copied, as it is."""
+        """Copy an object attribute by attribute; one that cannot be made anew is returned as it is."""
         try:
             new = object.__new__(type(old))
         except TypeError:
@@ -203,7 +203,7 @@ class _Copier:
     # Functions
 
     def _function(self, old: types.FunctionType) -> types.FunctionType:
-        """The function around copied cells and defaults; itself if there is nothing to copy in it."""
+        """Return the function around copied cells and defaults; itself if it holds nothing to copy."""
         inner = [
             *(old.__defaults__ or ()),
             *(old.__kwdefaults__ or {}).values(),
@@ -227,7 +227,7 @@ class _Copier:
         return new
 
     def _cell(self, old: types.CellType) -> types.CellType:
-        """An empty one for each, as functions share them; _function fills them."""
+        """Return an empty cell, the same for all functions that share it; _function fills it."""
         return self._remember(old, types.CellType())
 
     def _method(self, old: types.MethodType) -> types.MethodType:
@@ -265,7 +265,7 @@ _KNOWN: dict[type, Callable[[_Copier, Any], Any]] = {
 
 
 def _has_deepcopy_of_its_own(module: nn.Module) -> bool:
-    """Whether its class says how to copy it: not so parametrize, whose way is the ordinary one."""
+    """Tell whether a module's class has a way to copy it; that of parametrize is the ordinary one."""
     method = getattr(type(module), "__deepcopy__", None)
     return method is not None and method.__module__ != "torch.nn.utils.parametrize"
 
@@ -279,7 +279,7 @@ def _is_filled(cell: types.CellType) -> bool:
 
 
 def _is_importable(function: types.FunctionType) -> bool:
-    """Whether it is found under its name in a Python module: pickle needs it to stay that one."""
+    """Tell whether a function is found under its name in a Python module, as pickle needs it to be."""
     found: Any = sys.modules.get(function.__module__ or "")
     for name in function.__qualname__.split("."):
         found = getattr(found, name, None)
@@ -287,7 +287,7 @@ def _is_importable(function: types.FunctionType) -> bool:
 
 
 def unwrapped(model: Any) -> nn.Module:
-    """The module inside of torch.compile, DataParallel and DistributedDataParallel; else itself.
+    """Return the module inside of torch.compile, DataParallel or DistributedDataParallel, if any.
 
     Raises InputError for what is no module, and StrideEliminationError for a ScriptModule or quantized
     modules, whose weights and operations cannot be reached.
@@ -302,17 +302,17 @@ def unwrapped(model: Any) -> nn.Module:
     if not isinstance(model, nn.Module):
         raise InputError(_no_module(model))
     for name, module in model.named_modules():
-        named = f"{name or 'the model'} ({type(module).__name__})"
+        label = f"{name or 'the model'} ({type(module).__name__})"
         if isinstance(module, torch.jit.ScriptModule):
             raise StrideEliminationError(
-                f"{named} is a ScriptModule, which cannot be taken apart: convert the model that it "
+                f"{label} is a ScriptModule, which cannot be taken apart: convert the model that it "
                 "was made from, and apply torch.jit to what comes out"
             )
         home, kind = type(module).__module__, type(module).__name__
         # A FloatFunctional is there to be quantized one day; until then it adds up ordinary numbers.
         if ".quantized" in home and home.startswith("torch.") and kind != "FloatFunctional":
             raise StrideEliminationError(
-                f"{named} is quantized, its weights are packed integers: convert the model before it "
+                f"{label} is quantized, its weights are packed integers: convert the model before it "
                 "is quantized"
             )
     return model
@@ -334,7 +334,7 @@ def _no_module(given: Any) -> str:
 
 @contextmanager
 def same_random_states() -> Iterator[None]:
-    """Afterwards all global random generators are where they were, whatever ran meanwhile.
+    """Put all global random generators back to where they were, whatever runs meanwhile.
 
     Those of torch (of CUDA if it is in use), Python and NumPy.
     """

@@ -6,14 +6,14 @@ from typing import Any
 
 from torch import nn
 
-from stridenet.comparison import check_conversion
 from stridenet.copies import unwrapped
+from stridenet.elimination_check import check_conversion
 from stridenet.errors import StrideEliminationError
-from stridenet.options import MOST_PARAMETERS, BatchNorm, Options, checked_options
-from stridenet.plan import EliminationPlan, changes
-from stridenet.planner import Conversion
-from stridenet.sizes import Size, checked_sizes
-from stridenet.twin import UnitStrideNetwork, UnitStrideNetworkOfSeveral, build, without_weights
+from stridenet.options import MOST_PARAMETERS, BatchNorm, checked_options
+from stridenet.plan import EliminationPlan
+from stridenet.planner import planned_network
+from stridenet.sizes import checked_sizes
+from stridenet.twin import UnitStrideNetwork, twin_of
 
 
 def eliminate_stride(
@@ -25,7 +25,7 @@ def eliminate_stride(
     max_parameters: int | None = MOST_PARAMETERS,
     check: bool = True,
 ) -> UnitStrideNetwork:
-    """The equivalent of `model` with unit strides only, its weights copied (Theorem 2).
+    """Return the equivalent of `model` with unit strides only, its weights copied (Theorem 2).
 
     The input alone is rearranged, so that all maps have more channels. For Theorem 1, which rearranges
     at each strided layer, for any network and at any size, see convert_layers.
@@ -57,28 +57,32 @@ def eliminate_stride(
             "the model is on the meta device: load its weights first (plan_elimination needs none)"
         )
     options = checked_options(output_factor, batch_norm)
-    conversion = _converted(model, checked_sizes(input_size), options)
-    plan = conversion.plan
+    planned = planned_network(model, checked_sizes(input_size), options)
     if max_parameters is not None:
-        _refuse_too_large(plan, max_parameters)
-    kind = UnitStrideNetwork if len(plan.inputs) == 1 else UnitStrideNetworkOfSeveral
-    twin = kind(build(conversion), plan, without_weights(conversion.traced))
+        _refuse_too_large(planned.plan, max_parameters)
+    twin = twin_of(planned)
+    _copy_modes(model, twin)
+    if check:
+        check_conversion(model, planned, twin)
+    return twin
+
+
+def _copy_modes(model: nn.Module, twin: UnitStrideNetwork) -> None:
+    """Give the twin, and the modules that only group its layers, the model's training modes."""
     modes = {name: module.training for name, module in model.named_modules()}
     for name, module in twin.network.named_modules():
         if name in modes and (type(module) is nn.Module or ".parametrizations." in name):
             module.training = modes[name]
     twin.training = twin.rearrange.training = twin.network.training = model.training
-    if check:
-        check_conversion(model, conversion, twin)
-    return twin
 
 
 def _refuse_too_large(plan: EliminationPlan, most: int) -> None:
-    """Before any of it is made: parameters, and where output_factor asks for it, tables and maps."""
-    if plan.parameters[1] > most:
+    """Refuse a twin before it is built: parameters and, with an output_factor, tables and maps."""
+    before, after = plan.parameters
+    if after > most:
         raise StrideEliminationError(
-            f"the twin has {plan.parameters[1]:,} parameters, {plan.parameters[0]:,} before, which is "
-            f"more than max_parameters={most:,}; convert_layers(model) needs far fewer, as only "
+            f"the twin has {after:,} parameters, {before:,} before, which is more than "
+            f"max_parameters={most:,}; convert_layers(model) needs far fewer, as only "
             "structural zeros are added"
         )
     layer, numbers = plan.largest_table
@@ -96,27 +100,10 @@ def plan_elimination(
     output_factor: int | Sequence[int] = 1,
     batch_norm: BatchNorm = "shared",
 ) -> EliminationPlan:
-    """Decide the twin of `model`, without its weights; see eliminate_stride for the arguments.
+    """Plan the twin of `model` without its weights; see eliminate_stride for the arguments.
 
     plan_layers does the same for convert_layers. Raises StrideEliminationError where the model has no
     twin here.
     """
     options = checked_options(output_factor, batch_norm)
-    return _converted(unwrapped(model), checked_sizes(input_size), options).plan
-
-
-def _converted(model: nn.Module, sizes: tuple[Size, ...], options: Options) -> Conversion:
-    """The conversion; refused if the forward reads a weight that has another form in the twin."""
-    conversion = Conversion(model, sizes, options)
-    nodes = conversion.traced.graph.nodes
-    read = {str(node.target): node for node in nodes if node.op == "get_attr"}
-    for layer in conversion.plan.layers:
-        for name in ("weight", "bias") if changes(layer) else ():
-            node = read.get(f"{layer.module}.{name}")
-            if node is not None and layer.maps:
-                where = next(iter(node.users)).meta.get("where", "")
-                raise StrideEliminationError(
-                    f"the forward reads the {name} of {layer.module} ({layer.operation}){where}, and "
-                    "the twin has it in another form; convert_layers(model, only=[…]) converts others"
-                )
-    return conversion
+    return planned_network(unwrapped(model), checked_sizes(input_size), options).plan

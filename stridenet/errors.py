@@ -2,12 +2,18 @@
 
 
 class StrideEliminationError(ValueError):
-    """The network, or an input, that has no unit-stride form here; says where and what would help."""
+    """Raised for a network or an input without a unit-stride form; says where, and what would help."""
 
 
 class NotEqualError(StrideEliminationError):
-    """A converted network or file is not equal to its original; names the layer or node."""
+    """Raised where a converted network or file is not equal to its original.
+
+    Its text names the layer or node.
+    """
 
 
 class InputError(ValueError):
-    """What the user gave, or the machine lacks; one line that names the value and the cure."""
+    """Raised for what a user gave, or what the machine lacks.
+
+    Its text is one line, which names the value and the cure.
+    """

@@ -15,7 +15,7 @@ from stridenet.phases import FeatureMap
 
 
 class _ByAxes(nn.Module):
-    """What treats each axis by itself, as one row of its phases' blocks."""
+    """The base class of modules that treat each axis by itself, as one row of its phases' blocks."""
 
     def __init__(self, source: FeatureMap, result: FeatureMap) -> None:
         super().__init__()
@@ -24,11 +24,11 @@ class _ByAxes(nn.Module):
         self.blocks, self.new_blocks = source.blocks, result.blocks
 
     def along(self, axis: int, maps: Tensor) -> Tensor:
-        """Maps (n, c, row, row) of which one axis is treated."""
+        """Return maps (n, c, row, row), with one of the axes treated."""
         raise NotImplementedError
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         axes = range(self.axes)
         maps = maps.unflatten(1, (-1, *self.factor))
         rows = [d for axis in axes for d in (2 + axis, 2 + self.axes + axis)]
@@ -43,16 +43,19 @@ class _ByAxes(nn.Module):
 
 
 def _row(numbers: Tensor, axis: int, result: FeatureMap) -> Tensor:
-    """A number of each position of an axis, at each place of the row; phantoms have the last one's."""
+    """Return the number of each position of an axis, at its place in the row.
+
+    Phantoms have that of the last position.
+    """
     factor, blocks = result.factor[axis], result.blocks[axis]
     phase, block = torch.meshgrid(torch.arange(factor), torch.arange(blocks), indexing="ij")
     return numbers[(block * factor + phase).flatten().clamp(max=len(numbers) - 1)]
 
 
 def _places(positions: Tensor, axis: int, source: FeatureMap, result: FeatureMap) -> Tensor:
-    """Of each place in a row of the result's phase form, its place in the source's.
+    """Return, for each place in a row of the result's phase form, its place in the source's.
 
-    positions: of each position of the result, that of the source.
+    positions: for each position of the result, that of the source.
     """
     taken = _row(positions, axis, result)
     inside, outside = source.factor[axis], source.blocks[axis]
@@ -60,30 +63,30 @@ def _places(positions: Tensor, axis: int, source: FeatureMap, result: FeatureMap
 
 
 def padded_positions(size: int, pair: tuple[int, int], mode: str) -> Tensor:
-    """Which position of an axis stands at each place of the padded one."""
+    """Return the position of an axis that stands at each position of the padded one."""
     ramp = torch.arange(float(size), dtype=torch.float64).view(1, 1, size)
     return F.pad(ramp, pair, mode=mode).view(-1).long()
 
 
 class PositionMap(_ByAxes):
-    """Each position of the result is one of the map: padding with what the map holds."""
+    """Makes each position of the result one of the map, as padding with numbers of the map does."""
 
     def __init__(
         self, source: FeatureMap, result: FeatureMap, positions: Sequence[Tensor], device: Any
     ) -> None:
-        """positions: of each axis, for each position of the result that of the map."""
+        """positions: for each axis, the position of the map for each position of the result."""
         super().__init__(source, result)
         for axis, taken in enumerate(positions):
             places = _places(taken, axis, source, result).to(device)
             self.register_buffer(f"places_{axis}", places, persistent=False)
 
     def along(self, axis: int, maps: Tensor) -> Tensor:
-        """The positions that one axis takes."""
+        """Return the positions that one axis takes."""
         return maps.index_select(2 + axis, self.get_buffer(f"places_{axis}"))
 
 
 class Mixture(_ByAxes):
-    """Each position of the result is a weighted sum of a few of the map, axis by axis."""
+    """Makes each position of the result a weighted sum of a few of the map, axis by axis."""
 
     def __init__(
         self,
@@ -93,7 +96,7 @@ class Mixture(_ByAxes):
         device: Any,
         dtype: torch.dtype,
     ) -> None:
-        """weights: of each axis, (positions of the result, positions of the map)."""
+        """weights: for each axis, a matrix (positions of the result, positions of the map)."""
         super().__init__(source, result)
         self.terms = []  # of each axis, how many positions a sum is of
         for axis, weight in enumerate(weights):
@@ -107,7 +110,7 @@ class Mixture(_ByAxes):
                 self.register_buffer(f"share_{axis}_{term}", share, persistent=False)
 
     def along(self, axis: int, maps: Tensor) -> Tensor:
-        """The sums along one axis, of which later ones still have phases and blocks apart."""
+        """Return the sums along one axis; later axes still have phases and blocks apart."""
         total = None
         for term in range(self.terms[axis]):
             read = maps.index_select(2 + axis, self.get_buffer(f"places_{axis}_{term}"))
@@ -118,7 +121,7 @@ class Mixture(_ByAxes):
 
 
 class ShufflePhases(nn.Module):
-    """PixelShuffle and PixelUnshuffle between phase forms: channels in another order, no more.
+    """Does PixelShuffle and PixelUnshuffle between phase forms: it orders channels anew, no more.
 
     factor: of the map with fewer positions, two numbers; the other has `scale` times as much.
     """
@@ -128,7 +131,7 @@ class ShufflePhases(nn.Module):
         self.factor, self.scale, self.unshuffle = tuple(factor), scale, unshuffle
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         (high, wide), scale = self.factor, self.scale
         if self.unshuffle:
             parts = maps.unflatten(1, (-1, high, scale, wide, scale))
@@ -137,12 +140,12 @@ class ShufflePhases(nn.Module):
         return parts.permute(0, 1, 4, 2, 5, 3, 6, 7).flatten(1, 5)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return f"factor={self.factor}, scale={self.scale}, unshuffle={self.unshuffle}"
 
 
-class Expanded(nn.Module):
-    """Axes of size one, of which there are no phases, repeated over all phases and blocks of a map.
+class RepeatedAxes(nn.Module):
+    """Repeats axes of size one, which have no phases, over all phases and blocks of a map.
 
     batch: how many images it has: a number, -1 for as many as before, or None for that of a further
     operand, which is a number or has that many.
@@ -154,7 +157,7 @@ class Expanded(nn.Module):
         self.size = (result.channels, *result.factor, *result.blocks)
 
     def forward(self, source: Tensor, *others: Any) -> Tensor:
-        """What is repeated, and what else the operation was given, to phases."""
+        """Repeat the source over a phase form; others: what else the operation was given."""
         axes = len(self.factor)
         while source.ndim < 2 + axes:
             source = source.unsqueeze(0)

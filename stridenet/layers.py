@@ -1,7 +1,7 @@
 """The modules that a unit-stride network is made of, beside torch's own.
 
-All take phase forms (n, c·f_h·f_w, h', w'). Most rest on one view of these: (n, c, pixels), a channel's
-positions in whatever order. What does not depend on that order runs on it as in the strided network.
+All take phase forms (n, c·f_h·f_w, h', w'). What runs on the pixels of a channel, in whatever order, is
+in pixels.py; what moves whole positions, in index_maps.py.
 """
 
 from collections.abc import Sequence
@@ -26,7 +26,7 @@ Padding = tuple[tuple[int, int], ...]
 
 
 class SpaceToDepth(nn.Module):
-    """Maps (n, c, h, w) of one size to phase form, with zeros put around them first."""
+    """Rearranges maps (n, c, h, w) of one size into phase form, with zeros put around them first."""
 
     def __init__(self, input_size: Sequence[int], padding: Padding, factor: Sequence[int]) -> None:
         super().__init__()
@@ -34,11 +34,11 @@ class SpaceToDepth(nn.Module):
         self.padding, self.factor = padding, tuple(factor)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Images to phases; raises StrideEliminationError on another size than the twin's."""
+        """Rearrange images; raises StrideEliminationError for another size than the twin's."""
         return _to_phases(images, self.input_size, self.padding, self.factor)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return f"input_size={self.input_size}, padding={self.padding}, factor={self.factor}"
 
 
@@ -56,26 +56,26 @@ def _to_phases(
 
 
 class EachInput(nn.Module):
-    """Several inputs, each to its phase form."""
+    """Rearranges several inputs, each into its phase form."""
 
     def __init__(self, rearrangements: Sequence[SpaceToDepth]) -> None:
         super().__init__()
         self.rearrangements = nn.ModuleList(rearrangements)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
-        """One phase form for each input."""
+        """Return a phase form for each input."""
         return tuple(rearrange(x) for rearrange, x in zip(self.rearrangements, inputs, strict=True))
 
 
 class DepthToSpace(nn.Module):
-    """Phase form back to ordinary maps, phantoms cut off."""
+    """Rearranges a phase form back into ordinary maps, without phantoms."""
 
     def __init__(self, feature_map: FeatureMap) -> None:
         super().__init__()
         self.feature_map = feature_map
 
     def forward(self, phases: Tensor) -> Tensor:
-        """Phases to maps."""
+        """Return ordinary maps, from their phase form."""
         return _to_maps(phases, self.feature_map)
 
 
@@ -85,14 +85,14 @@ def _to_maps(phases: Tensor, feature_map: FeatureMap) -> Tensor:
 
 
 class EachToSpace(nn.Module):
-    """Several phase forms, as one operation gives them, back to ordinary maps."""
+    """Rearranges several phase forms, as one operation gives them, back into ordinary maps."""
 
     def __init__(self, maps: Sequence[FeatureMap]) -> None:
         super().__init__()
         self.restore = nn.ModuleList(map(DepthToSpace, maps))
 
     def forward(self, parts: Any) -> Any:
-        """Phases to maps, in a tuple of the same kind."""
+        """Return ordinary maps, in a tuple of the same type."""
         return type(parts)([restore(x) for restore, x in zip(self.restore, parts, strict=True)])
 
 
@@ -109,7 +109,7 @@ class PhantomMask(nn.Module):
         self.register_buffer("real", feature_map.to_phases(ones)[0], persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """The maps, filled where they are not real."""
+        """Return the maps, filled where they are not real."""
         return torch.where(self.real, maps, self.fill)
 
 
@@ -123,9 +123,9 @@ def _pad(maps: Tensor, padding: Padding, fill: float = 0) -> Tensor:
 
 
 class WindowMaximum(nn.Module):
-    """The largest number that each tap map reads, axis by axis; `fill` where it reads outside.
+    """Takes the largest number that each tap map reads, axis by axis; `fill` where it reads outside.
 
-    With one tap it moves positions: that is what a slice is, and padding.
+    With one tap it only moves positions, as a slice does, and padding.
     """
 
     def __init__(self, maps: Sequence[Taps], fill: float) -> None:
@@ -138,7 +138,7 @@ class WindowMaximum(nn.Module):
         self.kernel = tuple(tap_map.twin_kernel for tap_map in maps)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases. Between equal numbers the gradient is shared."""
+        """Take a phase form, and return one. Equal numbers share the gradient."""
         maps = _pad(maps, self.padding, self.fill).unflatten(1, (-1, *self.factor))
         axes = len(self.factor)
         for axis in reversed(range(axes)):
@@ -156,7 +156,7 @@ class WindowMaximum(nn.Module):
 
 
 class WindowAverage(nn.Module):
-    """Average pooling: a sum over each window by a depthwise convolution, and its right divisor."""
+    """Averages windows: it sums each by a depthwise convolution, and divides by its right divisor."""
 
     weight: Tensor
     scale: Tensor | None  # (channels, height, width): 1 / divisor, where it is not one number
@@ -164,7 +164,7 @@ class WindowAverage(nn.Module):
     def __init__(
         self, channels: int, maps: Sequence[Taps], output: FeatureMap, scale: Tensor
     ) -> None:
-        """scale: of each output of the strided pooling, (height, width)."""
+        """scale: the factor of the sum at each output of the strided pooling, (height, width)."""
         super().__init__()
         self.channels = channels
         self.padding = tuple(tap_map.twin_padding for tap_map in maps)
@@ -176,7 +176,7 @@ class WindowAverage(nn.Module):
         self.register_buffer("scale", None if uniform else spread.contiguous(), persistent=False)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         convolve = CONVOLVE[len(self.padding)]
         weight = self.weight.to(maps.dtype)  # which a network without parameters leaves open
         sums = convolve(_pad(maps, self.padding), weight, groups=self.channels)
@@ -184,58 +184,21 @@ class WindowAverage(nn.Module):
 
 
 class RepeatPhases(nn.Module):
-    """Nearest upsampling by whole numbers: each phase becomes that many, and no position moves."""
+    """Does nearest upsampling by whole numbers: phases are repeated, and no position moves."""
 
     def __init__(self, factor: Sequence[int], scale: Sequence[int]) -> None:
         super().__init__()
         self.factor, self.scale = tuple(factor), tuple(scale)
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases, prod(scale) times as many."""
+        """Take a phase form, and return one with prod(scale) times as many phases."""
         maps = maps.unflatten(1, (-1, *self.factor))
         for axis, scale in enumerate(self.scale):
             maps = maps.repeat_interleave(scale, 2 + axis)
         return maps.flatten(1, 1 + len(self.factor))
 
 
-# Pixels in any order --------------------------------------------------------------------------------
-
-
-class Pixels(nn.Module):
-    """The view (n, c, pixels) of a phase form, phantoms left out; and the way back."""
-
-    real: Tensor | None  # which of the phase form's positions are pixels
-    place: Tensor | None  # for each position, its pixel; one past the last for a phantom
-
-    def __init__(self, feature_map: FeatureMap, device: torch.device) -> None:
-        super().__init__()
-        self.channel = 1 + (feature_map.channel or 0)
-        self.axes, self.phases = len(feature_map.factor), feature_map.phases
-        self.blocks = feature_map.blocks
-        real = place = None
-        if feature_map.ragged:
-            ones = torch.ones(1, 1, *feature_map.spatial, dtype=torch.bool, device=device)
-            inside = space_to_depth(ones, feature_map.factor).flatten()
-            real = inside.nonzero().flatten()
-            place = torch.where(inside, inside.cumsum(0) - 1, len(real))
-        self.register_buffer("real", real, persistent=False)
-        self.register_buffer("place", place, persistent=False)
-
-    def gather(self, maps: Tensor) -> Tensor:
-        """Phase form to (n, c, pixels)."""
-        maps = maps.movedim(self.channel, 1)
-        pixels = maps.unflatten(1, (-1, self.phases)).flatten(2)
-        return pixels if self.real is None else pixels.index_select(2, self.real)
-
-    def scatter(self, pixels: Tensor, where: int | None = None) -> Tensor:
-        """(n, c, pixels), of any number of channels, to phase form; phantoms are zero.
-
-        where: the dimension of the channels, if not that of the map.
-        """
-        if self.place is not None:
-            pixels = F.pad(pixels, (0, 1)).index_select(2, self.place)
-        maps = pixels.unflatten(2, (self.phases, *self.blocks)).flatten(1, 2)
-        return maps.movedim(1, self.channel if where is None else where)
+# Operations and channels ----------------------------------------------------------------------------
 
 
 @dataclass
@@ -246,7 +209,7 @@ class Slot:
 
 
 class Operation(nn.Module):
-    """One call of a function, a method (by its name) or a module, its other arguments fixed."""
+    """Calls a function, a method (by its name) or a module, with its other arguments fixed."""
 
     def __init__(self, target: Any, arguments: tuple, options: dict[str, Any]) -> None:
         super().__init__()
@@ -254,7 +217,7 @@ class Operation(nn.Module):
         self.arguments, self.options = arguments, options
 
     def forward(self, *given: Any) -> Any:
-        """The result, with `given` in the slots."""
+        """Return the result, with `given` in the slots."""
         filled = [_filled(argument, given) for argument in self.arguments]
         options = {key: _filled(option, given) for key, option in self.options.items()}
         if isinstance(self.target, str):
@@ -262,12 +225,12 @@ class Operation(nn.Module):
         return self.target(*filled, **options)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return str(getattr(self.target, "__name__", self.target))
 
 
 def _filled(argument: Any, given: tuple) -> Any:
-    """An argument with values in its slots, which may lie in tuples, lists and slices."""
+    """Return an argument with values in its slots, which may lie in tuples, lists and slices."""
     if isinstance(argument, Slot):
         return given[argument.index]
     if isinstance(argument, (tuple, list)):
@@ -278,7 +241,7 @@ def _filled(argument: Any, given: tuple) -> Any:
 
 
 class ReshapedChannels(nn.Module):
-    """Other dimensions in place of those from `which[0]` to before `which[1]`; all positions stay.
+    """Puts other dimensions in place of those from `which[0]` to before `which[1]`; positions stay.
 
     channel: which dimension has the channels with their phases before, and new_channel afterwards; 0 if
     there is none, and the phases have a dimension of their own. Where channels are among what changes,
@@ -300,7 +263,7 @@ class ReshapedChannels(nn.Module):
         self.stays = channel > 0 and not self.first <= channel < self.end
 
     def forward(self, maps: Tensor, *sizes_of_images: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         sizes = list(maps.shape)
         if self.stays:
             return maps.reshape([*sizes[: self.first], *self.between, *sizes[self.end :]])
@@ -313,68 +276,29 @@ class ReshapedChannels(nn.Module):
         return maps.flatten(after - 1, after) if self.new_channel else maps.movedim(after, 1)
 
     def extra_repr(self) -> str:
-        """What print shows."""
+        """Return what print shows."""
         return f"{self.first}..{self.end} -> {self.between}, phases={self.phases}"
 
 
 class MovedPhases(nn.Module):
-    """The phases from one dimension of channels to another, the first and second of `between`."""
+    """Moves the phases from one dimension of channels to another: the two of `between`."""
 
     def __init__(self, between: tuple[int, int], phases: int) -> None:
         super().__init__()
         self.between, self.phases = between, phases
 
     def forward(self, maps: Tensor) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         old, new = self.between
         apart = maps.unflatten(old, (-1, self.phases)).movedim(old + 1, new + 1)
         return apart.flatten(new, new + 1)
 
 
-class OverPixels(nn.Module):
-    """An operation that treats all positions alike, on the pixels of a phase form.
-
-    It sees (n, c, pixels, 1), or (n, pixels, 1, c) where channels come last: the strided map's axes
-    with its positions in a row. Its result, or each of them, is put back into phase form, unless it has
-    no positions. drops_channels: it leaves (n, pixels, 1).
-    """
-
-    def __init__(
-        self,
-        operation: nn.Module,
-        feature_map: FeatureMap,
-        keeps_positions: bool,
-        device: Any,
-        drops_channels: bool = False,
-    ) -> None:
-        super().__init__()
-        self.operation = operation
-        self.pixels = Pixels(feature_map, device)
-        self.keeps_positions, self.drops_channels = keeps_positions, drops_channels
-
-    def forward(self, maps: Tensor, *others: Any) -> Any:
-        """Phases to phases, or to what is left of a map without positions."""
-        if isinstance(self.operation, nn.modules.dropout._DropoutNd) and not self.training:
-            return maps
-        pixels = self.pixels.gather(maps)
-        for _ in range(self.pixels.axes - 1):
-            pixels = pixels.unsqueeze(-1)
-        result = self.operation(pixels.movedim(1, self.pixels.channel), *others)
-        if not self.keeps_positions:
-            return result
-        if isinstance(result, Tensor):
-            return self._to_phases(result)
-        parts = [self._to_phases(part) for part in result]
-        return type(result)(parts)  # such as torch.max gives: its parts have names, too
-
-    def _to_phases(self, result: Tensor) -> Tensor:
-        if self.drops_channels:
-            return self.pixels.scatter(result.unsqueeze(1).flatten(2), where=1)
-        return self.pixels.scatter(result.movedim(self.pixels.channel, 1).flatten(2))
-
-
 class RepeatedOverPhases(nn.Module):
-    """A function of a map and of vectors with a number for each channel: one for each of its phases."""
+    """Calls a function of a map and of vectors that have a number for each channel.
+
+    The numbers are repeated for each of a channel's phases.
+    """
 
     def __init__(self, operation: nn.Module, feature_map: FeatureMap) -> None:
         super().__init__()
@@ -382,88 +306,20 @@ class RepeatedOverPhases(nn.Module):
         self.channels, self.phases = feature_map.channels, feature_map.phases
 
     def forward(self, maps: Tensor, *vectors: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         repeated = [
             v.repeat_interleave(self.phases) if v.numel() == self.channels else v for v in vectors
         ]
         return self.operation(maps, *repeated)
 
 
-class _OverAllPhases(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation with the strided network's own parameters and statistics.
-
-    In training its statistics are over all phases of a channel, phantoms left out: the strided
-    network's. In evaluation they are repeated for each phase.
-    """
-
-    pixels: Pixels
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Phases to phases."""
-        if self.training or self.running_mean is None:
-            return self.pixels.scatter(super().forward(self.pixels.gather(input)))
-        tensors = (self.running_mean, self.running_var, self.weight, self.bias)
-        phases = self.pixels.phases
-        mean, variance, weight, bias = (
-            None if t is None else t.repeat_interleave(phases) for t in tensors
-        )
-        return F.batch_norm(input, mean, variance, weight, bias, eps=self.eps)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
-class SharedBatchNorm(_OverAllPhases):
-    """BatchNorm1d, 2d or 3d with the strided network's parameters and statistics."""
-
-
-class SharedSyncBatchNorm(_OverAllPhases, nn.SyncBatchNorm):
-    """SyncBatchNorm with the strided network's parameters and statistics, which are of all devices."""
-
-
-class PhaseBatchNorm(nn.modules.batchnorm._BatchNorm):
-    """Batch normalisation of each phase by itself, on maps that have phantoms: these are left out."""
-
-    mask: PhantomMask
-
-    def forward(self, input: Tensor) -> Tensor:
-        """Phases to phases."""
-        if not self.training and self.running_mean is not None:
-            return super().forward(input)
-        axes = [axis for axis in range(input.ndim) if axis != 1]
-        shape = [1, -1, *[1] * (input.ndim - 2)]
-        real = self.mask.real.expand_as(input)
-        count = real.sum(axes).clamp(min=1)  # on a small map, phases may have no position at all
-        mean = self.mask(input).sum(axes) / count
-        centred = self.mask(input - mean.view(shape))
-        variance = centred.square().sum(axes) / count
-        if self.training and self.running_mean is not None:
-            self._follow(mean.detach(), variance.detach(), count)
-        scale = (variance + self.eps).rsqrt()
-        result = centred * (scale if self.weight is None else scale * self.weight).view(shape)
-        return result if self.bias is None else result + self.bias.view(shape)
-
-    @torch.no_grad()
-    def _follow(self, mean: Tensor, variance: Tensor, count: Tensor) -> None:
-        """Phases of less than two numbers, whose variance is none, keep the statistics they had."""
-        cast(Tensor, self.num_batches_tracked).add_(1)
-        batches = float(cast(Tensor, self.num_batches_tracked))
-        step = 1 / batches if self.momentum is None else self.momentum
-        steps = (count > 1).to(mean) * step
-        cast(Tensor, self.running_mean).lerp_(mean, steps)
-        cast(Tensor, self.running_var).lerp_(variance * count / (count - 1).clamp(min=1), steps)
-
-    def _check_input_dim(self, input: Tensor) -> None:
-        pass
-
-
 # Several maps at once -------------------------------------------------------------------------------
 
 
 class Broadcast(nn.Module):
-    """An operation on each position of several maps, of which some have axes of size one.
+    """Calls an operation on each position of several maps, of which some have axes of size one.
 
-    maps: of each operand, as the strided network has it; None for one that is no map.
+    maps: for each operand, its map in the strided network; None for one that is no map.
     """
 
     def __init__(
@@ -481,7 +337,7 @@ class Broadcast(nn.Module):
         self.splits = [None if m is None else (m.channels, *m.factor) for m in maps]
 
     def forward(self, *operands: Any) -> Tensor:
-        """Phases to phases."""
+        """Take a phase form, and return one."""
         split = [
             mask(operand) if sizes is None else mask(operand).unflatten(self.from_right, sizes)
             for operand, sizes, mask in zip(operands, self.splits, self.masks, strict=True)

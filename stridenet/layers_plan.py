@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from math import prod
 from typing import TYPE_CHECKING, Any
 
-from stridenet.sizes import Size, format_size
-from stridenet.tables import aligned, data_frame
+from stridenet.sizes import Counts, Size, format_size
+from stridenet.tables import aligned, data_frame, filter_columns
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -14,49 +14,44 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class ConvertedLayer:
-    """One strided layer, or one strided call of a function, before and after."""
+    """Describes a strided layer, or a strided call of a function, before and after its conversion."""
 
     layer: str
     operation: str
     strided_filter: Size = ()  # () where there is none
     unit_stride_filter: Size = ()
     structural_zeros: int = 0
-    maps: tuple[
-        tuple[Size, Size], ...
-    ] = ()  # of each call: what it read and gave, without the batch
-    multiply_adds: tuple[int, int] | None = None  # of one image, in all its calls; None: not known
+    maps: tuple[tuple[Size, Size], ...] = ()  # for each call, the map read and that given, no batch
+    multiply_adds: Counts | None = None  # of one image, in all its calls; None: not known
 
     @property
-    def weights(self) -> tuple[int, int]:
+    def weights(self) -> Counts:
         """Count the weights of both filters."""
         sizes = (self.strided_filter, self.unit_stride_filter)
-        return tuple(prod(size) if size else 0 for size in sizes)  # type: ignore[return-value]
+        return Counts(*(prod(size) if size else 0 for size in sizes))
 
 
 @dataclass(frozen=True)
 class LayersPlan:
-    """What convert_layers would make of a model, or convert_file of an ONNX file."""
+    """Describes what convert_layers would make of a model, or convert_file of an ONNX file."""
 
     layers: tuple[ConvertedLayer, ...]
-    parameters: tuple[int, int]  # of the model, and of the converted one
+    parameters: Counts
     ran: bool  # on example inputs, or sizes that a file has: maps and multiply-adds are known
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a layer: maps, filters, weights, structural zeros, multiply-adds of both networks."""
+        """Return a row for each layer: maps, filters, weights, structural zeros, multiply-adds."""
         return data_frame(self.records())
 
     def records(self) -> Iterable[dict[str, Any]]:
-        """The rows of to_frame, for which pandas need not be installed."""
+        """Return the rows of to_frame, for which pandas need not be installed."""
         return [
             {
                 "layer": each.layer,
                 "operation": each.operation,
                 "input_map": " ".join(format_size(a) for a, _ in each.maps),
                 "output_map": " ".join(format_size(b) for _, b in each.maps),
-                "strided_filter": format_size(each.strided_filter),
-                "unit_stride_filter": format_size(each.unit_stride_filter),
-                "strided_weights": each.weights[0],
-                "unit_stride_weights": each.weights[1],
+                **filter_columns(each.strided_filter, each.unit_stride_filter),
                 "structural_zeros": each.structural_zeros,
                 "strided_multiply_adds": (each.multiply_adds or (None, None))[0],
                 "unit_stride_multiply_adds": (each.multiply_adds or (None, None))[1],

@@ -10,7 +10,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Origin:
-    """Where the numbers of one tensor of a twin come from."""
+    """Says where the numbers of one tensor of a twin come from."""
 
     source: str  # name of the strided network's tensor
     size: torch.Size  # of that tensor
@@ -18,30 +18,33 @@ class Origin:
 
     @cached_property
     def copied(self) -> bool:
-        """Whether it is the strided tensor itself: nothing to tie or to mask."""
+        """Tell whether the twin's tensor is the strided one itself.
+
+        If so, there is nothing to tie or to mask.
+        """
         places = torch.arange(self.size.numel()).reshape(self.size)
         return torch.equal(self.entries, places)
 
     @property
     def copies(self) -> int:
-        """How often the twin's tensor has each strided number."""
+        """Return how often the twin's tensor has each strided number."""
         return int((self.entries >= 0).sum()) // self.size.numel()
 
     def expand(self, source: Tensor) -> Tensor:
-        """The twin's tensor from the strided one."""
+        """Return the twin's tensor from the strided one."""
         return F.pad(source.flatten(), (0, 1))[self.entries.to(source.device)]
 
     def mask(self, tensor: Tensor) -> Tensor:
-        """The nearest tensor of the twin with its structural zeros."""
+        """Return the nearest tensor of the twin with its structural zeros."""
         return torch.where(self.entries.to(tensor.device) >= 0, tensor, 0)
 
     def fold(self, tensor: Tensor) -> Tensor:
-        """The strided tensor whose expansion is nearest to a twin's."""
+        """Return the strided tensor whose expansion is nearest to a twin's."""
         return mean_of_copies([(self, tensor)])
 
 
 def mean_of_copies(tensors: list[tuple[Origin, Tensor]]) -> Tensor:
-    """The strided tensor nearest in least squares to the tensors of a twin that come from it.
+    """Return the strided tensor nearest in least squares to the tensors of a twin that come from it.
 
     Computed as w₀ + mean(wᵢ − w₀), which is w₀ to the last bit where all copies are equal.
     """

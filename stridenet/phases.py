@@ -48,7 +48,7 @@ def space_to_depth(images: Tensor, factor: Sequence[int]) -> Tensor:
 
 
 def depth_to_space(maps: Tensor, factor: Sequence[int], size: Sequence[int]) -> Tensor:
-    """The inverse of space_to_depth: phase form to maps of spatial `size`, the filled tail cut off.
+    """Rearrange a phase form into maps of spatial `size`: the inverse of space_to_depth.
 
     Raises ValueError if maps of this size and factor have another phase form.
     """
@@ -77,7 +77,7 @@ def _require_factor(factor: Sequence[int], size: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class FeatureMap:
-    """A map of the strided network, and the factor by which the twin's is rearranged.
+    """Describes a map of the strided network, and the factor by which the twin's is rearranged.
 
     The phases stand in the channel axis, wherever that is: maps may be channels-last. Of a map without
     channels, the phase form has an axis of phases in front, if there is more than one.
@@ -95,32 +95,32 @@ class FeatureMap:
 
     @property
     def _axes(self) -> list[int]:
-        """Which axes of `size` are spatial."""
+        """Return which axes of `size` are spatial."""
         return [a for a in range(len(self.size)) if a != self.channel and a not in self.plain]
 
     @property
     def spatial(self) -> tuple[int, ...]:
-        """The spatial sizes, in order."""
+        """Return the spatial sizes, in order."""
         return tuple(self.size[axis] for axis in self._axes)
 
     @property
     def blocks(self) -> tuple[int, ...]:
-        """The spatial sizes of the phase form."""
+        """Return the spatial sizes of the phase form."""
         return phase_size(self.spatial, self.factor)
 
     @property
     def phases(self) -> int:
-        """How many channels of the twin each channel becomes."""
+        """Return how many channels of the twin each channel becomes."""
         return prod(self.factor)
 
     @property
     def ragged(self) -> bool:
-        """Whether the phase form has phantoms: positions that the strided map does not have."""
+        """Tell whether the phase form has phantoms: positions that the strided map does not have."""
         return any(n % f for n, f in zip(self.spatial, self.factor, strict=True))
 
     @property
     def unit_stride_size(self) -> tuple[int, ...]:
-        """Size of the map in the twin: (channels·f_h·f_w, ceil(h/f_h), ceil(w/f_w))."""
+        """Return the size in the twin: (channels·f_h·f_w, ceil(h/f_h), ceil(w/f_w))."""
         if not self.factor:
             return self.size
         size = list(self.size)
@@ -132,16 +132,15 @@ class FeatureMap:
         return tuple(size)
 
     def to_phases(self, maps: Tensor) -> Tensor:
-        """Ordinary maps (n, *size) to their phase form, filled up with zeros."""
+        """Rearrange ordinary maps (n, *size) into their phase form, filled up with zeros."""
         if self.channel is None:
             return self._with_channel.to_phases(maps.unsqueeze(1)) if self.phases > 1 else maps
         return self._apart(maps, lambda m: space_to_depth(m, self.factor))
 
     def to_maps(self, phases: Tensor) -> Tensor:
-        """Phase form to ordinary maps (n, *size).
+        """Rearrange a phase form into ordinary maps (n, *size).
 
-        Where channels are not first, they lie in memory as new tensors do: who reads them may ask for
-        a view.
+        Where channels are not first, the maps are contiguous, as their readers may ask for a view.
         """
         if self.channel is None:
             return self._with_channel.to_maps(phases).squeeze(1) if self.phases > 1 else phases
@@ -153,7 +152,7 @@ class FeatureMap:
         return FeatureMap((1, *self.size), self.factor, 0, tuple(axis + 1 for axis in self.plain))
 
     def _apart(self, maps: Tensor, rearrange: Callable[[Tensor], Tensor]) -> Tensor:
-        """The result of `rearrange` on maps (n, c, h, w), whatever order and axes they came in."""
+        """Apply `rearrange`, which takes maps (n, c, h, w), to maps with axes in any order."""
         if not self.plain:
             where = 1 + cast(int, self.channel)
             return rearrange(maps.movedim(where, 1)).movedim(1, where)
@@ -165,7 +164,7 @@ class FeatureMap:
 
 
 def expand_filter(weight: Tensor, maps: Sequence[Taps]) -> Tensor:
-    """The twin's filter from the strided one (Eq. 29): a gather along each axis, then a rearrangement.
+    """Return the twin's filter from the strided one (Eq. 29).
 
     weight: (out, in / groups, k_h, k_w). Returns (out·S_h·S_w, in / groups·F_h·F_w, K̃_h, K̃_w).
     """
@@ -176,12 +175,13 @@ Places = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def places_of(tap_map: Taps) -> Places:
-    """For each place of one axis of the twin's filter its tap, or −1; (S, F, K̃); the strided kernel."""
+    """Return the tap, or −1, at each place of one axis of the twin's filter; its shape (S, F, K̃); and
+    the size of the strided kernel."""
     return tuple(tap_map.taps.ravel().tolist()), tap_map.taps.shape, tap_map.kernel
 
 
 def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
-    """expand_filter, from plain numbers: which tap stands where on each axis."""
+    """Expand a filter as expand_filter does, from integers: which tap stands where on each axis."""
     places, steps, phases, kernel = _flat_places(tuple(axes))
     taps = F.pad(weight.flatten(2), [0, 1])  # one zero behind the last tap
     taps = taps.index_select(2, torch.tensor(places, device=weight.device))
@@ -191,7 +191,7 @@ def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _flat_places(axes: tuple[Places, ...]) -> tuple[list[int], int, int, tuple[int, ...]]:
-    """Which tap of the flattened filter stands at each place, output phases first, then the input's.
+    """Return the tap of the flattened filter at each place, output phases first, then the input's.
 
     One gather of flat places reads a large filter once; a gather along each axis reads it once for
     each, and then moves it. Returns the places, how many phases of outputs and of inputs there are,
@@ -208,7 +208,7 @@ def _flat_places(axes: tuple[Places, ...]) -> tuple[list[int], int, int, tuple[i
 
 
 def filter_entries(size: Sequence[int], maps: Sequence[Taps]) -> Tensor:
-    """For each entry of the twin's filter, which entry of the strided filter it is.
+    """Return, for each entry of the twin's filter, the entry of the strided filter that it is.
 
     size: of the strided filter, (out, in / groups, k_h, k_w). Returns int64 of the twin's size: the
     place in the flattened strided filter, or −1 for a structural zero.
@@ -222,10 +222,10 @@ def filter_entries(size: Sequence[int], maps: Sequence[Taps]) -> Tensor:
 
 
 def expand_bias(bias: Tensor, maps: Sequence[Taps]) -> Tensor:
-    """The twin's bias (out·S_h·S_w): each of the strided ones once for each output phase."""
+    """Return the twin's bias (out·S_h·S_w): each of the strided ones once for each output phase."""
     return repeat(bias, "o -> (o s)", s=prod(tap_map.output_factor for tap_map in maps))
 
 
 def _each(pattern: str, axes: Sequence[int]) -> str:
-    """An einops pattern, once for each axis."""
+    """Return an einops pattern, once for each axis."""
     return " ".join(pattern.format(axis) for axis in axes)

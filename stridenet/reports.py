@@ -1,4 +1,4 @@
-"""What a comparison of two networks finds, layer by layer: for whatever way of running them."""
+"""Reports of a comparison of two networks, layer by layer, however they were run."""
 
 import math
 from collections.abc import Iterable
@@ -20,7 +20,7 @@ _MOST_ROWS = 40
 
 @dataclass(frozen=True)
 class LayerReport:
-    """One layer of the twin beside the strided one, over all real positions."""
+    """Says how far one layer of the twin is from the strided one, over all real positions."""
 
     layer: str
     operation: str  # and what is wrong with it, where numbers do not say that
@@ -32,23 +32,23 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class VerificationReport:
-    """What verify found."""
+    """Holds what verify found."""
 
     layers: tuple[LayerReport, ...]
     output_difference: float  # largest, between the two networks' outputs
 
     @property
     def passed(self) -> bool:
-        """Whether every layer is within its rounding bound."""
+        """Tell whether every layer is within its rounding bound."""
         return all(layer.passed for layer in self.layers)
 
     @property
     def first_failure(self) -> str | None:
-        """Name of the first layer that differs by more than rounding."""
+        """Return the name of the first layer that differs by more than rounding; None if none does."""
         return next((layer.layer for layer in self.layers if not layer.passed), None)
 
     def to_frame(self) -> "pd.DataFrame":
-        """One row a layer."""
+        """Return a row for each layer."""
         return data_frame(vars(layer) for layer in self.layers)
 
     def __str__(self) -> str:
@@ -66,14 +66,17 @@ class VerificationReport:
         return "\n".join(lines)
 
     def _shown(self) -> list[LayerReport]:
-        """All that a terminal has room for, else those that are nearest to their bounds, or beyond."""
+        """Return as many layers as a terminal has room for.
+
+        They are those beyond their bounds, or nearest to them.
+        """
         order = nearest_first(self.layers)[:_MOST_ROWS]
         kept = set(map(id, order))
         return [layer for layer in self.layers if id(layer) in kept]
 
 
 def nearest_first(layers: Iterable[LayerReport]) -> list[LayerReport]:
-    """Those that are beyond their bounds, then those that are nearest to them."""
+    """Sort reports: layers beyond their bounds first, then those that are nearest to them."""
     return sorted(layers, key=_how_bad, reverse=True)
 
 
@@ -85,7 +88,7 @@ def _row(layer: LayerReport) -> list[str]:
 
 
 def _shortened(name: str, most: int) -> str:
-    """Names differ at their ends."""
+    """Return a name's end, with an ellipsis before it: names differ at their ends."""
     return name if len(name) <= most else f"…{name[1 - most :]}"
 
 
@@ -98,10 +101,11 @@ def _how_bad(layer: LayerReport) -> tuple[bool, float, float]:
 def compared(
     layer: str, operation: str, expected: Tensor, obtained: Tensor, bound: Tensor
 ) -> LayerReport:
-    """One tensor of a layer's result beside the strided layer's.
+    """Compare one tensor of a layer's result with the strided layer's.
 
-    bound: how far they may lie apart, position by position; its dtype is that of the comparison. Equal
-    are, too, positions where both are NaN or the same infinity. Another shape is a failure.
+    bound: how far they may lie apart, position by position; its dtype is that of the comparison.
+
+    Positions where both are NaN, or the same infinity, are equal. Another shape is a failure.
     """
     if expected.shape != obtained.shape:
         shapes = f"{tuple(obtained.shape)}, not {tuple(expected.shape)}"
@@ -126,7 +130,7 @@ def compared(
 def equal_to_the_bit(
     layer: str, operation: str, expected: Tensor, obtained: Tensor
 ) -> LayerReport | None:
-    """The report if the two are equal, which needs no bound; else None."""
+    """Return the report if the two are equal, which needs no bound; else None."""
     alike = (expected.shape, expected.dtype, expected.device)
     if alike != (obtained.shape, obtained.dtype, obtained.device):
         return None
@@ -137,10 +141,10 @@ def equal_to_the_bit(
 
 
 def failed(layer: str, what: str) -> LayerReport:
-    """A layer that is wrong in a way that has no numbers: `what` says which."""
+    """Return the report of a layer that is wrong in a way without numbers; `what` says how."""
     return LayerReport(layer, what, math.nan, math.inf, math.inf, False)
 
 
 def worst(reports: Iterable[LayerReport]) -> LayerReport:
-    """Of several tensors of one layer, the one that differs most."""
+    """Return the report that differs most, of several of one layer."""
     return max(reports, key=_how_bad)

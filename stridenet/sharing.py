@@ -8,7 +8,6 @@ import copy
 import operator
 from collections.abc import Mapping
 from itertools import chain
-from math import inf, isfinite, prod
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
 import torch
@@ -17,33 +16,31 @@ from torch import Tensor, fx, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.conversion import fold_layers_back
-from stridenet.by_layer.modules import is_converted, network_origins
+from stridenet.by_layer.converted import is_converted, network_origins
 from stridenet.copies import copied
 from stridenet.errors import StrideEliminationError
 from stridenet.layers import EachInput, SpaceToDepth
 from stridenet.options import SHARING
 from stridenet.origins import Origin, mean_of_copies
-from stridenet.plan import EliminationPlan, LayerPlan
-from stridenet.planner import Conversion
+from stridenet.planner import planned_network
 from stridenet.sizes import format_size
-from stridenet.tables import data_frame
-from stridenet.taps import TapMap
 from stridenet.twin import UnitStrideNetwork, build
 
 if TYPE_CHECKING:
-    import pandas as pd
+    pass
 
 
-ANetwork = TypeVar("ANetwork", bound=nn.Module)
-WHOLE = (torch.int64, torch.int32)
+Network = TypeVar("Network", bound=nn.Module)
+_INTEGERS = (torch.int64, torch.int32)
 
 
 # Origins --------------------------------------------------------------------------------------------
 
 
 def origins(twin: Any) -> dict[str, Origin]:
-    """Of each tensor of numbers (parameters, statistics) in `twin.network`, by its name; of a network
-    that convert_layers made, of each that it has changed.
+    """Return the origin of each tensor (parameters, statistics) of `twin.network`, by its name.
+
+    Of a network that convert_layers made, these are the tensors that it has changed.
 
     A network whose numbers are 1, 2, 3, … is converted: its twin's numbers say where they are from,
     whatever rules made them.
@@ -52,14 +49,14 @@ def origins(twin: Any) -> dict[str, Origin]:
         return network_origins(twin)
     numbered = copy.deepcopy(_strided(twin)).to_empty(device="cpu").double()
     sources, first = [], 1
-    for name, tensor in _numbers(numbered):
+    for name, tensor in _numbered(numbered):
         numbers = torch.arange(first, first + tensor.numel(), dtype=torch.float64)
         tensor.copy_(numbers.reshape(tensor.shape))
         sources.append((first, name, tensor.shape))
         first += tensor.numel()
     sizes = tuple(given.size for given in twin.plan.inputs)
     found: dict[str, Origin] = {}
-    for name, tensor in _numbers(build(Conversion(numbered, sizes, twin.plan.options))):
+    for name, tensor in _numbered(build(planned_network(numbered, sizes, twin.plan.options))):
         last = int(tensor.max())
         start, source, size = next(s for s in reversed(sources) if s[0] <= last)
         entries = torch.where(tensor > 0, tensor - start, -1).long()
@@ -81,14 +78,19 @@ def _require_alike(twin: UnitStrideNetwork, name: str, entries: Tensor) -> None:
         )
 
 
-def _numbers(network: nn.Module) -> list[tuple[str, Tensor]]:
-    """Parameters, statistics and counts: what a state_dict holds, if it can hold large numbers."""
+def _numbered(network: nn.Module) -> list[tuple[str, Tensor]]:
+    """Return parameters, statistics and counts by name.
+
+    These are the tensors of a state_dict that can hold large numbers.
+    """
     state = network.state_dict().items()
-    return [(n, t) for n, t in state if t.numel() and (t.is_floating_point() or t.dtype in WHOLE)]
+    return [
+        (n, t) for n, t in state if t.numel() and (t.is_floating_point() or t.dtype in _INTEGERS)
+    ]
 
 
 def _strided(twin: Any) -> fx.GraphModule:
-    """The strided network behind a twin, its weights empty."""
+    """Return the strided network behind a twin, without weights. Raises StrideEliminationError."""
     if not isinstance(twin, UnitStrideNetwork):
         raise StrideEliminationError(
             f"{type(twin).__name__} is not a twin: expected what convert_layers returns, or a "
@@ -108,14 +110,14 @@ def _strided(twin: Any) -> fx.GraphModule:
     for name, module in twin.strided.named_modules():
         if parametrize.is_parametrized(module):
             raise StrideEliminationError(
-                f"{name} has parametrized weights in the strided network, of which a twin has the "
-                "values alone: torch.nn.utils.parametrize.remove_parametrizations first"
+                f"{name} has parametrized weights in the strided network, and a twin has only "
+                "their values: torch.nn.utils.parametrize.remove_parametrizations first"
             )
     return twin.strided
 
 
-def layers_of(twin: Any) -> nn.Module:
-    """The network whose tensors `origins` names: a twin's own without its rearrangement."""
+def shared_network(twin: Any) -> nn.Module:
+    """Return the network whose tensors `origins` names: a twin's own without its rearrangement."""
     return cast(nn.Module, twin.network) if isinstance(twin, UnitStrideNetwork) else twin
 
 
@@ -123,7 +125,7 @@ def layers_of(twin: Any) -> nn.Module:
 
 
 class Tied(nn.Module):
-    """A twin's tensor as its strided original, repeated: parametrizes a layer of the twin."""
+    """Parametrizes a twin's layer: its tensor is the strided one, repeated."""
 
     entries: Tensor
 
@@ -134,17 +136,17 @@ class Tied(nn.Module):
         self.register_buffer("entries", origin.entries.flatten() % (last + 1), persistent=False)
 
     def forward(self, source: Tensor) -> Tensor:
-        """The twin's tensor."""
+        """Return the twin's tensor."""
         numbers = F.pad(source.flatten(), (0, 1)).index_select(0, self.entries)
         return numbers.view(self.origin.entries.shape)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        """The strided tensor."""
+        """Return the strided tensor."""
         return self.origin.fold(tensor)
 
 
 class Masked(nn.Module):
-    """A twin's tensor with its structural zeros: parametrizes a layer of the twin."""
+    """Parametrizes a twin's layer: its tensor keeps its structural zeros."""
 
     free: Tensor
 
@@ -153,16 +155,16 @@ class Masked(nn.Module):
         self.register_buffer("free", origin.entries >= 0, persistent=False)
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """Zeros where none of the strided network's numbers stands; no gradient reaches them."""
+        """Return the tensor with its structural zeros, which no gradient reaches."""
         return torch.where(self.free, tensor, 0)
 
     def right_inverse(self, tensor: Tensor) -> Tensor:
-        """The same."""
+        """Return the tensor with its structural zeros."""
         return self(tensor)
 
 
-def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = False) -> ANetwork:
-    """A copy of the twin whose layers share their parameters in one of three ways (section 6).
+def share(twin: Network, sharing: str | Mapping[str, str], project: bool = False) -> Network:
+    """Return a copy of the twin whose layers share their parameters in one of three ways (section 6).
 
     tied: the strided weights and biases are the parameters; the twin's are derived from them.
     masked: the twin's own are, but structural zeros stay zero.
@@ -186,10 +188,10 @@ def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = Fals
     modes = _modes(sharing, found)
     shared = copied(twin)
     make_plain(shared, (Tied, Masked) if is_converted(twin) else None)
-    network = layers_of(shared)
+    network = shared_network(shared)
     named = network.named_parameters()
     parameters = {name: p for name, p in named if name in found}
-    chosen = {name: modes.get(_layer(name), "free") for name in parameters}
+    chosen = {name: modes.get(layer_name(name), "free") for name in parameters}
     tied: dict[str, list[tuple[Origin, Tensor]]] = {}
     for name, parameter in parameters.items():
         if chosen[name] == "tied":
@@ -203,15 +205,15 @@ def share(twin: ANetwork, sharing: str | Mapping[str, str], project: bool = Fals
         if chosen[name] == "tied":
             _set(name, parameter, origin.expand(strided[origin.source]), "tied", project)
         if chosen[name] != "free":
-            layer = network.get_submodule(_layer(name))
+            layer = network.get_submodule(layer_name(name))
             _parametrize(layer, name, origin, chosen[name], homes)
     return shared
 
 
 def _modes(sharing: str | Mapping[str, str], found: dict[str, Origin]) -> dict[str, str]:
-    """What each layer shares, where it has something to share."""
+    """Return the mode of each layer that has something to share."""
     sources = {origin.source for origin in found.values() if not origin.copied}
-    layers = dict.fromkeys(_layer(n) for n, origin in found.items() if origin.source in sources)
+    layers = dict.fromkeys(layer_name(n) for n, origin in found.items() if origin.source in sources)
     if not isinstance(sharing, Mapping):
         _require_mode(sharing, "")
         return dict.fromkeys(layers, sharing)
@@ -257,45 +259,27 @@ def _parametrize(
         setattr(holder, attribute, homes.setdefault(origin.source, getattr(holder, attribute)))
 
 
-def _layer(name: str) -> str:
+def layer_name(name: str) -> str:
+    """Return the name of the layer that holds a tensor."""
     return name.rpartition(".")[0]
 
 
-def fan_in(twin: nn.Module) -> dict[str, int]:
-    """How many entries of one filter are no structural zeros, for each changed convolution."""
-    return {
-        _layer(name): int((origin.entries[0] >= 0).sum())
-        for name, origin in origins(twin).items()
-        if name.endswith("weight") and not origin.copied and origin.entries.ndim > 1
-    }
-
-
-def number_of_copies(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, int]:
-    """How often each parameter of `twin.network` has a strided number, however it is shared.
-
-    found: origins(twin), where they are known.
-    """
-    found = found or origins(twin)
-    named = {name: plain_name(name) for name, _ in layers_of(twin).named_parameters()}
-    return {name: found[plain].copies for name, plain in named.items() if plain in found}
-
-
 def plain_name(name: str) -> str:
-    """The name of a parameter without what torch's parametrization puts into it."""
+    """Return the name of a parameter without what torch's parametrization puts into it."""
     return name.replace("parametrizations.", "").removesuffix(".original")
 
 
 def plain_state(twin: nn.Module) -> dict[str, Tensor]:
-    """The twin's state_dict as if it were free: the numbers that its layers compute with."""
+    """Return the twin's state_dict as if it were free: the numbers that its layers compute with."""
     plain = copy.deepcopy(twin)
     make_plain(plain)
     return plain.state_dict()
 
 
 def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = None) -> None:
-    """Parametrized weights as they are now, as parameters of their own, in place.
+    """Turn parametrized weights, as they are now, into parameters, in place.
 
-    kinds: of which layers: those with a parametrization of these kinds; by default all.
+    kinds: change only layers with a parametrization of these classes; by default all.
 
     torch's remove_parametrizations would break the network that this one is a copy of: it changes the
     layers' class, which both have in common.
@@ -326,8 +310,10 @@ def make_plain(network: nn.Module, kinds: tuple[type[nn.Module], ...] | None = N
 
 
 def fold_back(twin: Any) -> nn.Module:
-    """The strided network nearest to a twin, in least squares of the weights: of eliminate_stride's
-    twins a torch.fx.GraphModule, of convert_layers' the model itself, as it was.
+    """Return the strided network nearest to a twin, in least squares of the weights.
+
+    It is a torch.fx.GraphModule for a twin of eliminate_stride, and the model as it was for a network
+    of convert_layers.
 
     Each strided number is the mean of its copies in the twin; what stands at structural zeros is
     lost. Folding a twin as eliminate_stride made it gives the original's weights bit for bit. Dtype,
@@ -358,99 +344,3 @@ def fold_back(twin: Any) -> nn.Module:
     for name, module in strided.named_modules():
         module.training = modes.get(name, twin.training)
     return strided
-
-
-def distance_from_tied(
-    twin: nn.Module, found: dict[str, Origin] | None = None
-) -> dict[str, dict[str, float]]:
-    """How far each changed tensor of a twin is from the strided networks, in its two parts.
-
-    zeros: the norm of what stands at structural zeros; copies: of the differences of copies from
-    their mean. Their squares add up to that of the distance from the nearest tied weights, the norm
-    is of the whole tensor; all are Euclidean. Tensors that stand in the twin as they do in the strided
-    network are left out; where they are only put in another order, both parts are zero. Statistics of
-    BatchNorm count like parameters. Raises StrideEliminationError for anything but a whole twin.
-
-    found: origins(twin), where they are known.
-    """
-    rows = {}
-    found = found or origins(twin)
-    for name, origin in found.items():
-        if origin.copied:
-            continue
-        tensor = operator.attrgetter(name)(layers_of(twin)).detach().cpu().double()
-        masked = origin.mask(tensor)
-        rows[name] = {
-            "zeros": float((tensor - masked).norm()),
-            "copies": float((masked - origin.expand(origin.fold(masked))).norm()),
-            "norm": float(tensor.norm()),
-        }
-    return rows
-
-
-def gradient_ratios(twin: nn.Module, found: dict[str, Origin] | None = None) -> dict[str, float]:
-    """ρ of each changed filter: ‖gradient of the twin's weights‖² / ‖gradient of the strided ones‖².
-
-    The gradient on a strided weight is the sum over its copies. By Cauchy and Schwarz ρ is at least
-    1 / copies, which is reached where all copies have one gradient and nothing reaches the structural
-    zeros; it is larger the more they disagree. Keys are the names of the twin's tensors; tied ones,
-    whose copies have no gradients of their own, and those without a finite gradient are left out.
-
-    found: origins(twin), where they are known.
-    """
-    found = found or origins(twin)
-    ratios = {}
-    for name, parameter in layers_of(twin).named_parameters():
-        origin = found.get(plain_name(name))
-        if origin is None or origin.copied or parameter.grad is None:
-            continue
-        if parameter.shape != origin.entries.shape or parameter.ndim < 2:
-            continue
-        gradient = parameter.grad.double().flatten()
-        entries = origin.entries.flatten().to(gradient.device)
-        sums = gradient.new_zeros(origin.size.numel() + 1)  # the last one is of structural zeros
-        sums.index_add_(0, entries % len(sums), gradient)
-        strided = float(sums[:-1].square().sum())
-        ratio = float(gradient.square().sum()) / strided if strided else inf
-        if isfinite(ratio):
-            ratios[plain_name(name)] = ratio
-    return ratios
-
-
-# Counting -------------------------------------------------------------------------------------------
-
-
-def degrees_of_freedom(plan: EliminationPlan | UnitStrideNetwork) -> "pd.DataFrame":
-    """How many weights each convolution's filter has to choose, in each way of sharing; of a plan or a
-    twin.
-
-    tied: the strided filter's; free: the twin's; masked: those of the twin without structural zeros.
-    So striding is `zeros` (free − masked) and `equalities` (masked − tied) among the twin's weights.
-    A layer that is called again has no new weights: tied is 0, and all its weights are equalities.
-    paper: s²·C_ℓ·C_{ℓ+1}·W·H of section 6, with s the factor of the layer's output; it counts the
-    masked filter, not the free one, and holds for convolutions only.
-    """
-    rows, counted = [], set()
-    for layer in (plan.plan if isinstance(plan, UnitStrideNetwork) else plan).layers:
-        again = layer.module in counted
-        counted.add(layer.module)
-        if layer.operation.startswith("Conv") and (layer.maps or not again):
-            rows.append(_freedom(layer, again))
-    columns = ["layer", "tied", "masked", "free", "equalities", "zeros", "paper"]
-    return data_frame(rows, columns).astype({"paper": "Int64"})
-
-
-def _freedom(layer: LayerPlan, again: bool) -> dict[str, Any]:
-    strided, free = prod(layer.weight_size), prod(layer.unit_stride_weight_size)
-    tied, masked = 0 if again else strided, free - layer.structural_zeros
-    convolution = all(isinstance(tap_map, TapMap) for tap_map in layer.maps)
-    factors = prod(tap_map.output_factor for tap_map in layer.maps)
-    return {
-        "layer": layer.name,
-        "tied": tied,
-        "masked": masked,
-        "free": free,
-        "equalities": masked - tied,
-        "zeros": layer.structural_zeros,
-        "paper": factors * strided if convolution else None,
-    }

@@ -2,15 +2,28 @@
 
 import operator
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from stridenet.errors import StrideEliminationError
 
 Size = tuple[int, ...]
 
 
+class Counts(NamedTuple):
+    """Holds a number of the strided network, and that of its unit-stride twin."""
+
+    strided: int
+    unit_stride: int
+
+
+NONE = Counts(0, 0)
+
+
 def checked_sizes(input_size: Sequence[Any]) -> tuple[Size, ...]:
-    """The size of each input (channels, height, width), from one size or one for each input."""
+    """Return the size (channels, height, width) of each input, from one size or one for each input.
+
+    Raises StrideEliminationError for anything but positive integers.
+    """
     several = isinstance(input_size, Sequence) and not isinstance(input_size, str)
     if several and input_size and all(isinstance(size, Sequence) for size in input_size):
         return tuple(_checked_size(size, input_size) for size in input_size)
@@ -31,5 +44,5 @@ def _checked_size(size: Any, given: Any) -> Size:
 
 
 def format_size(size: Sequence[int]) -> str:
-    """(1, 28, 28) as 1x28x28."""
+    """Return a size as text: 1x28x28 for (1, 28, 28)."""
     return "x".join(map(str, size))

@@ -8,15 +8,16 @@ from typing import Any
 
 from torch import Tensor, fx, nn
 
+from stridenet.graph.nodes import tensors
 from stridenet.graph.preparing import leave_unsaved, unsaved_buffers
 from stridenet.layers import DepthToSpace, EachInput, EachToSpace, SpaceToDepth
 from stridenet.phases import FeatureMap
 from stridenet.plan import EliminationPlan
-from stridenet.planner import Conversion, is_replaced
+from stridenet.planner import PlannedNetwork
 
 
 class UnitStrideNetwork(nn.Module):
-    """The twin: `network` (unit-stride layers only) after `rearrange` (images to their phase form).
+    """Runs `network`, of unit-stride layers alone, after `rearrange`, which makes phase forms.
 
     Takes ordinary images (n, c, h, w) of the size that it was made for, and returns what the strided
     network returns, up to rounding. `plan` holds its maps and filters; `strided` is the network that it
@@ -35,55 +36,51 @@ class UnitStrideNetwork(nn.Module):
 
     @property
     def strided(self) -> fx.GraphModule | None:
-        """The strided network without its weights, on the meta device, if the twin was made here."""
+        """Return the strided network on the meta device, without weights; None if it is not known."""
         return self._strided[0]
 
     def forward(self, images: Tensor) -> Any:
-        """Ordinary images to what the strided network returns."""
+        """Return what the strided network returns for ordinary images."""
         return self.network(self.rearrange(images))
 
 
 class UnitStrideNetworkOfSeveral(UnitStrideNetwork):
-    """The twin of a network with several inputs."""
+    """Runs the twin of a network with several inputs."""
 
     def forward(self, *images: Tensor) -> Any:
-        """A batch for each input to what the strided network returns."""
+        """Return what the strided network returns for a batch of images for each input."""
         return self.network(*self.rearrange(*images))
 
 
-def build(conversion: Conversion) -> fx.GraphModule:
-    """The layers of the twin, in the traced network's graph; its nodes keep their names."""
-    traced, graph = conversion.traced, fx.Graph()
+def twin_of(planned: PlannedNetwork) -> UnitStrideNetwork:
+    """Return the twin of a planned network, its weights copied."""
+    kind = UnitStrideNetwork if len(planned.plan.inputs) == 1 else UnitStrideNetworkOfSeveral
+    return kind(build(planned), planned.plan, without_weights(planned.traced))
+
+
+def build(planned: PlannedNetwork) -> fx.GraphModule:
+    """Return the layers of the twin, in the traced network's graph; its nodes keep their names."""
+    traced, graph = planned.traced, fx.Graph()
     twins: dict[fx.Node, fx.Node] = {}
     result = graph.graph_copy(traced.graph, twins)
-    steps = list(zip(conversion.calls, conversion.rules, conversion.plan.layers, strict=True))
-    modules = [
-        rule.build(call, layer) if is_replaced(call, rule, layer) else None
-        for call, rule, layer in steps
-    ]
-    changed = {c.node.target for (c, _, _), module in zip(steps, modules, strict=True) if module}
-    layers: dict[str, Any] = {}
-    for (call, _, layer), module in zip(steps, modules, strict=True):
-        if module is None and (call.module is None or call.node.target not in changed):
-            continue
-        trained = traced if call.module is None else call.module
-        layers[layer.name] = (module or call.as_module()).train(trained.training)
-        node = twins[call.node]
-        node.args, node.kwargs = tuple(twins[operand] for operand in call.operands), {}
-        node.op, node.target = "call_module", layer.name
-    nodes = [n for n in traced.graph.nodes if n.op == "placeholder"] + [c.node for c, _, _ in steps]
-    maps = {twins[node]: conversion.map_of(node) for node in nodes}
-    values = {twins[node]: node.meta["value"] for node in nodes}
-    factored = {node: feature_map for node, feature_map in maps.items() if feature_map.phases > 1}
+    layers = _replacements(planned)
+    for step in planned.steps:
+        if step.layer.name in layers:
+            node = twins[step.call.node]
+            node.args, node.kwargs = tuple(twins[operand] for operand in step.call.operands), {}
+            node.op, node.target = "call_module", step.layer.name
     for node in graph.nodes:
         node.meta = {}
         if node.op in ("call_module", "get_attr") and node.target not in layers:
             layers[node.target] = copy.deepcopy(operator.attrgetter(node.target)(traced))
+    originals = {twin: node for node, twin in twins.items()}
 
     def restored(node: fx.Node) -> fx.Node:
-        if node not in factored:
+        original = originals[node]
+        feature_map = planned.map_of(original) if tensors(original.meta["value"]) else None
+        if feature_map is None or feature_map.phases == 1:
             return node
-        layers[f"restore_{node.name}"] = _restoring(values[node], factored[node])
+        layers[f"restore_{node.name}"] = _restoring(original.meta["value"], feature_map)
         return graph.call_module(f"restore_{node.name}", (node,))
 
     graph.output(fx.node.map_arg(result, restored))
@@ -92,8 +89,30 @@ def build(conversion: Conversion) -> fx.GraphModule:
     return twin
 
 
+def _replacements(planned: PlannedNetwork) -> dict[str, Any]:
+    """Return the modules that stand in place of operations, by the names of their layers.
+
+    Where a module of the network is called again and has another one in its place at one call, it has
+    copies at all others, as they are layers of their own.
+    """
+    built = [
+        step.rule.build(step.call, step.layer) if step.is_replaced else None
+        for step in planned.steps
+    ]
+    pairs = list(zip(planned.steps, built, strict=True))
+    changed = {step.call.node.target for step, module in pairs if module is not None}
+    layers: dict[str, Any] = {}
+    for step, module in pairs:
+        call = step.call
+        if module is None and (call.module is None or call.node.target not in changed):
+            continue
+        trained = planned.traced if call.module is None else call.module
+        layers[step.layer.name] = (module or call.as_module()).train(trained.training)
+    return layers
+
+
 def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
-    """What makes ordinary maps of a phase form, or of each of several that one operation gives."""
+    """Return the module that makes ordinary maps of a phase form, or of a tuple of them."""
     if isinstance(value, Tensor):
         return DepthToSpace(feature_map)
     sizes = [tuple(part.shape[1:]) for part in value]
@@ -101,7 +120,7 @@ def _restoring(value: Any, feature_map: FeatureMap) -> nn.Module:
 
 
 def without_weights(traced: fx.GraphModule) -> fx.GraphModule:
-    """A copy whose tensors take no memory, and which can be pickled: it has forgotten our tracer."""
+    """Return a copy whose tensors take no memory; it can be pickled, as it holds no tracer."""
     empty: dict[int, Any] = {}
     for tensor in chain(traced.parameters(), traced.buffers()):
         meta = tensor.detach().to("meta")

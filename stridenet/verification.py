@@ -13,7 +13,6 @@ ones, and how it differs from one that is made now: not at all, if it is right.
 import copy
 import itertools
 from collections.abc import Iterator
-from dataclasses import replace
 from itertools import chain
 from math import inf, prod
 from typing import Any, TypeVar
@@ -23,37 +22,35 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from tqdm import tqdm
 
-from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.converted import is_converted
 from stridenet.by_layer.verification import verify_layers
-from stridenet.comparison import (
-    Comparison,
-    Runner,
-    TwinStopped,
+from stridenet.comparison import SideBySide, TwinStopped, compared_outputs
+from stridenet.copies import copied, unwrapped
+from stridenet.elimination_check import input_types, traced_report
+from stridenet.errors import StrideEliminationError
+from stridenet.noise import add_noise
+from stridenet.plan import InputPlan
+from stridenet.planner import PlannedNetwork, planned_network
+from stridenet.reports import LayerReport, VerificationReport, compared, failed, worst
+from stridenet.running import (
+    GraphRunner,
     cloned,
-    compared_outputs,
     finite,
-    input_types,
-    layers_of,
     leaves,
+    one_line,
+    runnable_layers,
     seed,
-    told,
-    traced_report,
     undisturbed,
     without_dropout,
 )
-from stridenet.copies import copied, unwrapped
-from stridenet.errors import StrideEliminationError
-from stridenet.noise import add_noise
-from stridenet.plan import EliminationPlan, InputPlan, LayerPlan
-from stridenet.planner import Conversion
-from stridenet.reports import LayerReport, VerificationReport, compared, failed, worst
 from stridenet.sharing import Masked, Tied, make_plain
-from stridenet.sizes import checked_sizes, format_size
+from stridenet.sizes import checked_sizes
 from stridenet.twin import UnitStrideNetwork, build
+from stridenet.twin_structure import differing_settings, graph_code, planned_like, rewired
 
 __all__ = ["LayerReport", "VerificationReport", "compare_scores", "verify"]
 
-ANetwork = TypeVar("ANetwork", bound=nn.Module)
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def verify(
@@ -97,29 +94,29 @@ def verify(
 
 
 class _Verification:
-    """The copies that are compared, all on the CPU, and what is found.
+    """Compares copies of model and twin, all on the CPU.
 
     in_float64: whether they compute in that; else in the model's own type, since its forward fixes it.
     """
 
     def __init__(self, model: nn.Module, twin: UnitStrideNetwork, images: Any) -> None:
         own = copied(unwrapped(model)).cpu()
-        conversion = _as_converted(own, twin)
-        self.options, self.sizes = conversion.options, checked_sizes(twin.plan.input_size)
-        self.dtypes = input_types(conversion)
+        planned = planned_like(own, twin)
+        self.options, self.sizes = planned.plan.options, checked_sizes(twin.plan.input_size)
+        self.dtypes = input_types(planned)
         self.images = self._images(images)
-        self.model, self.in_float64, self.traced = self._compare_traced(own, conversion)
+        self.model, self.in_float64, self.traced = self._compare_traced(own, planned)
         if not self.traced.passed:  # nor would the rest say what the model computes
             return
-        self.twin = _plain(copy.deepcopy(twin).cpu())
-        conversion.traced.eval()
-        made = _plain(build(conversion))
-        self.differing = _differing_settings(made, self.twin.network, conversion.plan)
-        self.rewired = _rewired(made.graph, self.twin.network.graph, conversion)
+        self.twin = _evaluated(copy.deepcopy(twin).cpu())
+        planned.traced.eval()
+        made = _evaluated(build(planned))
+        self.differing = differing_settings(made, self.twin.network, planned.plan)
+        self.rewired = rewired(made.graph, self.twin.network.graph, planned)
         self._cast(made, self.twin)
         _subtract(self.twin.network, made)
         del made
-        self.conversion = self._add_noise()
+        self.planned = self._add_noise()
 
     def _images(self, images: Any) -> list[Tensor]:
         if images is None:
@@ -133,14 +130,14 @@ class _Verification:
 
     @property
     def inputs(self) -> list[Tensor]:
-        """The images in the type that the networks compute in."""
+        """Return the images in the type that the networks compute in."""
         if self.in_float64:
             return self.images
         return [x.to(dtype) for x, dtype in zip(self.images, self.dtypes, strict=True)]
 
     @property
     def dtype(self) -> torch.dtype | None:
-        """What each operation is cast to; None: it is compared in the type that it has."""
+        """Return the type that each operation is cast to; None for the type that it has."""
         precise = not self.in_float64 and set(self.dtypes) <= {torch.float32, torch.float64}
         return None if precise else torch.float64
 
@@ -149,41 +146,41 @@ class _Verification:
             network.double()
 
     def _compare_traced(
-        self, own: nn.Module, conversion: Conversion
+        self, own: nn.Module, planned: PlannedNetwork
     ) -> tuple[nn.Module, bool, LayerReport]:
-        """The model in the type to compare in, and the traced network beside it."""
+        """Compare the traced network with the model; return the model in that type, and the report."""
         self.in_float64 = True
         try:
             double = copied(own).double()
-            in_double = Conversion(double, self.sizes, self.options)
-            if _code(in_double.traced) == _code(conversion.traced):
+            in_double = planned_network(double, self.sizes, self.options)
+            if graph_code(in_double.traced) == graph_code(planned.traced):
                 return double, True, traced_report(double, in_double, [self.images])
         except Exception:  # a forward that fixes its type may raise anything in another
             pass
         self.in_float64 = False
-        return own, False, traced_report(own, conversion, [self.inputs])
+        return own, False, traced_report(own, planned, [self.inputs])
 
-    def _add_noise(self) -> Conversion:
+    def _add_noise(self) -> PlannedNetwork:
         """Add one noise to both networks, as much as leaves the model's outputs finite."""
         for kind in ("full", "gentle", None):
             noisy = copied(self.model)
             if kind is not None:
                 add_noise(noisy, kind)
-            conversion = Conversion(noisy, self.sizes, self.options)
-            conversion.traced.eval()
-            if kind is None or finite(self._run_strided(conversion.traced)):
+            planned = planned_network(noisy, self.sizes, self.options)
+            planned.traced.eval()
+            if kind is None or finite(self._run_strided(planned.traced)):
                 break
-        made = _plain(build(conversion))
+        made = _evaluated(build(planned))
         self._cast(made)
         _add(self.twin.network, made)
-        return conversion
+        return planned
 
     def _run_strided(self, traced: fx.GraphModule) -> Any:
         seed()
-        return Runner(layers_of(traced), traced.graph).run(*map(cloned, self.inputs))
+        return GraphRunner(runnable_layers(traced), traced.graph).run(*map(cloned, self.inputs))
 
     def report(self) -> VerificationReport:
-        """Everything, in the order in which it is computed."""
+        """Compare everything, and return the reports in the order in which they were made."""
         if not self.traced.passed:
             return VerificationReport((self.traced,), self.traced.largest_error)
         return VerificationReport(tuple(self._layers()), self._output_difference())
@@ -194,10 +191,10 @@ class _Verification:
         try:
             rearranged = self.twin.rearrange(*map(cloned, images))
         except Exception as error:  # a rearrangement that was replaced may raise anything
-            yield failed("rearrange", f"raises {told(error)}")
+            yield failed("rearrange", f"raises {one_line(error)}")
             return
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
-        reports = [*map(_compare_input, images, rearranged, self.conversion.plan.inputs)]
+        reports = [*map(_compare_input, images, rearranged, self.planned.plan.inputs)]
         yield worst(reports)
         if self.rewired or inf in [report.largest_error for report in reports]:
             yield from self.rewired
@@ -205,11 +202,9 @@ class _Verification:
         yield from self._operations(images, rearranged)
 
     def _operations(self, images: list[Tensor], rearranged: list[Tensor]) -> Iterator[LayerReport]:
-        strided, twin = layers_of(self.conversion.traced), layers_of(self.twin.network)
+        strided, twin = runnable_layers(self.planned.traced), runnable_layers(self.twin.network)
         graph = self.twin.network.graph
-        comparison = Comparison(
-            twin, graph, self.conversion, strided, images, self.dtype, again=True
-        )
+        comparison = SideBySide(twin, graph, self.planned, strided, images, self.dtype, again=True)
         try:
             outputs = comparison.run(*map(cloned, rearranged))
         except TwinStopped:
@@ -222,22 +217,22 @@ class _Verification:
         yield self._forward_report() if returned.passed else returned
 
     def _forward_report(self) -> LayerReport:
-        """The twin as it is called beside its graph, which is what was compared."""
+        """Compare the twin as it is called with its graph, whose operations were compared."""
         network = self.twin.network
         seed()
         rearranged = self.twin.rearrange(*map(cloned, self.inputs))
         rearranged = [rearranged] if isinstance(rearranged, Tensor) else list(rearranged)
         try:
-            expected = Runner(layers_of(network), network.graph).run(*rearranged)
+            expected = GraphRunner(runnable_layers(network), network.graph).run(*rearranged)
             seed()
             obtained = copy.deepcopy(self.twin)(*map(cloned, self.inputs))
         except Exception as error:  # a forward that was replaced may raise anything
-            return failed("(outputs)", f"raises {told(error)}")
+            return failed("(outputs)", f"raises {one_line(error)}")
         return compared_outputs("(outputs)", "restored", expected, obtained)
 
     def _output_difference(self) -> float:
         try:
-            expected = self._run_strided(self.conversion.traced)
+            expected = self._run_strided(self.planned.traced)
             seed()
             obtained = self.twin(*map(cloned, self.inputs))
         except Exception:  # a twin that does not run has no outputs to compare
@@ -252,89 +247,18 @@ class _Verification:
         return max((report.largest_error for report in reports), default=0.0)
 
 
-# Is it a twin of this network? ----------------------------------------------------------------------
-
-
-def _as_converted(model: nn.Module, twin: UnitStrideNetwork) -> Conversion:
-    """The model's conversion, in the mode in which it gives the twin's plan and the twin's graph.
-
-    Leaves the model in that mode. Raises StrideEliminationError if there is none.
-    """
-    sizes, options = checked_sizes(twin.plan.input_size), twin.plan.options
-    present = {name: module.training for name, module in model.named_modules()}
-    found: list[tuple[dict[str, bool], EliminationPlan, list[str]]] = []
-    error: StrideEliminationError | None = None
-    for modes in (present, dict.fromkeys(present, False), dict.fromkeys(present, True)):
-        _set_modes(model, modes)
-        try:
-            conversion = Conversion(model, sizes, options)
-        except (
-            StrideEliminationError
-        ) as refused:  # only what it is in the other mode may be converted
-            error = error or refused
-            continue
-        plan = replace(conversion.plan, bytes_each=twin.plan.bytes_each)
-        found.append((modes, plan, _code(conversion.traced)))
-        if plan == twin.plan and (twin.strided is None or found[-1][2] == _code(twin.strided)):
-            return conversion
-    if not found:
-        assert error is not None
-        raise error
-    same = [modes for modes, plan, _ in found if plan == twin.plan]
-    if not same:
-        raise StrideEliminationError(
-            "the twin was made from a network of other sizes than this model, or in another mode "
-            f"(training or evaluation) that changes its forward: {_difference(found[0][1], twin.plan)}"
-            "; verify it with the network that it was made from, or convert this one"
-        )
-    _set_modes(model, same[0])
-    return Conversion(model, sizes, options)
-
-
-def _set_modes(model: nn.Module, modes: dict[str, bool]) -> None:
-    for name, module in model.named_modules():
-        module.training = modes[name]
-
-
-def _code(traced: fx.GraphModule) -> list[str]:
-    """What a graph does, line by line; of functions, the names."""
-    return [str(node.format_node()) for node in traced.graph.nodes]
-
-
-def _difference(here: EliminationPlan, there: EliminationPlan) -> str:
-    """The first layer, input or number in which two plans differ, as errors name it."""
-    for mine, other in zip(here.layers, there.layers, strict=False):
-        if mine != other:
-            return f"{mine.name} is {_described(mine)} here, and {_described(other, mine)} there"
-    few, many = sorted((here.layers, there.layers), key=len)
-    if len(few) < len(many):
-        whose = "only here" if many is here.layers else "only there"
-        return f"{many[len(few)].name} ({many[len(few)].operation}) is {whose}"
-    return f"{here.parameters[0]:,} parameters here, {there.parameters[0]:,} there"
-
-
-def _described(layer: LayerPlan, beside: LayerPlan | None = None) -> str:
-    name = "" if beside is None or beside.name == layer.name else f"{layer.name}, "
-    size = f" {format_size(layer.weight_size)}" if layer.weight_size else ""
-    maps = " and ".join(format_size(given.size) for given in layer.inputs)
-    numbers = [f"{m.stride}/{m.padding}" for m in layer.maps]
-    window = f" with strides and paddings {', '.join(numbers)}" if numbers else ""
-    to = f"from {maps or 'nothing'} to {format_size(layer.output.size)}"
-    return f"{name}{layer.operation}{size} {to}{window}"
-
-
 # Twins' numbers -------------------------------------------------------------------------------------
 
 
-def _plain(network: ANetwork) -> ANetwork:
-    """In evaluation mode, and parametrized weights as they are then, before any cast."""
+def _evaluated(network: Network) -> Network:
+    """Return the network in evaluation mode, with parametrized weights as they are, before any cast."""
     network.eval()
     make_plain(network)
     return network
 
 
-def _numbers(network: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers, those that no state_dict holds too."""
+def _tensors(network: nn.Module) -> dict[str, Tensor]:
+    """Return parameters and buffers by name, including those that no state_dict holds."""
     parameters = network.named_parameters(remove_duplicate=False)
     named = dict(chain(parameters, network.named_buffers(remove_duplicate=False)))
     return {name: tensor for name, tensor in named.items() if tensor.is_floating_point()}
@@ -342,7 +266,7 @@ def _numbers(network: nn.Module) -> dict[str, Tensor]:
 
 def _subtract(network: nn.Module, made: nn.Module) -> None:
     """Leave in the first network how it differs from the second; zeros, where it is as it was made."""
-    own, its = _numbers(network), _numbers(made)
+    own, its = _tensors(network), _tensors(made)
     state, expected = network.state_dict(), made.state_dict()
     changed = sorted(state.keys() ^ expected.keys()) + [
         name for name in state if name in expected and state[name].shape != expected[name].shape
@@ -356,12 +280,12 @@ def _subtract(network: nn.Module, made: nn.Module) -> None:
 
 
 def _add(network: nn.Module, made: nn.Module) -> None:
-    """Exactly the second network's numbers, where there was no difference."""
-    _each_once(_numbers(network), _numbers(made), lambda tensor, other: tensor.add_(other))
+    """Add the second network's numbers: where there was no difference, these are left exactly."""
+    _each_once(_tensors(network), _tensors(made), lambda tensor, other: tensor.add_(other))
 
 
 def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> None:
-    """Tensors with several names are changed once; those of a layer that was replaced stay."""
+    """Change tensors that both have, each once; those of a layer that was replaced stay."""
     seen: set[int] = set()
     for name, tensor in own.items():
         other = its.get(name)
@@ -370,65 +294,11 @@ def _each_once(own: dict[str, Tensor], its: dict[str, Tensor], change: Any) -> N
             change(tensor.data, other.data)
 
 
-def _differing_settings(
-    made: nn.Module, network: nn.Module, plan: EliminationPlan
-) -> dict[str, LayerReport]:
-    """Find, in each layer, a setting that is another than it was made with; some show in training only.
-
-    Layers of another type than they were made with have to show what they are by their numbers.
-    """
-    found: dict[str, LayerReport] = {}
-    names = [layer.name for layer in plan.layers]
-    modules = dict(network.named_modules())
-    for name, module in made.named_modules():
-        other = modules.get(name)
-        known = type(module).__module__.startswith(("torch.nn.", "stridenet."))
-        if other is None or type(other) is not type(module) or not known:
-            continue
-        layer = max((n for n in names if f"{name}.".startswith(f"{n}.")), key=len, default=name)
-        for setting, value in vars(module).items():
-            obtained = vars(other).get(setting, value)
-            if setting[:1] != "_" and _is_plain(value) and obtained != value:
-                what = f"{type(module).__name__} has {setting}={obtained!r}, not {value!r}"
-                found.setdefault(layer, failed(layer, what))
-    return found
-
-
-def _is_plain(value: Any) -> bool:
-    return isinstance(value, (int, float, str, tuple, type(None)))
-
-
-def _rewired(made: fx.Graph, graph: fx.Graph, conversion: Conversion) -> list[LayerReport]:
-    """The operations of a twin's graph that are gone, or read something else than when it was made."""
-    names = {call.node.name: layer.name for call, layer in _steps(conversion)}
-    obtained = {node.name: node for node in graph.nodes}
-    found = []
-    for node in made.nodes:
-        name = names.get(node.name, "(outputs)" if node.op == "output" else node.name)
-        other = obtained.get(node.name)
-        if other is None and (node.users or node.op == "output"):
-            found.append(failed(name, "is missing in the twin's graph"))
-        elif other is not None and _reads(node) != _reads(other):
-            found.append(failed(name, f"reads {_reads(other)}, not {_reads(node)}"))
-        elif other is not None and (node.op, str(node.target)) != (other.op, str(other.target)):
-            found.append(failed(name, f"calls {other.target}, not {node.target}"))
-    return found
-
-
-def _steps(conversion: Conversion) -> Any:
-    return zip(conversion.calls, conversion.plan.layers, strict=True)
-
-
-def _reads(node: fx.Node) -> str:
-    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda source: source)
-    return ", ".join([*map(str, args), *(f"{key}={value}" for key, value in kwargs.items())])
-
-
 # Inputs and scores ----------------------------------------------------------------------------------
 
 
 def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> LayerReport:
-    """The phases of the padded image, cut out by slices, against what the twin's input holds."""
+    """Compare the twin's input with the phases of the padded image, cut out by slices."""
     padded = F.pad(images, [extent for pair in reversed(plan.padding) for extent in pair])
     expected = images.new_zeros(len(images), *plan.map.unit_stride_size)
     for offset, phase in enumerate(itertools.product(*map(range, plan.map.factor))):
@@ -445,8 +315,11 @@ def _compare_input(images: Tensor, rearranged: Tensor, plan: InputPlan) -> Layer
 def compare_scores(
     model: nn.Module, twin: UnitStrideNetwork, images: Tensor, dtype: str
 ) -> dict[str, float]:
-    """On how many images (n, c, h, w) the two networks predict the same class, and the largest
-    difference of a score, both computed in `dtype` ("float32" or "float64") on the CPU."""
+    """Compare the scores of two networks on images (n, c, h, w).
+
+    Returns on how many images both predict the same class, how many there are, and the largest
+    difference of a score; computed in `dtype` ("float32" or "float64") on the CPU.
+    """
     number = getattr(torch, dtype)
     model, twin = _copied(model, number), _copied(twin, number)
     agreeing, largest = 0, 0.0
@@ -459,8 +332,8 @@ def compare_scores(
     return {"agreeing": agreeing, "images": len(images), "largest_difference": largest}
 
 
-def _copied(network: ANetwork, dtype: torch.dtype) -> ANetwork:
-    """In evaluation mode on the CPU, parametrized weights as they were computed before the cast."""
+def _copied(network: Network, dtype: torch.dtype) -> Network:
+    """Return a copy in evaluation mode on the CPU, with parametrized weights from before the cast."""
     made = copied(network).eval()
     make_plain(made)
     return made.to("cpu", dtype)

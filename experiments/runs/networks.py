@@ -10,7 +10,8 @@ from experiments.settings.schema import Layer, Model, Recipe
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.options import MOST_PARAMETERS
-from stridenet.sharing import fan_in, share
+from stridenet.sharing import share
+from stridenet.sharing_measures import fan_in
 from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork
 

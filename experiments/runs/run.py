@@ -42,15 +42,8 @@ from experiments.settings.schema import STARTING_WEIGHTS, Config
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.files import remove_half_written
 from stridenet.origins import Origin
-from stridenet.sharing import (
-    distance_from_tied,
-    gradient_ratios,
-    number_of_copies,
-    origins,
-    plain_name,
-    plain_state,
-    share,
-)
+from stridenet.sharing import origins, plain_name, plain_state, share
+from stridenet.sharing_measures import distance_from_tied, gradient_ratios, number_of_copies
 from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import compare_scores
 

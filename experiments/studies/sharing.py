@@ -25,7 +25,7 @@ from experiments.settings.schema import Report
 from stridenet.errors import InputError
 from stridenet.files import make_folder, write
 from stridenet.plan import EliminationPlan
-from stridenet.sharing import degrees_of_freedom
+from stridenet.sharing_measures import degrees_of_freedom
 
 ARMS = {  # as they are called here, by what they are in the runs
     "strided": "strided",

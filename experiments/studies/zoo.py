@@ -26,7 +26,7 @@ from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare, short_commit
 from experiments.settings.schema import Zoo
 from experiments.studies.conversion import TIMES
-from stridenet.by_layer.modules import converted_layers
+from stridenet.by_layer.converted import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.files import make_folder
 from stridenet.sizes import format_size
@@ -115,7 +115,8 @@ def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
     """What the twin costs: as planned, or where layers were converted, as torch counts it."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
-        costs = {"parameters": twin.plan.parameters, "multiply_adds": twin.plan.multiply_adds}
+        costs: dict[str, tuple[int, int]] = {"parameters": twin.plan.parameters}
+        costs["multiply_adds"] = twin.plan.multiply_adds
     else:
         layers = len(converted_layers(twin))
         both, inputs = (model, twin), random_inputs(config, 1)

@@ -7,7 +7,6 @@ not take these as arguments.
 """
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from math import prod
 from typing import Any
 
@@ -17,41 +16,7 @@ from torch import Tensor
 
 from stridenet.layers import CONVOLVE
 from stridenet.phases import Places, gather_taps, places_of
-from stridenet.taps import TapMap, TransposedTapMap
-
-
-@dataclass(frozen=True)
-class Window:
-    """One axis of a strided operation."""
-
-    kernel: int
-    stride: int
-    dilation: int = 1
-    padding: tuple[int, int] = (0, 0)  # before and after
-
-    @property
-    def reach(self) -> int:
-        """From the first position that it reads to one behind the last."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of `stride` positions it reaches over: K̃."""
-        return -(-self.reach // self.stride)
-
-    @property
-    def tap_map(self) -> TapMap:
-        """Which of its taps stands where; of the smallest map that gives one output."""
-        size = self.blocks * self.stride
-        return TapMap(self.kernel, self.stride, self.dilation, (0, 0), size, 1)
-
-    def outputs(self, size: int) -> int:
-        """On a map of `size` positions."""
-        return (size + sum(self.padding) - self.reach) // self.stride + 1
-
-
-Windows = tuple[Window, ...]
-
+from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 # Convolutions ---------------------------------------------------------------------------------------
 
@@ -64,7 +29,7 @@ def convolve(
     groups: int = 1,
     depthwise: str = "phases",
 ) -> Tensor:
-    """A strided convolution as a convolution of stride one (Theorem 1).
+    """Compute a strided convolution as a convolution of stride one (Theorem 1).
 
     weight: the expanded filter, (out, in / groups · s_h · s_w, K̃_h, K̃_w).
     depthwise: how a convolution of one channel a group is computed: "grouped" as it is written, s²
@@ -82,7 +47,10 @@ def convolve(
 
 
 def rearrange(maps: Tensor, windows: Windows) -> Tensor:
-    """The phase form of all that the windows read, zeros around it: (n, c·s_h·s_w, blocks…)."""
+    """Return the phase form (n, c·s_h·s_w, blocks…) of what the windows read, zeros around it.
+
+    Raises RuntimeError, as torch does, where a kernel is larger than the padded map.
+    """
     axes = len(windows)
     sizes = maps.shape[-axes:]
     extents = []
@@ -105,7 +73,7 @@ def rearrange(maps: Tensor, windows: Windows) -> Tensor:
 
 
 def split(maps: Tensor, axis: int, stride: int) -> Tensor:
-    """An axis of B·stride positions as two, of B and of stride."""
+    """Split an axis of B·stride positions into two, of B and of stride."""
     size = maps.shape[axis]
     if type(size) is int or exported_to_onnx() or _is_seen_to_divide(size, stride):
         return torch.unflatten(maps, axis, (-1, stride))
@@ -116,7 +84,7 @@ def split(maps: Tensor, axis: int, stride: int) -> Tensor:
 
 
 def exported_to_onnx() -> bool:
-    """Whether torch.onnx looks on: devices know views better than gathers."""
+    """Tell whether torch.onnx is exporting: devices compute views better than gathers."""
     return bool(torch.onnx.is_in_onnx_export())
 
 
@@ -139,7 +107,7 @@ def pad(maps: Tensor, extents: Sequence[tuple[int, int]], fill: float = 0.0) -> 
 def _by_phases(
     rearranged: Tensor, weight: Tensor, bias: Tensor | None, groups: int, phases: int
 ) -> Tensor:
-    """Each phase of each channel convolved by itself, then the sum over phases."""
+    """Convolve each phase of each channel by itself, and add the phases up."""
     axes, outputs = weight.ndim - 2, weight.shape[0] // groups
     each = torch.unflatten(weight, 0, (groups, outputs)).transpose(1, 2).flatten(0, 2).unsqueeze(1)
     convolved = CONVOLVE[axes](rearranged, each, groups=groups * phases)
@@ -153,7 +121,7 @@ def _by_phases(
 
 
 def _matrix_product(rearranged: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """A filter of one block: patches times a matrix."""
+    """Compute the convolution with a filter of one block: patches times a matrix."""
     matrix, patches = weight.flatten(1), rearranged.flatten(2)
     matrix = matrix.expand(patches.shape[0], -1, -1)
     if bias is None:
@@ -164,48 +132,13 @@ def _matrix_product(rearranged: Tensor, weight: Tensor, bias: Tensor | None) -> 
 
 
 def expanded(weight: Tensor, windows: Windows) -> Tensor:
-    """The unit-stride filter of a strided one (out, in / groups, *kernel)."""
+    """Return the unit-stride filter of a strided one (out, in / groups, *kernel)."""
     return gather_taps(
         weight, [_places(w.kernel, w.stride, w.dilation) for w in windows]
     ).contiguous()
 
 
 # Transposed convolutions ----------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class TransposedWindow:
-    """One axis of a transposed convolution."""
-
-    kernel: int
-    stride: int
-    dilation: int
-    padding: int
-
-    @property
-    def before(self) -> int:
-        """How many blocks of the input before its own an output reaches back to."""
-        return (self.dilation * (self.kernel - 1) - self.padding) // self.stride
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of the input an output reads: K̃."""
-        return self.before + 1 - (-self.padding // self.stride)
-
-    @property
-    def tap_map(self) -> TransposedTapMap:
-        """Which of its taps stands where; of a map of one position."""
-        outputs = max(1, self.outputs(1, 0))
-        axis = (self.kernel, self.stride, self.dilation, self.padding)
-        return TransposedTapMap(*axis, 1, outputs, 1)
-
-    def outputs(self, size: int, output_padding: int) -> int:
-        """On a map of `size` positions."""
-        reach = self.dilation * (self.kernel - 1) + 1
-        return (size - 1) * self.stride - 2 * self.padding + reach + output_padding
-
-
-TransposedWindows = tuple[TransposedWindow, ...]
 
 
 def convolve_transposed(
@@ -216,7 +149,7 @@ def convolve_transposed(
     output_padding: Sequence[int],
     groups: int = 1,
 ) -> Tensor:
-    """A transposed convolution as one of stride one, whose channels are put side by side after it.
+    """Compute a transposed convolution as one of stride one, whose phases are then put side by side.
 
     weight: the expanded filter, (out · s_h · s_w, in / groups, K̃_h, K̃_w); bias likewise.
     """
@@ -258,7 +191,7 @@ def _gathered(wide: Tensor, channel: int, strides: list[int], sizes: list[Any]) 
 
 
 def expanded_transposed(weight: Tensor, windows: TransposedWindows, groups: int) -> Tensor:
-    """The unit-stride filter of a transposed one (in, out / groups, *kernel)."""
+    """Return the unit-stride filter of a transposed one (in, out / groups, *kernel)."""
     forward = torch.unflatten(weight, 0, (groups, -1)).transpose(1, 2).flatten(0, 1)
     axes = [_transposed_places(w.kernel, w.stride, w.dilation, w.padding) for w in windows]
     return gather_taps(forward, axes).contiguous()
@@ -266,7 +199,7 @@ def expanded_transposed(weight: Tensor, windows: TransposedWindows, groups: int)
 
 @torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
 def _places(kernel: int, stride: int, dilation: int) -> Places:
-    """Integers, by way of NumPy, which torch.compile need not look into."""
+    """Return what is computed by NumPy, as integers: torch.compile need not look into it."""
     return places_of(Window(kernel, stride, dilation).tap_map)
 
 
@@ -279,7 +212,7 @@ def _transposed_places(kernel: int, stride: int, dilation: int, padding: int) ->
 
 
 def pool_outputs(size: int, window: Window, ceil_mode: bool) -> int:
-    """How many windows torch's pooling has on a map of `size`: none may begin behind it."""
+    """Return how many windows torch's pooling has on a map of `size`; none may begin behind it."""
     before = window.padding[0]
     if not ceil_mode:
         return window.outputs(size)
@@ -291,7 +224,10 @@ def pool_outputs(size: int, window: Window, ceil_mode: bool) -> int:
 
 
 def max_pool(maps: Tensor, windows: Windows, ceil_mode: bool = False) -> Tensor:
-    """Maximum pooling, an axis at a time, as maxima of shifted phases. Ties share the gradient."""
+    """Compute maximum pooling, an axis at a time, as maxima of shifted phases.
+
+    Equal numbers share the gradient.
+    """
     lowest = -torch.inf if maps.is_floating_point() else torch.iinfo(maps.dtype).min
     for axis, window in enumerate(windows, maps.ndim - len(windows)):
         outputs = pool_outputs(maps.shape[axis], window, ceil_mode)
@@ -306,7 +242,7 @@ def average_pool(
     count_include_pad: bool = True,
     divisor_override: int | None = None,
 ) -> Tensor:
-    """Average pooling, an axis at a time, as sums of shifted phases, each divided by its count."""
+    """Compute average pooling, an axis at a time, as sums of shifted phases divided by their counts."""
     fixed = divisor_override is not None or (
         not ceil_mode and (count_include_pad or max([max(w.padding) for w in windows]) == 0)
     )
@@ -356,7 +292,10 @@ def _reduce_one(
     combine: Callable[[Tensor, Tensor], Tensor],
     fill: float,
 ) -> Tensor:
-    """A single window takes no step: what it reads of the map, however far it reaches beyond."""
+    """Combine what a single window reads of the map, however far it reaches beyond it.
+
+    It takes no step, so that nothing needs to be padded or rearranged for it.
+    """
     size, before = maps.shape[axis], window.padding[0]
     first = -(-before // window.dilation)  # tap that is on the map
     start = first * window.dilation - before
@@ -375,7 +314,7 @@ def _reduce_one(
 def _counts(
     size: int, window: Window, outputs: int, count_include_pad: bool, device: torch.device
 ) -> Tensor:
-    """By what torch divides the sum of each window of one axis."""
+    """Return the number by which torch divides the sum of each window of one axis."""
     before = window.padding[0]
     start = torch.arange(outputs, device=device) * window.stride - before
     end = (start + window.kernel).clamp(max=size + before)
@@ -385,7 +324,7 @@ def _counts(
 
 
 def adaptive_windows(sizes: Sequence[int], outputs: Sequence[int | None]) -> Windows | None:
-    """Adaptive pooling as windows; None where they are not all of one size."""
+    """Return the windows of adaptive pooling; None where they are not all of one size."""
     steps = [
         1 if wanted is None else size / wanted for size, wanted in zip(sizes, outputs, strict=True)
     ]

@@ -10,7 +10,7 @@ import functools
 import inspect
 from collections.abc import Callable
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,6 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.arithmetic import (
-    TransposedWindow,
-    Window,
-    Windows,
     adaptive_windows,
     average_pool,
     convolve,
@@ -31,17 +28,28 @@ from stridenet.by_layer.arithmetic import (
     max_pool,
 )
 from stridenet.phases import expand_bias
+from stridenet.windows import TransposedWindow, Window, Windows
 
-Rule = Callable[..., Tensor | None]  # None: the call has no stride, and stays as it is
+# Takes the number of axes, how depthwise convolutions are computed, and the arguments by name. Returns
+# None for a call without a stride, which stays as it is.
+UnitStrideFunction = Callable[[int, str, dict[str, Any]], Tensor | None]
+
+
+class StridedFunction(NamedTuple):
+    """Describes one of torch's functions that may have strides."""
+
+    compute: UnitStrideFunction
+    axes: int  # that it works on; 0 for any number
+    names: tuple[str, ...]  # of its arguments, in order
 
 
 def numbers(value: Any, axes: int) -> tuple[int, ...]:
-    """One number for each axis, as torch's functions take them."""
+    """Return one number for each axis, from one for all or one for each, as torch takes them."""
     given = tuple(value) if isinstance(value, (tuple, list)) else (value,)
     return given * axes if len(given) == 1 else given
 
 
-def _padding(padding: Any, axes: int) -> tuple[int, ...]:
+def _padding_numbers(padding: Any, axes: int) -> tuple[int, ...]:
     return (0,) * axes if padding == "valid" else numbers(padding, axes)
 
 
@@ -51,7 +59,7 @@ def _convolution(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | N
         return None
     sizes = map(int, given["weight"].shape[2:])  # torch.jit.trace has tensors there
     dilation = numbers(given.get("dilation", 1), axes)
-    padding = [(p, p) for p in _padding(given.get("padding", 0), axes)]
+    padding = [(p, p) for p in _padding_numbers(given.get("padding", 0), axes)]
     windows = tuple(map(Window, sizes, stride, dilation, padding))
     weight = expanded(given["weight"], windows)
     groups = given.get("groups", 1)
@@ -80,7 +88,7 @@ def _transposed(axes: int, depthwise: str, given: dict[str, Any]) -> Tensor | No
 
 
 def _any_convolution(_: int, depthwise: str, given: dict[str, Any]) -> Tensor | None:
-    """torch.convolution, which is all of them."""
+    """Compute torch.convolution, which may be transposed, over any number of axes."""
     axes = given["weight"].ndim - 2
     return (_transposed if given["transposed"] else _convolution)(axes, depthwise, given)
 
@@ -117,7 +125,7 @@ def _average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
 
 
 def _power(axes: int, _: str, given: dict[str, Any]) -> Tensor | None:
-    """F.lp_pool: a power of the average of powers."""
+    """Compute F.lp_pool, a power of the average of powers."""
     windows = _windows(axes, given)
     if windows is None:
         return None
@@ -145,7 +153,7 @@ def _adaptive_average(axes: int, _: str, given: dict[str, Any]) -> Tensor | None
     return None if windows is None else average_pool(given["input"], windows)
 
 
-# Of each function: its rule, over how many axes it works, and the names of its arguments in order.
+# Names of arguments, in order.
 _CONVOLUTION = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _TRANSPOSED = (
     "input",
@@ -163,11 +171,11 @@ _AVERAGE = ("input", "kernel_size", "stride", "padding", "ceil_mode", "count_inc
             "divisor_override")  # fmt: skip
 _POWER = ("input", "norm_type", "kernel_size", "stride", "ceil_mode")
 _ADAPTIVE = ("input", "output_size", "return_indices")
-_CONVOLUTIONS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+_CONVOLUTIONS: list[tuple[UnitStrideFunction, tuple[str, ...], tuple[Any, ...]]] = [
     (_convolution, _CONVOLUTION, (F.conv1d, F.conv2d, F.conv3d)),
     (_transposed, _TRANSPOSED, (F.conv_transpose1d, F.conv_transpose2d, F.conv_transpose3d)),
 ]
-_POOLINGS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
+_POOLINGS: list[tuple[UnitStrideFunction, tuple[str, ...], tuple[Any, ...]]] = [
     (_maximum, _MAXIMUM, (F.max_pool1d, F.max_pool2d, F.max_pool3d)),
     (_maximum, _MAXIMUM, (torch.max_pool1d, torch.max_pool2d, torch.max_pool3d)),
     (_average, _AVERAGE, (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)),
@@ -179,15 +187,17 @@ _POOLINGS: list[tuple[Rule, tuple[str, ...], tuple[Any, ...]]] = [
 ]  # fmt: skip
 
 
-def _by_function(table: list[Any]) -> dict[Any, tuple[Rule, int, tuple[str, ...]]]:
+def _by_function(table: list[Any]) -> dict[Any, StridedFunction]:
     return {
-        function: (rule, axes, names)
-        for rule, names, functions in table
+        function: StridedFunction(compute, axes, names)
+        for compute, names, functions in table
         for axes, function in enumerate(functions, 1)
     }
 
 
-CONVOLUTION_CALLS = _by_function(_CONVOLUTIONS) | {torch.convolution: (_any_convolution, 0, _ANY)}
+CONVOLUTION_CALLS = _by_function(_CONVOLUTIONS) | {
+    torch.convolution: StridedFunction(_any_convolution, 0, _ANY)
+}
 POOLING_CALLS = _by_function(_POOLINGS)
 CALLS = {False: CONVOLUTION_CALLS, True: CONVOLUTION_CALLS | POOLING_CALLS}
 
@@ -195,71 +205,69 @@ CALLS = {False: CONVOLUTION_CALLS, True: CONVOLUTION_CALLS | POOLING_CALLS}
 def unit_stride_call(
     function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool, depthwise: str = "phases"
 ) -> Tensor | None:
-    """What a strided call gives, with unit strides; None for a call without a stride above one."""
+    """Compute a strided call with unit strides; return None for a call without a stride above one."""
     known = CALLS[pooling].get(function)
     if known is None:
         return None
-    rule, axes, names = known
-    given = dict(zip(names, args, strict=False)) | kwargs
-    return rule(axes, depthwise, given)
+    given = dict(zip(known.names, args, strict=False)) | kwargs
+    return known.compute(known.axes, depthwise, given)
 
 
 def has_stride(function: Any, args: tuple, kwargs: dict[str, Any], pooling: bool) -> bool:
-    """Whether a call is one that is to have unit strides, or would be if that were possible."""
+    """Tell whether a call has a stride above one that a conversion is to remove, if it can."""
     known = CALLS[pooling].get(function)
     if known is None:
         name = getattr(function, "__name__", "")
         if not (pooling and name.startswith("max_pool") and name.endswith("_with_indices")):
             return False
-        known = (_maximum, int(name[len("max_pool")]), _MAXIMUM)
-    rule, axes, names = known
-    given = dict(zip(names, args, strict=False)) | kwargs
-    if rule in (_adaptive_maximum, _adaptive_average):
-        return _adaptive(axes, given) is not None
+        known = StridedFunction(_maximum, int(name[len("max_pool")]), _MAXIMUM)
+    given = dict(zip(known.names, args, strict=False)) | kwargs
+    if known.compute in (_adaptive_maximum, _adaptive_average):
+        return _adaptive(known.axes, given) is not None
     if "kernel_size" in given:
-        return _windows(axes, given) is not None
+        return _windows(known.axes, given) is not None
     return max(numbers(given.get("stride", 1), 1)) > 1
 
 
 class UnitStrideCalls(TorchFunctionMode):
-    """While it is on in a thread, strided calls of torch's functions there have unit strides."""
+    """Gives strided calls of torch's functions unit strides, in the thread where it is entered."""
 
     def __init__(
         self, pooling: bool, depthwise: str, observe: Callable[..., None] | None = None
     ) -> None:
-        """observe: is told of each call that was converted: its function, arguments and result."""
+        """observe: called after each converted call, with its function, arguments and result."""
         super().__init__()
         self.pooling, self.depthwise, self.observe = pooling, depthwise, observe
 
     def __torch_function__(
         self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
-        """Torch's way to pass a call through a mode."""
+        """Handle a call of a function, as torch passes it through a mode."""
         kwargs = kwargs or {}
         if func not in CALLS[self.pooling]:
             return func(*args, **kwargs)
         proxy = next((a for a in (*args, *kwargs.values()) if isinstance(a, fx.Proxy)), None)
         if proxy is not None:  # torch.fx traces a user's forward: the call is a leaf
-            how = (func.__name__, self.pooling, self.depthwise)
-            return proxy.tracer.create_proxy("call_function", call, (*how, *args), kwargs)
-        if self.observe is not None:  # before it runs: it may be given what it changes
-            args, kwargs = tree_map(_cloned, (args, kwargs))
+            fixed = (func.__name__, self.pooling, self.depthwise)
+            return proxy.tracer.create_proxy("call_function", call, (*fixed, *args), kwargs)
+        if self.observe is not None:  # before the call, which may change its arguments
+            args, kwargs = tree_map(_copy_of, (args, kwargs))
         result = unit_stride_call(func, args, kwargs, self.pooling, self.depthwise)
         if result is None:
             return func(*args, **kwargs)
         if self.observe is not None:
-            names = CALLS[self.pooling][func][2]
+            names = CALLS[self.pooling][func].names
             given = dict(zip(names, args, strict=False)) | kwargs
             self.observe(func, args, kwargs, given, result)
         return result
 
 
-def _cloned(value: Any) -> Any:
+def _copy_of(value: Any) -> Any:
     return value.clone() if isinstance(value, Tensor) else value
 
 
 def call(name: str, pooling: bool, depthwise: str, *args: Any, **kwargs: Any) -> Any:
-    """A function of torch by its name, with unit strides: what a graph of torch.fx has in its place."""
+    """Call a function of torch by its name, with unit strides: graphs of torch.fx hold this call."""
     function = next(f for f in CALLS[pooling] if f.__name__ == name)
     result = unit_stride_call(function, args, kwargs, pooling, depthwise)
     return function(*args, **kwargs) if result is None else result
@@ -271,7 +279,7 @@ _OWN = ("torch.", "builtins", "typing", "abc", "functools", "collections")
 
 
 def calls_strided_functions(module: torch.nn.Module, pooling: bool, kind: type) -> bool:
-    """Whether the code of a module's own forward, and what it calls, names such a function.
+    """Tell whether the code of a module's own forward, and what it calls, names a strided function.
 
     Read from the code, without running it: what only may be called counts. A module of torch's own
     does not, nor do the modules inside this one, which are asked themselves. kind: its class, without
@@ -298,7 +306,10 @@ class _Reader:
         self.seen: set[Any] = set()
 
     def reads(self, function: Any, of: type | None = None) -> bool:
-        """Whether one of the names is in it. of: the class whose methods `self` has there."""
+        """Tell whether the code of a function has one of the names.
+
+        of: the class whose methods `self` has there.
+        """
         function = inspect.unwrap(function)
         owner = getattr(function, "__self__", None)
         of = type(owner) if isinstance(owner, torch.nn.Module) else of or self.of
@@ -307,7 +318,7 @@ class _Reader:
         if code is None or (id(code), of) in self.seen or _is_torchs(function):
             return False
         self.seen.add((id(code), of))
-        called, texts = _named(code)
+        called, texts = _names_and_texts(code)
         if called & self.names or ("getattr" in called and any("conv" in t for t in texts)):
             return True
         cells = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
@@ -315,7 +326,7 @@ class _Reader:
         return any(self.reads_value(value, of) for value in values)
 
     def _values(self, function: Any, called: set[str], of: type) -> list[Any]:
-        """What the names stand for: globals, members of modules, and the class's own methods."""
+        """Return what the names refer to: globals, members of modules, and the class's own methods."""
         known = function.__globals__
         found = [known[name] for name in called if name in known]
         packages = [value for value in found if inspect.ismodule(value)]
@@ -324,7 +335,7 @@ class _Reader:
         return [*found, *members, *methods]
 
     def reads_value(self, value: Any, of: type | None = None) -> bool:
-        """Whether a value is such a function, or one whose code names it, or has one in it."""
+        """Tell whether a value is such a function, or one whose code names it, or has one in it."""
         if isinstance(value, property):
             value = value.fget
         if isinstance(value, type) and issubclass(value, torch.autograd.Function):
@@ -336,7 +347,10 @@ class _Reader:
         return callable(value) and not isinstance(value, type) and self.reads(value, of)
 
     def _inside(self, value: Any) -> list[Any] | None:
-        """What a collection or a partial function has in it, once; None of anything else."""
+        """Return what a collection or a partial function holds.
+
+        Returns an empty list if it was seen before, and None for anything else.
+        """
         if not isinstance(value, (dict, list, tuple, set, functools.partial)):
             return None
         if id(value) in self.seen:
@@ -347,11 +361,11 @@ class _Reader:
         return [*(value.values() if isinstance(value, dict) else value)]
 
 
-def _named(code: Any) -> tuple[set[str], set[str]]:
-    """The names in a piece of code and in those within it, and the texts."""
+def _names_and_texts(code: Any) -> tuple[set[str], set[str]]:
+    """Return the names and the string constants of a piece of code, and of those within it."""
     names, texts = set(code.co_names), {c for c in code.co_consts if isinstance(c, str)}
     for inner in (c for c in code.co_consts if inspect.iscode(c)):
-        more = _named(inner)
+        more = _names_and_texts(inner)
         names |= more[0]
         texts |= more[1]
     return names, texts

@@ -7,7 +7,7 @@ the rounding of this one operation. What was not converted is the model's own co
 
 from collections.abc import Callable, Mapping
 from math import prod
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -15,24 +15,39 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_map
 
 from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
+from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import mixin_for
-from stridenet.by_layer.modules import UnitStrideForward, converted_layers
-from stridenet.comparison import cloned, leaves, seed, undisturbed
+from stridenet.by_layer.modules import UnitStrideForward
 from stridenet.copies import copied
 from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.places import users_line
 from stridenet.reports import LayerReport, compared
-from stridenet.rules.rounding import elementwise_bound, gamma, module_bound, unit_roundoff
+from stridenet.rules.rounding import convolution_bound, elementwise_bound, gamma, unit_roundoff
+from stridenet.running import cloned, leaves, one_line, seed, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 LARGEST = 2**20  # positions of a map on which a layer is checked by itself
-APART = (
-    1e-3  # of the largest output, where the outputs of two networks count as different in the check
-)
+APART = 1e-3  # the share of the largest output beyond which outputs count as different
+
+
+class NetworkComparison(NamedTuple):
+    """Holds what a comparison of a model and its converted network found."""
+
+    reports: list[LayerReport]  # one for each converted call, in order
+    difference: float  # the largest of an output; infinite if outputs are of other types
+    largest: float  # number of the model's output
+
+    @property
+    def differs(self) -> bool:
+        """Tell whether the outputs differ by more than rounding can explain."""
+        return not self.difference <= APART * max(self.largest, 1e-30)
 
 
 def as_inputs(example_inputs: Any) -> Inputs:
-    """Positional and keyword arguments of a forward, from a tensor, a sequence, or a mapping."""
+    """Return the positional and keyword arguments of a forward, from what a user gives.
+
+    example_inputs: a tensor, a tuple or list of positional arguments, or a mapping of keyword ones.
+    """
     if isinstance(example_inputs, Mapping):
         return (), dict(example_inputs)
     if isinstance(example_inputs, (tuple, list)):
@@ -41,14 +56,17 @@ def as_inputs(example_inputs: Any) -> Inputs:
 
 
 def check_layers(model: nn.Module, same: nn.Module) -> None:
-    """Each converted layer by itself on a small random map; raises StrideEliminationError."""
+    """Check each converted layer by itself, on a small random map.
+
+    Raises NotEqualError, naming the layer, where one is not equal to the strided layer.
+    """
     with undisturbed():
         for report in small_reports(model, same):
             _require(report)
 
 
 def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
-    """A report for each converted layer by itself, but for those that the model has converted, too."""
+    """Compare each converted layer by itself; those that are converted in the model are left out."""
     originals = dict(model.named_modules())
     already = converted_layers(model)
     layers = [(n, layer) for n, layer in converted_layers(same).items() if n not in already]
@@ -56,7 +74,10 @@ def small_reports(model: nn.Module, same: nn.Module) -> list[LayerReport]:
 
 
 def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
-    """One layer on a small random map, without the user's hooks; none if nothing tells its size."""
+    """Compare one layer on a small random map, without the user's hooks.
+
+    Returns no report if nothing tells the map's size.
+    """
     before, after = (copied(layer, share_tensors=True).eval() for layer in (before, after))
     for layer in (before, after):
         _drop_hooks(layer)
@@ -67,50 +88,50 @@ def _alone(name: str, before: nn.Module, after: nn.Module) -> list[LayerReport]:
 def check_network(
     model: nn.Module, same: nn.Module, example_inputs: Any, pooling: bool
 ) -> list[str]:
-    """The converted network beside the model, in evaluation mode; raises StrideEliminationError.
+    """Check the converted network call by call, beside the model, in evaluation mode.
 
-    Returns which strided calls were left, with their places in the user's code.
+    Returns which strided calls were left, with their lines in the user's code. Raises
+    StrideEliminationError where a call or an output is not equal.
     """
     with undisturbed():
         # Whole copies: a forward may write into its parameters (self.weight.data.clamp_()).
         before, after = (copied(network).eval() for network in (model, same))
         inputs = as_inputs(example_inputs)
         with _Watch(model, pooling) as watch:
-            reports, difference, largest = compare(before, after, inputs, watch)
-        for report in reports:
+            found = compare(before, after, inputs, watch)
+        for report in found.reports:
             _require(report)
-        if _are_apart(difference, largest) and not _agree_in_float64(model, same, inputs):
+        if found.differs and not _agree_in_float64(model, same, inputs):
             raise NotEqualError(
-                f"the converted network differs from the model by {difference:.2g} at outputs up to "
-                f"{largest:.2g}, though each converted call is equal: its forward reads what a "
-                "conversion changes (a layer's weight, stride or type); leave that layer out, with "
+                f"the converted network differs from the model by {found.difference:.2g} at outputs up "
+                f"to {found.largest:.2g}, though each converted call is equal: its forward reads what "
+                "a conversion changes (a layer's weight, stride or type); leave that layer out, with "
                 "only=[…]"
             )
     return watch.left
 
 
-def _are_apart(difference: float, largest: float) -> bool:
-    return not difference <= APART * max(largest, 1e-30)
-
-
 def _agree_in_float64(model: nn.Module, same: nn.Module, inputs: Inputs) -> bool:
-    """Whether it was rounding that set two networks apart: one that sorts or chooses by its maps (the
-    best boxes, say) makes another choice for any rounding, and in float64 most choices are clear."""
+    """Tell whether two networks whose outputs differ in float32 agree in float64.
+
+    A network that sorts or chooses by its maps (the best boxes, say) may choose otherwise for any
+    rounding; in float64 most choices are clear.
+    """
     wide = tree_map(
         lambda v: v.double() if isinstance(v, Tensor) and v.is_floating_point() else v, inputs
     )
     try:
         before, after = (copied(network).eval().double() for network in (model, same))
-        reports, difference, largest = compare(before, after, wide)
+        found = compare(before, after, wide)
     except (RuntimeError, TypeError, ValueError):  # a forward that takes float32 alone
         return False
-    return all(report.passed for report in reports) and not _are_apart(difference, largest)
+    return all(report.passed for report in found.reports) and not found.differs
 
 
 def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
-    """What of a converted network has a stride above one: layers, then calls with their places.
+    """Return what in a converted network still has a stride above one: layers, then calls with lines.
 
-    example_inputs: as of convert_layers; without them, layers alone are told of.
+    example_inputs: as of convert_layers; without them, calls are not looked for.
     """
     kinds = {name: mixin_for(module, True) for name, module in network.named_modules()}
     left = [name for name, kind in kinds.items() if kind not in (None, UnitStrideForward)]
@@ -130,26 +151,29 @@ def strides_left(network: nn.Module, example_inputs: Any = None) -> list[str]:
 
 
 class _Watch(TorchFunctionMode):
-    """Sees that nothing that runs computes with the parameters of a model of which it has copies, and
-    which strided calls come while `converted` runs."""
+    """Watches a comparison of copies of a model.
+
+    It refuses that anything computes with the parameters of the model itself, and notes the strided
+    calls that come while `converted` is true.
+    """
 
     def __init__(self, model: nn.Module, pooling: bool) -> None:
         super().__init__()
         self.names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.pooling = pooling
-        self.converted = False  # whether it is the converted network that runs
+        self.converted = False  # true while the converted network runs
         self.left: list[str] = []
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call is one that is to have unit strides."""
+        """Tell whether a call should have unit strides."""
         return has_stride(func, args, kwargs, self.pooling)
 
     def forget(self, count: int) -> None:
-        """All calls that were left, but for the first ones."""
+        """Forget the calls that were left, but for the first `count`."""
         del self.left[count:]
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        """Torch's way to pass a call through a mode."""
+        """Handle a call of a function, as torch passes it through a mode."""
         kwargs = kwargs or {}
         for value in (*args, *kwargs.values()):
             if id(value) in self.names:
@@ -164,10 +188,10 @@ class _Watch(TorchFunctionMode):
 
 
 class _WatchAll(_Watch):
-    """Sees strided calls of every kind, but for pooling of whole maps."""
+    """Watches for strided calls of every kind, but for pooling of whole maps."""
 
     def has_stride(self, func: Any, args: Any, kwargs: Any) -> bool:
-        """Whether a call has a stride above one."""
+        """Tell whether a call has a stride above one."""
         if not super().has_stride(func, args, kwargs):
             return False
         if not func.__name__.startswith("adaptive"):
@@ -177,9 +201,8 @@ class _WatchAll(_Watch):
 
 def compare(
     model: nn.Module, same: nn.Module, inputs: Inputs, watch: _Watch | None = None
-) -> tuple[list[LayerReport], float, float]:
-    """Run two networks, which are copies of ours. Returns a report for each converted call in order,
-    the largest difference of an output, and the largest output."""
+) -> NetworkComparison:
+    """Run two networks, which are copies of ours, and compare each converted call and the outputs."""
     seed()
     expected = run(model, inputs)
     reports: list[LayerReport] = []
@@ -203,15 +226,15 @@ def compare(
         if "memory" in str(error):  # that ran out, and on another device is no MemoryError
             raise
         raise StrideEliminationError(
-            f"the converted network raises where the model does not ({_told(error)}): its forward "
+            f"the converted network raises where the model does not ({one_line(error)}): its forward "
             "reads what a conversion changes (a layer's weight, stride or type); leave that layer out, "
             "with only=[…]"
         ) from error
-    return reports, *_apart(expected, obtained)
+    return NetworkComparison(reports, *_apart(expected, obtained))
 
 
 def run(network: nn.Module, inputs: Inputs) -> Any:
-    """A forward on copies of the inputs, which it may change."""
+    """Run a forward on copies of the inputs, which it may change."""
     args, kwargs = tree_map(lambda v: cloned(v) if isinstance(v, Tensor) else v, inputs)
     return network(*args, **kwargs)
 
@@ -226,7 +249,7 @@ def _hook(name: str, before: nn.Module, reports: list[LayerReport]) -> Callable[
 def _report(
     name: str, before: Any, args: tuple, kwargs: dict[str, Any], result: Tensor
 ) -> LayerReport:
-    """One call of a converted layer beside the strided one."""
+    """Compare one call of a converted layer with the strided layer."""
     forward = type(before).forward  # its hooks are the user's, and have been asked once
     operation = type(before).__name__
     with torch._C.DisableTorchFunction():  # no strided call of the network's
@@ -234,7 +257,7 @@ def _report(
         bound = (
             _pooling_bound(lambda x: forward(before, x), operation, args[0], expected)
             if not hasattr(before, "weight")
-            else module_bound(before, args[0], expected)
+            else convolution_bound(before, args[0], expected)
         )
     return compared(name, operation, expected, result, bound)
 
@@ -252,8 +275,8 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
         expected = function(*args, **kwargs)
         x = given["input"]
         if function in POOLING_CALLS:
-            named = {key: value for key, value in given.items() if key != "input"}
-            bound = _pooling_bound(lambda x: function(x, **named), function.__name__, x, expected)
+            options = {key: value for key, value in given.items() if key != "input"}
+            bound = _pooling_bound(lambda x: function(x, **options), function.__name__, x, expected)
         else:
             weight, bias = given["weight"], given.get("bias")
             magnitudes = {"input": x.abs(), "weight": weight.abs()}
@@ -269,7 +292,7 @@ def _observer(name: str, reports: list[LayerReport]) -> Callable[..., None]:
 def _pooling_bound(
     pool: Callable[[Tensor], Tensor], operation: str, x: Tensor, result: Tensor
 ) -> Tensor:
-    """Maxima are exact; averages of magnitudes bound their own rounding."""
+    """Bound the rounding of a pooling: maxima are exact, averages are bound by those of magnitudes."""
     if "max" in operation.lower():
         return torch.zeros_like(result)
     if "lp" in operation.lower():
@@ -279,8 +302,10 @@ def _pooling_bound(
 
 
 def _small_input(layer: Any) -> Tensor | None:
-    """Two random maps on which a layer has two outputs or three an axis; None if nothing tells how many
-    axes they have."""
+    """Return two random maps on which a layer has two outputs or three on each axis.
+
+    Returns None if nothing tells how many axes they have.
+    """
     kind = type(layer).__name__
     axes = next((n for n in (1, 2, 3) if f"{n}d" in kind or _is_of(layer, n)), None)
     weight = getattr(layer, "weight", None)
@@ -316,7 +341,8 @@ def _drop_hooks(module: nn.Module) -> None:
 
 
 def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
-    """The largest difference of two outputs, infinite where they are of another kind; the largest."""
+    """Return the largest difference of two outputs, infinite if they are of other types; and the
+    largest number of the first."""
     first, second = leaves(expected), leaves(obtained)
     if len(first) != len(second):
         return float("inf"), 1.0
@@ -342,7 +368,3 @@ def _require(report: LayerReport) -> None:
             f"{report.share_of_bound:.2g} times the bound on rounding; a hook may change its weight. "
             "Leave it out, with only=[…], or take it as it is, with check=False"
         )
-
-
-def _told(error: Exception) -> str:
-    return " ".join((str(error) or type(error).__name__).split())[:200]

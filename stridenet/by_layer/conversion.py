@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.check import check_layers, check_network
+from stridenet.by_layer.converted import convolutions, layer_origins
 from stridenet.by_layer.exchange import exchanged, look_after_calls
 from stridenet.by_layer.modules import (
     Exchanged,
@@ -15,10 +16,8 @@ from stridenet.by_layer.modules import (
     UnitStrideForward,
     UnitStrideLayer,
     UnitStridePooling,
-    convolutions,
-    describes_the_original,
+    describe_original,
     exchange_back,
-    layer_origins,
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
@@ -37,7 +36,7 @@ def convert_layers(
     depthwise: Depthwise = "phases",
     check: bool = True,
 ) -> Model:
-    """The same model with unit strides at each of its strided convolutions (Theorem 1), for any size.
+    """Return the same model with unit strides at each of its strided convolutions (Theorem 1).
 
     In a copy, each strided convolution, transposed or not, becomes padding, a rearrangement and a
     convolution of stride one; nothing is traced. The class, names, arguments and outputs of the model
@@ -99,7 +98,7 @@ def _require_none(left: list[str]) -> None:
 
 
 def convert_state_dict(model: nn.Module, strided: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state_dict of the strided network as one of `model`, which convert_layers made of it.
+    """Convert a state_dict of the strided network to one of `model`, which convert_layers made of it.
 
     model: the converted network; it is left as it is. Raises StrideEliminationError for a tensor that
     fits neither the strided layer nor the converted one.
@@ -129,7 +128,7 @@ def _fitted(key: str, given: Tensor, wanted: Tensor, expand: Any) -> Tensor:
 
 @torch.no_grad()
 def fold_layers_back(model: Model) -> Model:
-    """A copy of a converted model with its strided layers: each number the mean of its copies.
+    """Return a copy of a converted model with strided layers; each number is the mean of its copies.
 
     What stands at structural zeros is lost. Weights that are as they were made come back to the bit.
     """
@@ -143,7 +142,7 @@ def fold_layers_back(model: Model) -> Model:
         elif isinstance(module, UnitStrideLayer):
             if not isinstance(module, UnitStridePooling):
                 _fold(module, done)
-            describes_the_original(module)
+            describe_original(module)
         exchange_back(module)
     return strided
 

@@ -25,7 +25,7 @@ from stridenet.by_layer.modules import (
     UnitStridePooling,
     UnitStrideTransposed,
     class_before,
-    describes_unit_strides,
+    describe_unit_strides,
     exchange,
 )
 from stridenet.copies import copied, unwrapped
@@ -48,7 +48,7 @@ def exchanged(
     inplace: bool = False,
     depthwise: str = "phases",
 ) -> Model:
-    """convert_layers without its check."""
+    """Convert a model as convert_layers does, without its check."""
     if depthwise not in DEPTHWISE:
         raise StrideEliminationError(f"depthwise={depthwise!r}: it is one of {DEPTHWISE}")
     if isinstance(only, str):
@@ -64,23 +64,28 @@ def exchanged(
 
 
 @dataclass(frozen=True)
-class Step:
-    """One module whose class is to be exchanged, and what for."""
+class ClassExchange:
+    """Says which module gets another class, and the mixin that this class has."""
 
     name: str
     module: Any
     mixin: Mixin
 
     @property
-    def named(self) -> str:
-        """Return its name and class, as errors say them."""
+    def label(self) -> str:
+        """Return its name and class, as errors give them."""
         return f"{self.name or 'the model'} ({type(self.module).__name__})"
 
 
-def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> list[Step]:
-    """What is to be done, in the order of the modules; refuses what cannot be."""
+def planned_steps(
+    model: nn.Module, only: Sequence[str] | None, pooling: bool
+) -> list[ClassExchange]:
+    """Return the modules whose classes are to be exchanged, in order.
+
+    Raises StrideEliminationError for a module that cannot be converted.
+    """
     found = [
-        Step(name, module, mixin)
+        ClassExchange(name, module, mixin)
         for name, module in model.named_modules()
         if (mixin := mixin_for(module, pooling or only is not None)) is not None
     ]
@@ -97,7 +102,7 @@ def planned_steps(model: nn.Module, only: Sequence[str] | None, pooling: bool) -
 
 
 def mixin_for(module: Any, pooling: bool) -> Mixin | None:
-    """What a module is to become; None if it has no stride above one to lose."""
+    """Return the mixin that a module is to get; None if it has no stride above one to lose."""
     if isinstance(module, UnitStrideLayer):
         return None
     for kinds, mixin in KINDS:
@@ -113,7 +118,7 @@ def mixin_for(module: Any, pooling: bool) -> Mixin | None:
 
 
 def _is_strided(layer: Any) -> bool:
-    """Whether a stride is above one; of adaptive pooling, whose strides the size decides, always."""
+    """Tell whether a layer has a stride above one; adaptive pooling, whose size decides it, counts."""
     if not hasattr(layer, "kernel_size"):
         return set(numbers(layer.output_size, 1)) != {1}
     stride = layer.kernel_size if layer.stride is None else layer.stride
@@ -121,7 +126,7 @@ def _is_strided(layer: Any) -> bool:
 
 
 def _has_torchs_forward(layer: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
-    """Whether the forward is that of torch's class: a class of the user's may have it, too."""
+    """Tell whether a layer has the forward of torch's class, as a user's class may have, too."""
     base: Any = next(kind for kind in kinds if isinstance(layer, kind))
     same = ("forward", "_conv_forward")
     return all(getattr(type(layer), n, None) is getattr(base, n, None) for n in same)
@@ -130,30 +135,30 @@ def _has_torchs_forward(layer: Any, kinds: tuple[type[nn.Module], ...]) -> bool:
 # What cannot be converted ---------------------------------------------------------------------------
 
 
-def _require_convertible(step: Step) -> None:
+def _require_convertible(step: ClassExchange) -> None:
     module = step.module
     if "forward" in vars(module):
         raise StrideEliminationError(
-            f"the forward of {step.named} was replaced on this one object, so that a converted class "
+            f"the forward of {step.label} was replaced on this one object, so that a converted class "
             "would not be asked: take the replacement off first (del module.forward; of accelerate, "
             "accelerate.hooks.remove_hook_from_module(model, recurse=True))"
         )
     lazy = isinstance(module, nn.modules.lazy.LazyModuleMixin)
     if lazy and module.has_uninitialized_params():
         raise StrideEliminationError(
-            f"{step.named} has no weights yet: run the model once on an input, then convert it"
+            f"{step.label} has no weights yet: run the model once on an input, then convert it"
         )
     if getattr(module, "return_indices", False):
         raise StrideEliminationError(
-            f"{step.named} returns indices, which its unit-stride form does not have: leave it out, "
+            f"{step.label} returns indices, which its unit-stride form does not have: leave it out, "
             "with only=[…] or pooling=False"
         )
     if step.mixin in (UnitStrideConvolution, UnitStrideTransposed):
         _require_whole(step)
 
 
-def _require_whole(step: Step) -> None:
-    """A convolution whose weight is its own, and fits its numbers."""
+def _require_whole(step: ClassExchange) -> None:
+    """Refuse a convolution whose weight is set by something else, or does not fit its sizes."""
     layer = step.module
     for hook in layer._forward_pre_hooks.values():
         if isinstance(hook, (WeightNorm, SpectralNorm, prune.BasePruningMethod)):
@@ -161,21 +166,21 @@ def _require_whole(step: Step) -> None:
     held = "weight" in layer._parameters or "weight" in layer._buffers
     if not held and not parametrize.is_parametrized(layer, "weight"):
         raise StrideEliminationError(
-            f"the weight of {step.named} is no parameter: something sets it before each forward, which "
+            f"the weight of {step.label} is no parameter: something sets it before each forward, which "
             "would undo the conversion; make it a parametrization (torch.nn.utils.parametrize), or set "
             "layer.weight = nn.Parameter(layer.weight.detach()) and remove the hook"
         )
     size = StridedConvolution.of(layer).weight_size
     if tuple(layer.weight.shape) != size:
         raise StrideEliminationError(
-            f"{step.named} was changed after it was made: its weight is "
+            f"{step.label} was changed after it was made: its weight is "
             f"{format_size(layer.weight.shape)}, but its channels, groups and kernel say "
             f"{format_size(size)}; set these to what the weight is"
         )
 
 
-def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
-    """A tensor that several layers have must become the same in all of them."""
+def _require_whole_weights(model: nn.Module, steps: list[ClassExchange]) -> None:
+    """Refuse a tensor of several layers that would become another one in each."""
     converted = {
         id(step.module): step
         for step in steps
@@ -197,8 +202,8 @@ def _require_whole_weights(model: nn.Module, steps: list[Step]) -> None:
             )
 
 
-def _becomes(held: str, step: Step | None) -> Any:
-    """What is done to a tensor of a layer; None: nothing."""
+def _becomes(held: str, step: ClassExchange | None) -> Any:
+    """Return a key of what is done to a tensor of a layer: equal for equal changes, None for none."""
     if step is None or held not in ("weight", "bias"):
         return None
     if held == "bias" and step.mixin is not UnitStrideTransposed:
@@ -211,8 +216,8 @@ def _becomes(held: str, step: Step | None) -> Any:
 
 
 @torch.no_grad()
-def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
-    """done: the tensors that were expanded for a layer before, by id."""
+def _convert(step: ClassExchange, pooling: bool, depthwise: str, done: set[int]) -> None:
+    """Convert one module in place; done: the ids of tensors that were expanded for a layer before."""
     module = step.module
     if step.mixin is UnitStrideForward:
         look_after_calls(module, pooling, depthwise)
@@ -226,7 +231,7 @@ def _convert(step: Step, pooling: bool, depthwise: str, done: set[int]) -> None:
         if step.mixin is UnitStrideTransposed and module.bias is not None:
             _expand(module, "bias", module.strided.expand_bias, done)
     exchange(module, step.mixin)
-    describes_unit_strides(module, depthwise)
+    describe_unit_strides(module, depthwise)
 
 
 def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
@@ -237,7 +242,9 @@ def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
 
 
 def _bake(layer: nn.Module) -> None:
-    """The old weight_norm, spectral_norm and pruning set the weight before each forward: no longer."""
+    """Remove torch's hooks that set the weight before each forward (the old weight_norm, spectral_norm
+    and pruning); the weight stays as it is now.
+    """
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):
             remove_weight_norm(layer, hook.name)
@@ -248,7 +255,7 @@ def _bake(layer: nn.Module) -> None:
 
 
 def _expand(layer: Any, name: str, expand: Any, done: set[int]) -> None:
-    """A tensor as the unit-stride layer has it: the same object, with its attributes and its users."""
+    """Give a tensor the unit-stride layer's numbers; the object, its attributes and its users stay."""
     if parametrize.is_parametrized(layer, name):
         layer.parametrizations[name].append(Expand(layer.strided, name))
         return

@@ -1,12 +1,19 @@
 """The classes of converted layers: torch's own, or the user's subclass of one, with another forward.
 
-A layer keeps its object, so that references to it, hooks, names and isinstance hold; its class becomes
-a subclass of the one it had, as in torch.nn.utils.parametrize. Its attributes (weight, kernel_size,
-stride, padding, …) describe the unit-stride filter, those of the original are in `strided`.
+A layer is not replaced: its class is exchanged for a subclass of the one it had, as
+torch.nn.utils.parametrize does. A new object in its place would lose what others hold of the layer
+(lists, closures and hooks of the user, names in an optimiser, a weight that two layers share), and a
+forward that asks isinstance(layer, nn.Conv2d) would go another way. With a new class the object, its
+__dict__ and all references to it stay, and only the forward differs. The price is three details, all
+here: the class is made for each class that comes (`_class_after`, cached, so that layers of one class
+have one class afterwards); pickle and copy cannot find it by its name, and make it again from the class
+before and the mixin (`Exchanged`); and the class of a parametrized module is made for that one module,
+so that the exchange goes below it (`_set_class`). Attributes (weight, kernel_size, stride, …)
+describe the unit-stride filter; those of the original are in `strided`.
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, wraps
 from typing import Any
 
@@ -16,19 +23,15 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 from stridenet.by_layer.arithmetic import (
-    TransposedWindow,
-    TransposedWindows,
-    Window,
-    Windows,
     convolve,
     convolve_transposed,
     expanded,
     expanded_transposed,
 )
 from stridenet.by_layer.calls import UnitStrideCalls, numbers, unit_stride_call
-from stridenet.origins import Origin
 from stridenet.phases import expand_bias
 from stridenet.taps import Taps
+from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 Numbers = tuple[int, ...]
 CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -64,7 +67,7 @@ POOLINGS = {
 
 @dataclass(frozen=True)
 class StridedConvolution:
-    """A convolution as it was before its conversion, in the names of torch's own attributes."""
+    """Describes a convolution before its conversion, in the names of torch's own attributes."""
 
     operation: str  # the name of its class: "Conv2d", "ConvTranspose2d", …
     in_channels: int
@@ -80,7 +83,7 @@ class StridedConvolution:
 
     @classmethod
     def of(cls, layer: Any) -> "StridedConvolution":
-        """What a layer of torch's says of itself: a number for each axis, even where one was set."""
+        """Describe a convolution layer, with a number for each axis even where it has one for all."""
         own = {name: getattr(layer, name) for name in _CONVOLUTION_ATTRIBUTES}
         axes = next(
             n
@@ -115,7 +118,10 @@ class StridedConvolution:
 
     @property
     def windows(self) -> Windows:
-        """One for each axis; without padding where it is by anything but zeros, and comes before."""
+        """Return a window for each axis.
+
+        It has no padding where that is not with zeros, as the forward then pads the map itself.
+        """
         plain = self.padding_mode == "zeros" and self.padding != "valid"
         padding: Any = self.padding if plain else (0,) * len(self.stride)
         axes = zip(self.kernel_size, self.stride, self.dilation, padding, strict=True)
@@ -130,18 +136,18 @@ class StridedConvolution:
 
     @property
     def tap_maps(self) -> tuple[Taps, ...]:
-        """Which of its taps stands where in the unit-stride filter, one for each axis."""
+        """Return which of its taps stands where in the unit-stride filter, one for each axis."""
         windows = self.transposed_windows if self.transposed else self.windows
         return tuple(window.tap_map for window in windows)
 
     def expand(self, weight: Tensor) -> Tensor:
-        """The unit-stride filter of a strided one."""
+        """Return the unit-stride filter of a strided one."""
         if self.transposed:
             return expanded_transposed(weight, self.transposed_windows, self.groups)
         return expanded(weight, self.windows)
 
     def expand_bias(self, bias: Tensor) -> Tensor:
-        """The unit-stride layer's bias."""
+        """Return the unit-stride layer's bias."""
         return expand_bias(bias, self.tap_maps).contiguous() if self.transposed else bias
 
 
@@ -153,14 +159,14 @@ _CONVOLUTION_ATTRIBUTES = (
 
 @dataclass(frozen=True)
 class StridedPooling:
-    """A pooling as it was before its conversion."""
+    """Describes a pooling before its conversion."""
 
     operation: str
     options: tuple[tuple[str, Any], ...]  # by the names of torch's attributes
 
     @classmethod
     def of(cls, layer: Any) -> "StridedPooling":
-        """What a layer of torch's says of itself."""
+        """Describe a pooling layer."""
         names = _pooling(type(layer))[1]
         options = tuple((n, getattr(layer, n)) for n in names if hasattr(layer, n))
         return cls(class_before(layer).__name__, options)
@@ -176,7 +182,7 @@ class StridedPooling:
 
 
 def _pooling(kind: type) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """The function that a pooling layer calls, and the attributes that it passes on."""
+    """Return the function that a pooling layer calls, and the attributes that it passes on."""
     for kinds, (functions, names) in POOLINGS.items():
         for layer, function in zip(kinds, functions, strict=True):
             if issubclass(kind, layer):
@@ -188,20 +194,20 @@ def _pooling(kind: type) -> tuple[Callable[..., Any], tuple[str, ...]]:
 
 
 class Exchanged:
-    """A module whose class was exchanged. Can be copied and pickled as the one it was."""
+    """The base class of modules whose class was exchanged: they can be copied and pickled as before."""
 
     def __reduce_ex__(self, protocol: Any) -> Any:
         return _blank, (class_before(self), mixin_of(self)), self.__getstate__()
 
 
 class UnitStrideLayer(Exchanged):
-    """A converted layer: pad, rearrangement, and the unit-stride operation, at any size."""
+    """The base class of converted layers, which pad, rearrange and apply a unit-stride operation."""
 
     strided: Any  # StridedConvolution or StridedPooling
 
 
 class UnitStrideConvolution(UnitStrideLayer):
-    """A convolution of torch's with a stride above one, converted."""
+    """Stands for a convolution with a stride above one after its conversion."""
 
     strided: StridedConvolution
     depthwise: str
@@ -210,11 +216,11 @@ class UnitStrideConvolution(UnitStrideLayer):
 
     @property
     def tap_maps(self) -> tuple[Taps, ...]:
-        """Which strided tap stands where in its filter, one for each axis."""
+        """Return which strided tap stands where in its filter, one for each axis."""
         return self.strided.tap_maps
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the strided layer gives."""
+        """Return what the strided layer returns."""
         was = self.strided
         if was.padding_mode != "zeros":
             padding: Any = numbers(was.padding, len(was.stride)) if was.padding != "valid" else ()
@@ -224,7 +230,7 @@ class UnitStrideConvolution(UnitStrideLayer):
 
 
 class UnitStrideTransposed(UnitStrideLayer):
-    """A transposed convolution of torch's with a stride above one, converted."""
+    """Stands for a transposed convolution with a stride above one after its conversion."""
 
     strided: StridedConvolution
     weight: Tensor
@@ -234,7 +240,7 @@ class UnitStrideTransposed(UnitStrideLayer):
     tap_maps = UnitStrideConvolution.tap_maps
 
     def forward(self, input: Tensor, output_size: list[int] | None = None) -> Tensor:
-        """What the strided layer gives; output_size as there."""
+        """Return what the strided layer returns; output_size: as of the strided layer."""
         was = self.strided
         more = was.output_padding
         if output_size is not None:
@@ -245,12 +251,12 @@ class UnitStrideTransposed(UnitStrideLayer):
 
 
 class UnitStridePooling(UnitStrideLayer):
-    """A pooling of torch's with a stride above one, converted."""
+    """Stands for a pooling with a stride above one after its conversion."""
 
     strided: StridedPooling
 
     def forward(self, input: Tensor) -> Tensor:
-        """What the strided layer gives."""
+        """Return what the strided layer returns."""
         function = _pooling(type(self))[0]
         options = dict(self.strided.options)
         result = unit_stride_call(function, (input,), options, pooling=True)
@@ -258,13 +264,16 @@ class UnitStridePooling(UnitStrideLayer):
 
 
 class UnitStrideForward(Exchanged):
-    """A module of the user's, whose own strided calls of torch's functions have unit strides."""
+    """Stands for a user's module whose forward makes strided calls, after its conversion."""
 
     unit_stride_calls: dict[str, Any]  # what UnitStrideCalls is given
 
 
 def _with_unit_strides(inner: Any) -> Callable[..., Any]:
-    """A forward, its strided calls with unit strides; its signature is read by torch."""
+    """Return a forward whose strided calls have unit strides.
+
+    Its signature stays, as torch reads it.
+    """
 
     @wraps(inner)
     def forward(self: UnitStrideForward, *args: Any, **kwargs: Any) -> Any:
@@ -278,10 +287,10 @@ Mixin = Any  # one of the classes above
 
 
 @cache
-def _exchanged(before: Any, mixin: Any) -> Any:
-    """The class of a converted module that was a `before`.
+def _class_after(before: Any, mixin: Any) -> Any:
+    """Return the class of a converted module whose class was `before`, always the same object.
 
-    It says that it is of the module that `before` is of: torch.fx takes what is torch's for a leaf.
+    It has the __module__ of `before`, as torch.fx takes torch's own modules for leaves.
     """
     layer = issubclass(mixin, UnitStrideLayer)
     name = f"UnitStride{before.__name__}" if layer else before.__name__
@@ -294,18 +303,18 @@ def _exchanged(before: Any, mixin: Any) -> Any:
 
 
 def _blank(before: type, mixin: Mixin) -> Any:
-    """An empty module of the exchanged class, for copy and pickle to fill."""
-    kind = _exchanged(before, mixin)
+    """Return an empty module of the exchanged class, for copy and pickle to fill."""
+    kind = _class_after(before, mixin)
     return kind.__new__(kind)
 
 
 def mixin_of(module: Any) -> Mixin:
-    """Which of the classes above a converted module has."""
+    """Return the mixin (one of the classes above) of a converted module."""
     return next(kind for kind in type(module).__mro__ if _is_mixin(kind))
 
 
 def class_before(module: Any) -> type:
-    """The class that a module had before its conversion, or has, without parametrization."""
+    """Return the class that a module had before its conversion, or has, without parametrization."""
     kind = type(module)
     if parametrize.is_parametrized(module):
         kind = kind.__bases__[0]
@@ -318,7 +327,7 @@ def _is_mixin(kind: type) -> bool:
 
 def exchange(module: nn.Module, mixin: Mixin) -> None:
     """Give a module its converted class, in place; below that of its parametrization, if any."""
-    _set_class(module, _exchanged(class_before(module), mixin))
+    _set_class(module, _class_after(class_before(module), mixin))
 
 
 def exchange_back(module: nn.Module) -> None:
@@ -335,20 +344,20 @@ def _set_class(module: nn.Module, kind: Any) -> None:
 
 
 class Expand(nn.Module):
-    """The last parametrization of a converted layer's filter or bias that was parametrized before."""
+    """Expands a parametrized filter or bias: it is the last parametrization of a converted layer."""
 
     def __init__(self, strided: StridedConvolution, name: str) -> None:
         super().__init__()
         self.strided, self.name = strided, name
 
     def forward(self, tensor: Tensor) -> Tensor:
-        """The unit-stride filter of a strided one."""
+        """Return the unit-stride filter of a strided one."""
         if self.name == "bias":
             return self.strided.expand_bias(tensor)
         return self.strided.expand(tensor)
 
 
-def describes_unit_strides(layer: Any, depthwise: str) -> None:
+def describe_unit_strides(layer: Any, depthwise: str) -> None:
     """Make a converted layer's attributes those of the unit-stride operation, in place."""
     if isinstance(layer, UnitStridePooling):
         _describe_pooling(layer)
@@ -381,8 +390,8 @@ def _describe_pooling(layer: Any) -> None:
             setattr(layer, name, plain)
 
 
-def describes_the_original(layer: Any) -> None:
-    """Give a layer the attributes back that it had, in place."""
+def describe_original(layer: Any) -> None:
+    """Give a layer back the attributes that it had, in place."""
     was = layer.strided
     if isinstance(was, StridedPooling):
         for name, value in was.options:
@@ -396,56 +405,3 @@ def describes_the_original(layer: Any) -> None:
         if "depthwise" in vars(layer):
             del layer.depthwise
     del layer.strided
-
-
-# What was converted ---------------------------------------------------------------------------------
-
-
-def converted_layers(model: nn.Module) -> dict[str, Any]:
-    """The layers of a model that convert_layers has converted, by their names.
-
-    Each has `strided`, the sizes of the original, and, if it has a filter, `tap_maps`: which strided
-    tap stands where in it.
-    """
-    modules = model.named_modules()
-    return {name: module for name, module in modules if isinstance(module, UnitStrideLayer)}
-
-
-def convolutions(model: nn.Module) -> dict[str, Any]:
-    """Those of converted_layers that have a filter."""
-    layers = converted_layers(model)
-    return {n: layer for n, layer in layers.items() if not isinstance(layer, UnitStridePooling)}
-
-
-def is_converted(model: Any) -> bool:
-    """Whether a module is of convert_layers, or has such modules in it."""
-    return isinstance(model, nn.Module) and any(isinstance(m, Exchanged) for m in model.modules())
-
-
-def layer_origins(layer: Any) -> dict[str, Origin]:
-    """Say where the numbers of a converted convolution's filter, and of a transposed one's bias, are
-    from, by the tensor's name."""
-    was: StridedConvolution = layer.strided
-    size = torch.Size(was.weight_size)
-    found = {"weight": _origin("weight", size, was.expand)}
-    if was.transposed and layer.bias is not None:
-        found["bias"] = _origin("bias", torch.Size([was.out_channels]), was.expand_bias)
-    return found
-
-
-def _origin(name: str, size: torch.Size, expand: Callable[[Tensor], Tensor]) -> Origin:
-    """A tensor whose numbers are 1, 2, 3, … is expanded: its numbers say where they are from."""
-    return Origin(name, size, expand(torch.arange(1, 1 + size.numel()).reshape(size)) - 1)
-
-
-def network_origins(network: nn.Module) -> dict[str, Origin]:
-    """Say it of each tensor that convert_layers has changed, by its name; not of those computed from
-    the strided ones (parametrized before)."""
-    found = {}
-    for path, layer in convolutions(network).items():
-        for name, origin in layer_origins(layer).items():
-            chain = getattr(layer, "parametrizations", {})
-            if name not in chain or not isinstance(chain[name][-1], Expand):
-                key = f"{path}.{name}" if path else name
-                found[key] = replace(origin, source=key)
-    return found

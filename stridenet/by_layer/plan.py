@@ -10,16 +10,13 @@ from torch import Tensor, nn
 
 from stridenet.by_layer.calls import POOLING_CALLS, numbers
 from stridenet.by_layer.check import as_inputs, run
+from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import exchanged, planned_steps
-from stridenet.by_layer.modules import (
-    StridedConvolution,
-    StridedPooling,
-    UnitStrideForward,
-    converted_layers,
-)
-from stridenet.comparison import undisturbed
+from stridenet.by_layer.modules import StridedConvolution, StridedPooling, UnitStrideForward
 from stridenet.copies import copied, unwrapped
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
+from stridenet.running import undisturbed
+from stridenet.sizes import NONE, Counts
 
 __all__ = ["ConvertedLayer", "LayersPlan", "plan_layers"]
 
@@ -30,7 +27,7 @@ def plan_layers(
     pooling: bool = False,
     example_inputs: Any = None,
 ) -> LayersPlan:
-    """What convert_layers would make of `model`: each layer's filters, and the whole's parameters.
+    """Plan what convert_layers would make of `model`: each layer's filters, and all parameters.
 
     example_inputs: as of convert_layers; with them a copy of the model runs once, and the plan has maps
         and multiply-adds too, and the strided calls of functions in the model's forward.
@@ -50,19 +47,19 @@ def plan_layers(
         with undisturbed():
             same = exchanged(copied(model).eval(), only, pooling, inplace=True)
             found = _run(same, example_inputs)
-    counted = tuple(sum(p.numel() for p in network.parameters()) for network in (model, same))
-    return LayersPlan(tuple(found), counted, example_inputs is not None)  # type: ignore[arg-type]
+    both = (sum(p.numel() for p in network.parameters()) for network in (model, same))
+    return LayersPlan(tuple(found), Counts(*both), example_inputs is not None)
 
 
 def _without_numbers(model: nn.Module, only: Sequence[str] | None, pooling: bool) -> nn.Module:
-    """The converted model, its tensors of their sizes alone."""
+    """Return the converted model on the meta device, where tensors have sizes and no numbers."""
     planned_steps(model, only, pooling)  # refuses before anything is copied
     meta = copied(model, share_tensors=True).to("meta")
     return exchanged(meta, only, pooling, inplace=True)
 
 
 def _planned(name: str, was: Any) -> ConvertedLayer:
-    """was: what the layer, or the call, is before its conversion."""
+    """Plan one layer or call; was: its description before the conversion."""
     if isinstance(was, StridedPooling):
         return ConvertedLayer(name, was.operation)
     size = was.weight_size
@@ -73,7 +70,7 @@ def _planned(name: str, was: Any) -> ConvertedLayer:
 
 
 def _run(same: nn.Module, example_inputs: Any) -> list[ConvertedLayer]:
-    """The layers in the order of the modules, then the calls in the order in which they came."""
+    """Run the model, and return its layers in order, then its calls in the order in which they came."""
     layers = converted_layers(same)
     found = {name: _planned(name, layer.strided) for name, layer in layers.items()}
     for name, layer in layers.items():
@@ -88,26 +85,26 @@ def _run(same: nn.Module, example_inputs: Any) -> list[ConvertedLayer]:
 
 def _noting(found: dict[str, ConvertedLayer], name: str) -> Callable[..., None]:
     def note(layer: Any, args: tuple, result: Tensor) -> None:
-        found[name] = _called(found[name], layer.strided, args[0], result)
+        found[name] = _with_call(found[name], layer.strided, args[0], result)
 
     return note
 
 
 def _noting_calls(found: dict[str, ConvertedLayer], path: str) -> Callable[..., None]:
-    """Calls of functions: a row for each kind of call in the forward of one module."""
+    """Note calls of functions: a row for each kind of call in the forward of one module."""
 
     def note(function: Any, args: Any, kwargs: Any, given: dict[str, Any], result: Tensor) -> None:
         was = _strided_call(function, given)
         name = f"{path}: {function.__name__}" if path else function.__name__
         each = _planned(name, was)
         key = f"{name} {was}"
-        found[key] = _called(found.get(key, each), was, given["input"], result)
+        found[key] = _with_call(found.get(key, each), was, given["input"], result)
 
     return note
 
 
 def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | StridedPooling:
-    """A call of a function, as if it were one of a layer."""
+    """Describe a call of a function as if a layer had made it."""
     if function in POOLING_CALLS:
         options = tuple((n, v) for n, v in given.items() if not isinstance(v, Tensor))
         return StridedPooling(function.__name__, options)
@@ -130,8 +127,8 @@ def _strided_call(function: Any, given: dict[str, Any]) -> StridedConvolution | 
     )
 
 
-def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
-    """The row with one more call: of any number of images, which do not count."""
+def _with_call(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> ConvertedLayer:
+    """Return the row with one more call added, counted for one image."""
     axes = len(each.strided_filter) - 2 if each.strided_filter else x.ndim - 2
     read, gave = (tuple(t.shape[-axes - 1 :]) for t in (x, result))
     each = replace(each, maps=(*each.maps, (read, gave)))
@@ -141,6 +138,7 @@ def _called(each: ConvertedLayer, was: Any, x: Tensor, result: Tensor) -> Conver
     if was.transposed:
         positions = prod(read[1:])
         blocks = prod(-(-size // step) for size, step in zip(gave[1:], was.stride, strict=True))
-    before, after = each.multiply_adds or (0, 0)
-    strided, unit_stride = each.weights
-    return replace(each, multiply_adds=(before + strided * positions, after + unit_stride * blocks))
+    before, weights = each.multiply_adds or NONE, each.weights
+    strided = before.strided + weights.strided * positions
+    unit_stride = before.unit_stride + weights.unit_stride * blocks
+    return replace(each, multiply_adds=Counts(strided, unit_stride))

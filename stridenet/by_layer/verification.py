@@ -7,7 +7,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from stridenet.by_layer.check import APART, Inputs, as_inputs, compare, small_reports
+from stridenet.by_layer.check import (
+    APART,
+    Inputs,
+    NetworkComparison,
+    as_inputs,
+    compare,
+    small_reports,
+)
 from stridenet.by_layer.exchange import exchanged
 from stridenet.by_layer.modules import (
     Exchanged,
@@ -15,11 +22,11 @@ from stridenet.by_layer.modules import (
     UnitStrideLayer,
     class_before,
 )
-from stridenet.comparison import finite, undisturbed
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
 from stridenet.noise import add_noise
 from stridenet.reports import LayerReport, VerificationReport, compared, failed
+from stridenet.running import finite, undisturbed
 
 APART_IN_FLOAT64 = 1e-5  # of the largest output; a forward may compute in float32 within
 
@@ -35,21 +42,20 @@ def verify_layers(model: nn.Module, same: nn.Module, example_inputs: Any) -> Ver
     with undisturbed():
         own, twin = (copied(network).cpu().eval() for network in (model, same))
         made = converted_like(twin, own)
-        reports = [*_settings(made, twin, own), *_numbers(made, twin)]
+        reports = [*_differing_settings(made, twin, own), *_differing_numbers(made, twin)]
         if example_inputs is None:
             reports += small_reports(own, twin)
             return VerificationReport(tuple(reports), 0.0)
-        calls, difference, largest, allowed = _run_both(own, twin, made, as_inputs(example_inputs))
-        reports += calls
-        passed = difference <= allowed * max(largest, 1e-30)
-        kind = type(model).__name__
-        share = difference / allowed / max(largest, 1e-30)
-        reports.append(LayerReport("(outputs)", kind, largest, difference, share, passed))
-        return VerificationReport(tuple(reports), difference)
+        found, allowed = _run_both(own, twin, made, as_inputs(example_inputs))
+        bound = allowed * max(found.largest, 1e-30)
+        numbers = (found.largest, found.difference, found.difference / bound)
+        passed = found.difference <= bound
+        outputs = LayerReport("(outputs)", type(model).__name__, *numbers, passed)
+        return VerificationReport((*reports, *found.reports, outputs), found.difference)
 
 
 def converted_like(same: nn.Module, model: nn.Module) -> nn.Module:
-    """A copy of a model of which those modules are converted that are in another."""
+    """Return a copy of a model in which the same modules are converted as in `same`."""
     names = [name for name, module in same.named_modules() if isinstance(module, Exchanged)]
     missing = set(names) - {name for name, _ in model.named_modules()}
     if missing:
@@ -69,8 +75,11 @@ def converted_like(same: nn.Module, model: nn.Module) -> nn.Module:
 
 def _run_both(
     own: nn.Module, twin: nn.Module, made: nn.Module, inputs: Inputs
-) -> tuple[list[LayerReport], float, float, float]:
-    """compare's result, and how far outputs may lie apart, as a share of the largest."""
+) -> tuple[NetworkComparison, float]:
+    """Compare both networks in the first type, with the most noise, that gives finite numbers.
+
+    Returns the comparison, and the allowed difference as a share of the largest output.
+    """
     for kind in ("full", "gentle", None):
         noisy, changed = copied(own), copied(twin)
         if kind is not None:
@@ -84,7 +93,7 @@ def _run_both(
             with suppress(Exception):  # the user's forward may raise anything
                 outputs = copied(networks[0])(*cast[0], **cast[1])
                 if kind is None or finite(outputs):
-                    return *compare(networks[0], networks[1], cast), allowed
+                    return compare(networks[0], networks[1], cast), allowed
     args, kwargs = _cast(inputs, None)
     own(*args, **kwargs)  # raises what the model raises
     raise StrideEliminationError("the model ran at its second call only: give other example_inputs")
@@ -114,8 +123,8 @@ def _add_difference(twin: nn.Module, noisy: nn.Module, made: nn.Module) -> None:
 # Numbers and settings -------------------------------------------------------------------------------
 
 
-def _numbers(made: nn.Module, twin: nn.Module) -> Iterator[LayerReport]:
-    """Every parameter and buffer beside that of a twin that is made now: those that differ."""
+def _differing_numbers(made: nn.Module, twin: nn.Module) -> Iterator[LayerReport]:
+    """Report every parameter and buffer that differs from that of a network converted now."""
     expected, obtained = (dict(_tensors(network)) for network in (made, twin))
     for name in sorted(expected.keys() ^ obtained.keys()):
         which = "is missing" if name in expected else "is not of the model"
@@ -134,11 +143,11 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
     yield from network.named_buffers(remove_duplicate=False)
 
 
-_PLAIN = (bool, int, float, str, bytes, tuple, type(None), torch.dtype)
+_SETTINGS = (bool, int, float, str, bytes, tuple, type(None), torch.dtype)
 
 
-def _settings(made: nn.Module, twin: nn.Module, own: nn.Module) -> Iterator[LayerReport]:
-    """Every module's kind, and those of its attributes that are plain values: those that differ."""
+def _differing_settings(made: nn.Module, twin: nn.Module, own: nn.Module) -> Iterator[LayerReport]:
+    """Report every module whose class, or a setting of it, differs from that of one converted now."""
     expected, obtained = (
         dict(network.named_modules(remove_duplicate=False)) for network in (made, twin)
     )
@@ -151,7 +160,7 @@ def _settings(made: nn.Module, twin: nn.Module, own: nn.Module) -> Iterator[Laye
             yield failed(name or "(model)", f"is a {type(b).__name__}, not a {type(a).__name__}")
             continue
         for key, value in vars(a).items():
-            if not isinstance(value, _PLAIN) or key == "training" or key not in vars(b):
+            if not isinstance(value, _SETTINGS) or key == "training" or key not in vars(b):
                 continue
             if vars(b)[key] is not value and vars(b)[key] != value:
                 what = f"{key}={vars(b)[key]!r}, not {value!r}"

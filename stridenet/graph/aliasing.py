@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, fx, nn
 
 from stridenet.errors import StrideEliminationError
-from stridenet.graph.nodes import of_model, place, tensors
+from stridenet.graph.nodes import describe_node, of_model, tensors
 
 VIEWS = {
     operator.getitem, torch.flatten, torch.permute, torch.transpose, torch.split, torch.chunk,
@@ -27,10 +27,14 @@ _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
 def let_late_readers_follow(traced: fx.GraphModule) -> None:
-    """Who reads a map after an operation changed it in place reads that operation's result, in place.
+    """Let nodes that read a map after an in-place operation changed it read that operation's result.
 
-    The two are one memory. Where it is another node that has this memory, a view or what the map is a
-    view of, StrideEliminationError is raised: it would see the change in parts.
+    A graph says who reads whose result, not which results share memory. After y = x.add_(1), whoever
+    reads x later gets the changed numbers in the model; in the twin the operation may be out of place,
+    and x would still have the old ones. So readers that come after the change are redirected to y. If
+    a later reader has the memory by another way, through a view of x, or through what x is a view
+    of, there is no node to redirect it to, as a part of it has changed: StrideEliminationError is
+    raised.
     """
     nodes = list(traced.graph.nodes)
     order = {node: index for index, node in enumerate(nodes)}
@@ -50,10 +54,12 @@ def let_late_readers_follow(traced: fx.GraphModule) -> None:
             if other is sources[0]:
                 _redirect(other, node, late)
             elif tensors(other.meta["value"]) and not of_model(node):  # that is kept as it is
+                changer, changed, reader, by_way = (
+                    describe_node(traced, each) for each in (node, sources[0], late[0], other)
+                )
                 raise StrideEliminationError(
-                    f"{place(traced, node)} changes {place(traced, sources[0])} in place, which "
-                    f"{place(traced, late[0])} reads later by way of {place(traced, other)}; write it "
-                    "out of place (x = F.relu(x))"
+                    f"{changer} changes {changed} in place, which {reader} reads later by way of "
+                    f"{by_way}; write it out of place (x = F.relu(x))"
                 )
 
 
@@ -65,7 +71,7 @@ def _redirect(changed: fx.Node, result: fx.Node, late: list[fx.Node]) -> None:
 
 
 def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
-    """Whether an operation changes what it is given first; module: its own, if it is one."""
+    """Tell whether an operation changes its first operand in place; module: the one called, if any."""
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
@@ -81,7 +87,10 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
 
 @lru_cache(maxsize=1024)
 def _signature(function: Any) -> Signature | None:
-    """That of a function if it has an option to work in place: reading it takes a millisecond."""
+    """Return the signature of a function that has an option `inplace`; None for others.
+
+    It is cached, as reading one takes a millisecond.
+    """
     try:
         known = signature(function)
     except (TypeError, ValueError):

@@ -7,7 +7,7 @@ by name. What it only keeps for others to look at (features, shapes, cached grid
 import operator
 import types
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx, nn
@@ -16,11 +16,21 @@ from stridenet.errors import StrideEliminationError
 from stridenet.graph.aliasing import VIEWS, is_in_place
 from stridenet.graph.differences import differences
 from stridenet.graph.places import line_of_assignment
-from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Foreign, Tracer
+from stridenet.graph.proxies import Foreign, TensorProxy
+from stridenet.graph.tracer import Tracer
 
 _NOT_STATE = {"_parameters", "_buffers", "_modules", "_compiled_call_impl", "training", "forward"}
 _MISSING = object()
+
+
+class Change(NamedTuple):
+    """An attribute of a module that a forward has changed."""
+
+    path: str  # of the module
+    name: str
+    value: Any  # the new one
+
+
 CURE = (
     "a twin would not remember: convert_layers(model) keeps the model's own forward, or, if the "
     "first forward only sets it up, run the model once and convert it then"
@@ -48,17 +58,17 @@ def refuse_changes(tracer: Tracer, stage: nn.Module, again: Callable[[nn.Module]
     except Exception as error:  # the second forward may raise what the first did not
         raise _refusal(stage, changed) from error
     if difference is not None:
-        numbers = [c for c in changed if isinstance(c[2], (int, float, str, Tensor))]
+        numbers = [c for c in changed if isinstance(c.value, (int, float, str, Tensor))]
         raise _refusal(stage, numbers or changed)
 
 
-def _refusal(stage: nn.Module, changed: list[tuple[str, str, Any]]) -> StrideEliminationError:
-    path, attribute, _ = changed[0]
+def _refusal(stage: nn.Module, changed: list[Change]) -> StrideEliminationError:
+    path, attribute = changed[0].path, changed[0].name
     module = stage.get_submodule(path)
-    named = f"{path} ({type(module).__name__})" if path else type(module).__name__
-    names = ", ".join(dict.fromkeys(name for _, name, _ in changed))
+    label = f"{path} ({type(module).__name__})" if path else type(module).__name__
+    names = ", ".join(dict.fromkeys(name for name in [change.name for change in changed]))
     return StrideEliminationError(
-        f"{named} changes {names} in its forward{line_of_assignment(module, attribute)}, and its "
+        f"{label} changes {names} in its forward{line_of_assignment(module, attribute)}, and its "
         f"result depends on that, which {CURE}"
     )
 
@@ -67,11 +77,11 @@ def _refusal(stage: nn.Module, changed: list[tuple[str, str, Any]]) -> StrideEli
 
 
 def _refuse_changed_buffers(tracer: Tracer, stage: nn.Module, read: set[fx.Node]) -> None:
-    """Those that are changed in place, or exchanged, and of which the result depends."""
+    """Refuse buffers and parameters that are changed or exchanged, if the result depends on them."""
     for node in tracer.graph.nodes:
         base = _base(node)
         if base is not node and base.op == "get_attr" and _changes(node) and base in read:
-            raise _refusal(stage, [(*_split(str(base.target)), None)])
+            raise _refusal(stage, [Change(*_split(str(base.target)), None)])
     for (path, name), before in tracer.taken.items():
         module = stage.get_submodule(path)
         now = module._buffers.get(name, module._parameters.get(name, before))
@@ -79,7 +89,7 @@ def _refuse_changed_buffers(tracer: Tracer, stage: nn.Module, read: set[fx.Node]
         if now is before or used is None or used not in read:
             continue
         if type(now) is not TensorProxy or _base(now.node) is not used:
-            raise _refusal(stage, [(path, name, None)])
+            raise _refusal(stage, [Change(path, name, None)])
 
 
 def _split(path: str) -> tuple[str, str]:
@@ -92,7 +102,7 @@ def _changes(node: fx.Node) -> bool:
 
 
 def _base(node: fx.Node) -> fx.Node:
-    """The node in whose memory a node's result is, as far as views and operations in place go."""
+    """Return the node that owns the memory of a result, back through views and in-place changes."""
     while node.op in ("call_function", "call_method") and node.all_input_nodes:
         if not (node.target in VIEWS or node.target is getattr or _changes(node)):
             break
@@ -113,8 +123,8 @@ def _ancestors(node: fx.Node) -> set[fx.Node]:
 # Other attributes
 
 
-def _changed_attributes(stage: nn.Module, root: nn.Module) -> Iterator[tuple[str, str, Any]]:
-    """Path, name and new value of each attribute that is not what it was."""
+def _changed_attributes(stage: nn.Module, root: nn.Module) -> Iterator[Change]:
+    """Yield each attribute that is not what it was."""
     for path, module in stage.named_modules():
         try:
             before = vars(root.get_submodule(path))
@@ -124,7 +134,7 @@ def _changed_attributes(stage: nn.Module, root: nn.Module) -> Iterator[tuple[str
             if name in _NOT_STATE or isinstance(value, types.MethodType):
                 continue
             if not _same(value, before.get(name, _MISSING), set()):
-                yield path, name, value
+                yield Change(path, name, value)
 
 
 def _same(value: Any, before: Any, seen: set[int]) -> bool:
@@ -151,11 +161,11 @@ def _same(value: Any, before: Any, seen: set[int]) -> bool:
     return _same(getattr(value, "__dict__", None), getattr(before, "__dict__", None), seen)
 
 
-def _holders(changed: list[tuple[str, str, Any]], proxy: TensorProxy) -> list[tuple[str, str, Any]]:
+def _holders(changed: list[Change], proxy: TensorProxy) -> list[Change]:
     def holds(value: Any) -> bool:
         if value is proxy:
             return True
         parts = value.values() if type(value) is dict else value
         return type(value) in (dict, list, tuple) and any(map(holds, parts))
 
-    return [one for one in changed if holds(one[2])]
+    return [change for change in changed if holds(change.value)]

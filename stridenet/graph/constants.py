@@ -5,11 +5,17 @@ of images is made anew at each run.
 """
 
 import operator
+from typing import Any, cast
 
 import torch
 from torch import Tensor, fx, nn
 
 from stridenet.graph.aliasing import is_in_place
+from stridenet.graph.meta import multiples
+from stridenet.graph.nodes import tensors
+
+_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
+MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
 
 
 def fold_constants(graph: fx.Graph, root: nn.Module) -> None:
@@ -29,6 +35,28 @@ def fold_constants(graph: fx.Graph, root: nn.Module) -> None:
     for node in reversed(pure):
         if not node.users and all(order[u] > last for n in pure for u in n.users if u not in pure):
             graph.erase_node(node)
+
+
+def known_value(node: fx.Node, value: Any, batch: int) -> Any:
+    """Return the numbers that a node gives, where they follow from known ones; else None.
+
+    batch: the number of images while tracing; what follows from it is not known.
+    """
+    inputs = node.all_input_nodes
+    random = any(word in str(getattr(node.target, "__name__", node.target)) for word in _RANDOM)
+    few = sum(t.numel() for t in tensors(value)) <= MOST_KNOWN
+    if random or not few or any(n.meta.get("known") is None for n in inputs):
+        return None
+    if multiples((node.args, node.kwargs), batch):
+        return None
+    args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["known"])
+    with torch._C.DisableTorchFunction(), torch.no_grad():
+        try:
+            if node.op == "call_method":
+                return getattr(args[0], str(node.target))(*args[1:], **kwargs)
+            return cast(Any, node.target)(*args, **kwargs)
+        except Exception:  # then they are not known
+            return None
 
 
 def _is_known(node: fx.Node) -> bool:

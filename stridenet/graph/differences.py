@@ -1,7 +1,7 @@
 """In what two passes through one forward differ."""
 
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, fx
@@ -9,28 +9,36 @@ from torch import Tensor, fx
 from stridenet.graph.tracer import Tracer
 
 
-def differences(one: Tracer, other: Tracer) -> Iterator[tuple[fx.Node | None, Any, Any]]:
-    """The literals in which two graphs differ, each with its node in the first.
+class Difference(NamedTuple):
+    """A literal that is not the same in two graphs."""
 
-    Where they differ in more than literals, a node of either and None twice, and nothing after it; no
-    node if one graph goes on where the other ends.
+    node: fx.Node | None
+    mine: Any
+    its: Any
+
+
+def differences(one: Tracer, other: Tracer) -> Iterator[Difference]:
+    """Yield the literals in which two graphs differ, each with its node in the first graph.
+
+    Where graphs differ in more than literals, the last difference has a node of either and None
+    twice; it has no node if one graph goes on where the other ends.
     """
     nodes, others = list(one.graph.nodes), list(other.graph.nodes)
     place = {node: index for both in (nodes, others) for index, node in enumerate(both)}
     for a, b in zip(nodes, others, strict=False):
         mine, its = _leaves(one, a, place), _leaves(other, b, place)
         if len(mine) != len(its) or mine[:1] != its[:1]:
-            yield (a if "where" in a.meta else b), None, None
+            yield Difference(a if "where" in a.meta else b, None, None)
             return
         for x, y in zip(mine[1:], its[1:], strict=True):
             if type(x) is not type(y) or not _equal(x, y):
-                yield a, x, y
+                yield Difference(a, x, y)
     if len(nodes) != len(others):
-        yield None, len(nodes), len(others)
+        yield Difference(None, len(nodes), len(others))
 
 
 def _leaves(tracer: Tracer, node: fx.Node, place: dict[fx.Node, int]) -> list[Any]:
-    """What a node does, and everything that it is given: other nodes by their places."""
+    """Return what a node does and all that it is given, with other nodes as their numbers."""
     found: list[Any] = [(node.op, node.target)]
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         found.append(getattr(tracer.root, str(node.target)))  # a tensor that the forward made

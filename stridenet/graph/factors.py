@@ -14,12 +14,12 @@ Axis = Hashable  # one axis of one map
 
 
 class FactorConflict(Exception):  # noqa: N818  (it is always turned into a StrideEliminationError)
-    """Two demands that no factors can meet; the message says who made them."""
+    """Two demands contradict each other; the message says which operations made them."""
 
 
 @dataclass
 class Factors:
-    """A union-find whose edges carry ratios.
+    """The factors of all axes as a union-find structure whose edges carry ratios.
 
     >>> factors = Factors()
     >>> factors.tie("in", "a", 2, "a stride of 2")
@@ -29,15 +29,22 @@ class Factors:
     """
 
     _above: dict[Axis, tuple[Axis, Fraction]] = field(default_factory=dict)  # f = ratio·f(above)
-    _pins: dict[Axis, tuple[Fraction, str]] = field(default_factory=dict)  # of roots: f, by whom
-    _axes: dict[Axis, None] = field(default_factory=dict)  # all that were named, in order
+    _pins: dict[Axis, tuple[Fraction, str]] = field(
+        default_factory=dict
+    )  # for roots: f, and who asked
+    _axes: dict[Axis, None] = field(
+        default_factory=dict
+    )  # all axes, in the order in which they were named
 
     def mention(self, axis: Axis) -> None:
-        """An axis whose factor is wanted, whether or not anything is demanded of it."""
+        """Make `solve` give this axis a factor, even if nothing is ever demanded of it."""
         self._find(axis)
 
     def tie(self, axis: Axis, to: Axis, ratio: int | Fraction, who: str) -> None:
-        """f(axis) = ratio·f(to). Raises FactorConflict if that contradicts what was said before."""
+        """Demand f(axis) = ratio·f(to), for the operation `who`.
+
+        Raises FactorConflict if that contradicts an earlier demand.
+        """
         (root, own), (other, its) = self._find(axis), self._find(to)
         if root == other:
             if own != ratio * its:
@@ -52,15 +59,21 @@ class Factors:
             self._pin(other, value * own / ratio / its, by)
 
     def pin(self, axis: Axis, who: str) -> None:
-        """f(axis) = 1. Raises FactorConflict if that contradicts what was said before."""
+        """Demand f(axis) = 1, for the operation and the reason `who`.
+
+        Raises FactorConflict if that contradicts an earlier demand.
+        """
         root, own = self._find(axis)
         self._pin(root, 1 / own, who)
 
     def solve(self, multiples: dict[Axis, int]) -> dict[Axis, int]:
-        """The factor of every axis: the smallest positive integers of each component.
+        """Return the factor of every axis: the smallest positive integers of each component.
 
-        multiples: axes whose components are wanted so many times as large. Raises FactorConflict if
-        such a component is pinned, or if a pinned one has no solution in integers.
+        multiples: for some axes, a number by which the factors of their whole components are
+            multiplied.
+
+        Raises FactorConflict if such a component is pinned, or if a pinned one has no solution in
+        integers.
         """
         found = {axis: self._find(axis) for axis in self._axes}
         ratios: dict[Axis, list[Fraction]] = {}
@@ -82,14 +95,21 @@ class Factors:
         return {axis: int(ratio * scales[root]) for axis, (root, ratio) in found.items()}
 
     def _find(self, axis: Axis) -> tuple[Axis, Fraction]:
-        """The root of its component, and f(axis) / f(root)."""
+        """Return the root of the axis's component, and f(axis) / f(root).
+
+        Every axis on the way to the root is hung directly below it (path compression), nearest to the
+        root first: a network of a thousand layers is one chain, which is then walked once, not once
+        for each of its axes.
+        """
         self._axes.setdefault(axis)
-        ratio, root = Fraction(1), axis
+        way, root = [], axis
         while root in self._above:
-            root, step = self._above[root]
-            ratio *= step
-        if root != axis:
-            self._above[axis] = (root, ratio)
+            way.append(root)
+            root, _ = self._above[root]
+        ratio = Fraction(1)
+        for below in reversed(way):
+            ratio *= self._above[below][1]
+            self._above[below] = (root, ratio)
         return root, ratio
 
     def _pin(self, root: Axis, value: Fraction, who: str) -> None:

@@ -20,7 +20,7 @@ FACTORIES = {
 
 
 class Strides(TorchDispatchMode):
-    """Notes every convolution and pooling with a stride above one, whoever calls it."""
+    """Notes each convolution and pooling with a stride above one, whoever calls it."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -39,7 +39,7 @@ class Strides(TorchDispatchMode):
 
 
 def multiples(arguments: Any, batch: int) -> bool:
-    """Whether a number of images is among some arguments."""
+    """Tell whether some arguments hold the number of images, or a multiple of it."""
     found = []
 
     def look(leaf: Any) -> Any:
@@ -52,12 +52,12 @@ def multiples(arguments: Any, batch: int) -> bool:
 
 
 def is_multiple(leaf: Any, batch: int) -> bool:
-    """Whether a number comes from that of the images."""
+    """Tell whether a number is the number of images or a multiple, so that it must come from it."""
     return type(leaf) in (int, float) and leaf != 0 and leaf % batch == 0
 
 
 def without_batch(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, dict]:
-    """The output_size of a transposed convolution without the batch and channels that it may have."""
+    """Return a transposed convolution's arguments, output_size without the batch and channels."""
     named = dict(zip(("input", "output_size"), args, strict=False)) | kwargs
     size = named.pop("output_size", None)
     if size is None:
@@ -67,7 +67,7 @@ def without_batch(layer: nn.Module, args: tuple, kwargs: dict) -> tuple[tuple, d
 
 
 def without_devices(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
-    """The arguments, but that everything stays on the meta device."""
+    """Return the arguments with every device replaced by the meta device."""
 
     def meta(leaf: Any) -> Any:
         return torch.device("meta") if isinstance(leaf, torch.device) else leaf
@@ -85,5 +85,5 @@ def without_devices(node: fx.Node, args: Any, kwargs: Any) -> tuple[Any, Any]:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, or its type."""
+    """Return the first line of an error's text, or its type."""
     return (str(error) or type(error).__name__).splitlines()[0]

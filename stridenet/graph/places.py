@@ -33,9 +33,10 @@ def _is_tracers(code: CodeType) -> bool:
 
 
 def users_line(traceback: TracebackType | None = None) -> str:
-    """ " (net.py, line 12)": the innermost line of the user's, of an error or as the program stands.
+    """Return the innermost line of the user's code, as errors name it: " (net.py, line 12)".
 
-    Empty if there is none below the call of stridenet.
+    traceback: of an error; None for the line that runs now. Returns "" if no line below the call of
+    stridenet is the user's.
     """
     frames: list[tuple[str, int, bool]] = []
     if traceback is not None:
@@ -59,7 +60,7 @@ def users_line(traceback: TracebackType | None = None) -> str:
 
 
 def line_of_assignment(module: nn.Module, attribute: str) -> str:
-    """ " (net.py, line 12)": where the class of a module assigns to self.attribute, or its forward."""
+    """Return " (net.py, line 12)", where the class of a module assigns to self.attribute; else ""."""
     pattern = re.compile(rf"\bself\.{re.escape(attribute)}\b[^=\n]*=[^=]")
     for owner in type(module).__mro__:
         for name, method in vars(owner).items():

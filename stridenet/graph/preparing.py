@@ -11,14 +11,14 @@ from stridenet.graph.nodes import of_model, tensors
 from stridenet.graph.tracing import trace
 from stridenet.sizes import Size
 
-# They depend on the type of what they are called on, or on that of another tensor, never on numbers.
+# These depend on the type of what they are called on, or of another tensor, never on numbers.
 OF_TYPE_ALONE = ("new_zeros", "new_ones", "new_full", "new_empty", "new_tensor")
 OF_FIRST_ALONE = ("to", "type_as", "type")
 EXPANSIONS = ("expand", "expand_as", "broadcast_to", torch.broadcast_to)
 
 
 def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
-    """The model's operations, as `trace` has them, without tensors that are never used.
+    """Return the model's operations, as `trace` has them, without tensors that are never used.
 
     Arithmetic with the model's buffers is traced as well, unless the forward depends on their values.
     Raises StrideEliminationError if the model cannot be traced.
@@ -30,7 +30,7 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
             raise
         traced = trace(model, sizes, buffers_by_name=False)
     for node in reversed(traced.graph.nodes):
-        if node.op == "get_attr" and not node.users:  # of which its type alone was asked
+        if node.op == "get_attr" and not node.users:  # the forward asked for its type alone
             traced.graph.erase_node(node)
         if node.target is getattr:
             _number_of_name(node)
@@ -43,17 +43,17 @@ def traced_network(model: nn.Module, sizes: tuple[Size, ...]) -> fx.GraphModule:
 
 
 def _number_of_name(node: fx.Node) -> None:
-    """maximum.values as maximum[0]: what it is of need not have names then."""
-    named = node.all_input_nodes[0].meta["value"]
-    if isinstance(named, tuple):
-        fields = [name for name in ("values", "indices") if hasattr(named, name)]
+    """Turn maximum.values into maximum[0], as a twin's tuple need not have names."""
+    value = node.all_input_nodes[0].meta["value"]
+    if isinstance(value, tuple):
+        fields = [name for name in ("values", "indices") if hasattr(value, name)]
         if node.args[1] in fields:
             node.target = operator.getitem
             node.args = (node.args[0], fields.index(str(node.args[1])))
 
 
 def _drop_identities(traced: fx.GraphModule) -> None:
-    """A network that does nothing has no operations."""
+    """Erase all steps of a network that does nothing: it has no operations then."""
     others = ("placeholder", "output")
     steps = [node for node in traced.graph.nodes if node.op not in others]
     modules = [
@@ -66,7 +66,7 @@ def _drop_identities(traced: fx.GraphModule) -> None:
 
 
 def _is_of_model(node: fx.Node) -> bool:
-    """Whether no number of an input reaches it."""
+    """Tell whether no number of an input reaches a node."""
     if node.op in ("placeholder", "output"):
         return False
     operation = None if node.op == "call_module" else node.target  # a module may have such a name
@@ -81,7 +81,7 @@ def _is_of_model(node: fx.Node) -> bool:
 
 
 def _gains_positions(node: fx.Node) -> bool:
-    """Whether axes of size one, of channels-first maps, become those of a map."""
+    """Tell whether an expansion makes positions of axes of size one, with channels in dimension 1."""
     before, after = tensors(node.all_input_nodes[0].meta["value"]), tensors(node.meta["value"])
     if not before or after[0].ndim < 3:
         return False
@@ -90,7 +90,7 @@ def _gains_positions(node: fx.Node) -> bool:
 
 
 def unsaved_buffers(network: nn.Module) -> set[str]:
-    """The names of the buffers that its state_dict leaves out."""
+    """Return the names of the buffers that its state_dict leaves out."""
     return {
         f"{path}.{name}" if path else name
         for path, module in network.named_modules()
@@ -99,7 +99,7 @@ def unsaved_buffers(network: nn.Module) -> set[str]:
 
 
 def leave_unsaved(network: nn.Module, names: set[str]) -> None:
-    """Leave buffers of these names out of its state_dict: torch.fx puts all in that it copies."""
+    """Leave buffers of these names out of a state_dict; torch.fx puts in all buffers that it copies."""
     modules: dict[str, Any] = dict(network.named_modules())
     for name in names:
         path, _, own = name.rpartition(".")

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 current = threading.local()  # .tracer: the one at work in this thread
 
-# What a meta tensor would answer for itself, and these for the tensor that it stands for.
+# These a meta tensor would answer for itself; a proxy answers for the tensor that it stands for.
 _OF_DEVICE = {
     "device", "is_cpu", "is_cuda", "is_meta", "is_mps", "is_xpu", "is_mtia", "is_ipu", "is_xla",
     "is_maia", "is_vulkan", "is_hpu", "get_device", "type", "is_pinned", "is_shared",
@@ -41,7 +41,7 @@ _NUMBERS = {
 
 @cache
 def _asks_for_a_class(code: CodeType, offset: int) -> bool:
-    """Whether the instruction there is isinstance(…), x.__class__ or a case of match.
+    """Tell whether the instruction there is isinstance(…), x.__class__ or a case of match.
 
     Torch's functions, in C++, ask for the class of what they are given as well, and would read the
     memory of what says that it is a tensor: torch.where(c, x, 0.0) would crash the process.
@@ -62,7 +62,7 @@ def _asks_for_a_class(code: CodeType, offset: int) -> bool:
 
 
 class Images(int):
-    """The number of images while tracing, or a multiple of it.
+    """Stands for the number of images while tracing, or for a multiple of it.
 
     It is a number like others, but tells the tracer when something is decided by it. It holds no
     tracer, as whoever keeps it (a cache of shapes) would keep that too.
@@ -70,7 +70,7 @@ class Images(int):
 
 
 def counted(number: Any) -> Any:
-    """The number, as Images if it is a multiple of the images that are traced now."""
+    """Return the number, as Images if it is a multiple of the images that are traced now."""
     batch = current.tracer.facts.batch if hasattr(current, "tracer") else 1
     return Images(number) if batch > 1 and number and number % batch == 0 else number
 
@@ -99,7 +99,7 @@ def _counting(name: str) -> Any:
         if type(result) is int:
             result = counted(result)
             if type(result) is int:
-                _note()  # no multiple: it cannot be told from others any more
+                _note()  # no multiple: it looks like any other number from now on
         return result
 
     return method
@@ -119,7 +119,7 @@ Images.__hash__ = int.__hash__  # type: ignore[method-assign]  # lost with __eq_
 
 
 class TensorProxy(fx.Proxy):
-    """A tensor while tracing, or a tuple of tensors.
+    """Stands for a tensor while tracing, or for a tuple of tensors.
 
     value: of its shape and dtype, on the meta device. known: its numbers, if they depend on no input
     and no parameter. path: of a tensor of the model, whose node is made when it is first used.
@@ -135,14 +135,14 @@ class TensorProxy(fx.Proxy):
 
     @property
     def node(self) -> fx.Node:  # type: ignore[override]
-        """Its node in the graph."""
+        """Return its node in the graph."""
         if self._node is None:
             self._node = self.tracer.attribute_node(self.path)
         return self._node
 
     @property
     def known(self) -> Any:
-        """Its numbers, or None."""
+        """Return its numbers if they depend on no input and no parameter; else None."""
         if self._node is None:
             return self.tracer.known_attribute(self.path)
         return self._node.meta.get("known")
@@ -158,7 +158,7 @@ class TensorProxy(fx.Proxy):
 
     @property
     def keys(self) -> Any:
-        """No tensor has it, though fx.Proxy does."""
+        """Raise AttributeError: tensors have no keys, though fx.Proxy does."""
         raise AttributeError("'Tensor' object has no attribute 'keys'")
 
     # Facts
@@ -191,7 +191,7 @@ class TensorProxy(fx.Proxy):
         return getattr(self.value, name)
 
     def _field(self, name: str) -> Any:
-        """A field of a tuple that has names, as that of torch.max(x, 1)."""
+        """Return a field of a tuple that has names, as that of torch.max(x, 1)."""
         found = getattr(self.value, name)
         for index, value in enumerate(self.value):
             if value is found:
@@ -216,7 +216,10 @@ class TensorProxy(fx.Proxy):
     # Numbers, which only what depends on no input has
 
     def numbers(self, what: str, read: Callable[[Tensor], Any]) -> Any:
-        """What is read from its numbers; refused if they are not known, with `what` as the reason."""
+        """Return what `read` reads from its numbers.
+
+        Refuses the forward, with `what` as the reason, if they are not known.
+        """
         known = self.known
         if known is None:
             whose = f"the parameter {self.path}" if self.path else "a tensor"
@@ -262,13 +265,13 @@ class TensorProxy(fx.Proxy):
 
 
 class Method:
-    """A method of a proxy, to be called."""
+    """Stands for a method of a tensor, until it is called."""
 
     def __init__(self, owner: TensorProxy, name: str) -> None:
         self.__self__, self.__name__ = owner, name
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """What the method of the tensor gives, as a proxy or, if it is no tensor, as it is."""
+        """Return what the method of the tensor gives, as a proxy or, if it is no tensor, as it is."""
         owner, name = self.__self__, self.__name__
         if name in _NUMBERS:
             return owner.numbers(f".{name}()", lambda t: getattr(t, name)(*args, **kwargs))
@@ -295,3 +298,11 @@ for _name in (
 ):  # fmt: skip
     # torch.fx would take x += y for x = x + y
     setattr(TensorProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
+
+
+class Foreign(Exception):  # noqa: N818  (it is always caught)
+    """Raised for a proxy of an earlier pass, which the forward has kept in its own state."""
+
+    def __init__(self, proxy: TensorProxy) -> None:
+        super().__init__("a tensor of an earlier forward")
+        self.proxy = proxy

@@ -6,7 +6,6 @@ may trace, run and train meanwhile.
 """
 
 import operator
-import types
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,36 +17,36 @@ from typing import Any, NoReturn, cast
 import numpy as np
 import torch
 from torch import Tensor, fx, nn
-from torch.fx._symbolic_trace import _wrapped_fns_to_patch
 from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from stridenet.errors import StrideEliminationError
+from stridenet.graph.constants import MOST_KNOWN, known_value
 from stridenet.graph.meta import (
     FACTORIES,
     Strides,
     first_line,
-    multiples,
     without_batch,
     without_devices,
 )
-from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, operation_type, place, size_of, tensors
+from stridenet.graph.nodes import (
+    CONVOLUTIONS,
+    TRANSPOSED,
+    describe_node,
+    describe_size,
+    operation_type,
+    tensors,
+)
 from stridenet.graph.places import users_line
-from stridenet.graph.proxies import TensorProxy, counted, current
+from stridenet.graph.proxies import Foreign, TensorProxy, counted, current
+from stridenet.graph.whole import KEPT_WHOLE, keep_functions_whole, qualified_name
 from stridenet.sizes import Size, format_size
 
-# Not torch's own, but kept whole: what they do cannot be seen from their parts.
-WHOLE = {
-    "torchvision.models.shufflenetv2.channel_shuffle",
-    "torchvision.ops.stochastic_depth.StochasticDepth",
-}
-_RANDOM = ("rand", "normal", "bernoulli", "multinomial", "dropout", "empty", "poisson")
-_MOST_KNOWN = 1_000_000  # numbers of a tensor that is computed while tracing
 _MOST_OF_A_LINE = 5_000  # operations: a loop over BATCH images has more
 
 
 @dataclass(frozen=True)
 class Facts:
-    """What a forward can ask of its inputs, beside their sizes."""
+    """Holds what a forward can ask of its inputs, beside their sizes."""
 
     batch: int
     dtype: torch.dtype
@@ -55,7 +54,7 @@ class Facts:
 
 
 class Refusal(StrideEliminationError):  # noqa: N818  (it ends as a StrideEliminationError)
-    """What the forward does that cannot be traced: the end of a sentence that starts with it."""
+    """Raised for what cannot be traced; its text ends a sentence that begins with "its forward"."""
 
 
 class Tracer(fx.Tracer):
@@ -82,7 +81,7 @@ class Tracer(fx.Tracer):
     # From the model to its graph
 
     def run(self, stage: nn.Module) -> fx.Graph:
-        """The graph of the forward of `stage`. Raises whatever that raises."""
+        """Run the forward of `stage` and return its graph. Raises whatever that raises."""
         outer = getattr(current, "tracer", None)
         current.tracer = self
         try:
@@ -121,7 +120,7 @@ class Tracer(fx.Tracer):
             for tensors_of in (module._parameters, module._buffers):
                 for name in tensors_of:
                     self._exchange(tensors_of, name, f"{path}.{name}".lstrip("."), proxies)
-            _keep_whole(module, self)
+            keep_functions_whole(module, self)
             module._compiled_call_impl = partial(self.called, module)
 
     def _exchange(self, held: Any, name: str, path: str, proxies: dict[int, TensorProxy]) -> None:
@@ -140,7 +139,7 @@ class Tracer(fx.Tracer):
         self.taken[root, last] = held[name]
 
     def _arguments(self, stage: nn.Module) -> tuple[list[Any], dict[str, Any]]:
-        """A placeholder for each size, defaults for the others; nothing for *args and **kwargs."""
+        """Return a placeholder for each size, and defaults for other arguments."""
         sizes = list(self.sizes)
         arguments: list[Any] = []
         options: dict[str, Any] = {}
@@ -179,11 +178,11 @@ class Tracer(fx.Tracer):
         return (
             isinstance(m, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear))
             or (known.__module__.startswith("torch.nn") and not isinstance(m, nn.Sequential))
-            or _qualified(known) in WHOLE
+            or qualified_name(known) in KEPT_WHOLE
         )
 
     def called(self, module: Any, *args: Any, **kwargs: Any) -> Any:
-        """In place of a module of the stage, when it is called."""
+        """Handle the call of a module of the stage: record a leaf, run any other."""
         path = self.modules[id(module)]
         try:
             if path in self.leaves:
@@ -206,7 +205,7 @@ class Tracer(fx.Tracer):
     # Tensors of the model
 
     def meta(self, path: str) -> Tensor:
-        """A tensor of the model on the meta device."""
+        """Return a tensor of the model on the meta device."""
         if path not in self._meta:
             real = operator.attrgetter(path)(self.root)
             with torch._C.DisableTorchFunction():
@@ -215,7 +214,7 @@ class Tracer(fx.Tracer):
         return self._meta[path]
 
     def attribute_node(self, path: str) -> fx.Node:
-        """The node of a tensor of the model."""
+        """Return the node of a tensor of the model."""
         if path not in self._attributes:
             node = self.create_node("get_attr", path, (), {})
             node.meta.update(value=self.meta(path), known=self.known_attribute(path))
@@ -223,18 +222,18 @@ class Tracer(fx.Tracer):
         return self._attributes[path]
 
     def known_attribute(self, path: str) -> Any:
-        """The numbers of a buffer; None for a parameter, which training changes."""
+        """Return the numbers of a buffer; None for a parameter, which training changes."""
         real = self.originals.get(path)
         if path in self.parameters or real is None:
             return None
         with torch._C.DisableTorchFunction():  # we are not the forward
-            return real if not real.is_meta and real.numel() <= _MOST_KNOWN else None
+            return real if not real.is_meta and real.numel() <= MOST_KNOWN else None
 
     # Operations
 
     def record(self, function: Any, args: Any, kwargs: Any) -> Any:
-        """A function of torch that the forward calls, recorded if it is about proxies or a factory."""
-        if function not in FACTORIES and not self._concerned((args, kwargs)):
+        """Handle a call of torch's function: record it if it is given proxies or makes tensors."""
+        if function not in FACTORIES and not self.concerns((args, kwargs)):
             return function(*args, **kwargs)
         if not is_tensor_method_or_property(function):
             return self.create_proxy("call_function", function, args, kwargs)
@@ -247,7 +246,8 @@ class Tracer(fx.Tracer):
                 return method(*args[1:], **kwargs)
         return self.create_proxy("call_method", name, args, kwargs)
 
-    def _concerned(self, thing: Any) -> bool:
+    def concerns(self, thing: Any) -> bool:
+        """Tell whether a proxy, or a tensor of the model, is in an argument of a function."""
         kind = type(thing)
         if kind is TensorProxy:
             return True
@@ -256,8 +256,8 @@ class Tracer(fx.Tracer):
         if isinstance(thing, dict):
             thing = thing.values()
         elif not isinstance(thing, (list, tuple)):
-            return kind is slice and self._concerned((thing.start, thing.stop, thing.step))
-        return any(map(self._concerned, thing))
+            return kind is slice and self.concerns((thing.start, thing.stop, thing.step))
+        return any(map(self.concerns, thing))
 
     def create_arg(self, a: Any) -> Any:
         if type(a) is TensorProxy:
@@ -280,7 +280,7 @@ class Tracer(fx.Tracer):
         return super().create_arg(a)
 
     def _as_it_is_now(self, made: Tensor) -> Tensor:
-        """A copy of a tensor that the forward has made, and may change later."""
+        """Return a copy of a tensor that the forward has made, and may change later."""
         key = (id(made), made._version)
         if key not in self._made:
             with torch._C.DisableTorchFunction():
@@ -307,7 +307,7 @@ class Tracer(fx.Tracer):
         return counted(value) if type(value) is int else value
 
     def set_item(self, proxy: TensorProxy, index: Any, value: Any) -> None:
-        """proxy[index] = value, where the forward has made the tensor itself, from numbers alone."""
+        """Set proxy[index] = value, where the forward has made the tensor from numbers alone."""
         known = None if proxy.path else proxy.known
         if known is None or "made" not in proxy.node.meta:
             self.refuse("assigns to a part of a tensor (x[…] = …)")
@@ -342,18 +342,20 @@ class Tracer(fx.Tracer):
             node.meta["made"] = True  # from numbers and the model's own tensors alone
         node.meta.update(value=value, strides=strides.found, where=users_line())
         if node.op in ("call_function", "call_method") and tensors(value):
-            node.meta["known"] = self._known(node, value)
+            node.meta["known"] = known_value(node, value, self.facts.batch)
         for part in tensors(value):
             if 0 in part.shape and not (made or str(node.target).startswith("new_")):
                 raise StrideEliminationError(
-                    f"{place(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
+                    f"{describe_node(self.root, node)} gives an empty map {format_size(part.shape[1:])}"
                     f"{users_line()}"
                 )
         return value
 
     def _failed(self, node: fx.Node, error: Exception) -> str:
-        sizes = " and ".join(size_of(n) for n in node.all_input_nodes)
-        return f"{place(self.root, node)} on a map {sizes}: {first_line(error)}{users_line()}"
+        sizes = " and ".join(describe_size(n) for n in node.all_input_nodes)
+        return (
+            f"{describe_node(self.root, node)} on a map {sizes}: {first_line(error)}{users_line()}"
+        )
 
     def _result(self, node: fx.Node, args: tuple, kwargs: dict) -> Any:
         if node.op == "get_attr":
@@ -378,35 +380,9 @@ class Tracer(fx.Tracer):
         }
         return torch.func.functional_call(module, meta, args, kwargs)
 
-    def _known(self, node: fx.Node, value: Any) -> Any:
-        """The numbers that a node gives, where they follow from known ones."""
-        inputs = node.all_input_nodes
-        random = any(word in str(getattr(node.target, "__name__", node.target)) for word in _RANDOM)
-        few = sum(t.numel() for t in tensors(value)) <= _MOST_KNOWN
-        if random or not few or any(n.meta.get("known") is None for n in inputs):
-            return None
-        if multiples((node.args, node.kwargs), self.facts.batch):
-            return None
-        args, kwargs = fx.node.map_arg((node.args, node.kwargs), lambda n: n.meta["known"])
-        with torch._C.DisableTorchFunction(), torch.no_grad():
-            try:
-                if node.op == "call_method":
-                    return getattr(args[0], str(node.target))(*args[1:], **kwargs)
-                return cast(Any, node.target)(*args, **kwargs)
-            except Exception:  # then they are not known
-                return None
-
-
-class Foreign(Exception):  # noqa: N818  (it is always caught)
-    """A proxy of an earlier pass, which the forward has kept in its own state."""
-
-    def __init__(self, proxy: TensorProxy) -> None:
-        super().__init__("a tensor of an earlier forward")
-        self.proxy = proxy
-
 
 class _Recording(TorchFunctionMode):
-    """Has the tracer see every function of torch that this thread calls."""
+    """Shows the tracer every function of torch that this thread calls."""
 
     def __init__(self, tracer: Tracer) -> None:
         super().__init__()
@@ -414,46 +390,3 @@ class _Recording(TorchFunctionMode):
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         return self.tracer.record(func, args, kwargs or {})
-
-
-def _keep_whole(module: nn.Module, tracer: Tracer) -> None:
-    """Have a module's own methods see functions that are kept whole (by us, or by torch.fx.wrap).
-
-    Its methods are exchanged for copies of them, as the functions' own module is not to be changed.
-    """
-    for owner in type(module).__mro__:
-        for name, method in vars(owner).items():
-            if not isinstance(method, types.FunctionType) or name in vars(module):
-                continue
-            known = method.__globals__
-            whole = {
-                n: partial(_whole, tracer, known[n])
-                for n in method.__code__.co_names
-                if n in known
-                and callable(known[n])
-                and ((id(known), n) in _wrapped_fns_to_patch or _qualified(known[n]) in WHOLE)
-                and not isinstance(known[n], type)
-            }
-            if whole:
-                new = types.FunctionType(
-                    method.__code__,
-                    {**known, **whole},
-                    name,
-                    method.__defaults__,
-                    method.__closure__,
-                )
-                new.__kwdefaults__ = method.__kwdefaults__
-                vars(module)[name] = types.MethodType(new, module)
-
-
-def _whole(tracer: Tracer, function: Any, *args: Any, **kwargs: Any) -> Any:
-    if tracer._concerned((args, kwargs)):
-        return tracer.create_proxy("call_function", function, args, kwargs)
-    return function(*args, **kwargs)
-
-
-def _qualified(thing: Any) -> str:
-    try:
-        return f"{thing.__module__}.{thing.__qualname__}"
-    except Exception:  # a name of a module's may be anything, even something that refuses questions
-        return ""

@@ -2,8 +2,8 @@
 
 The forward of a copy runs once on proxies, under the modules' own names; each operation also runs on
 meta tensors: real shapes, without weights or arithmetic. To the forward, sizes are thus plain numbers
-that it may compute with and branch on. The number of images, dtype and device stay open: the forward
-runs again with others, if it has asked for them, and what follows them is told by comparing.
+that it may compute with and branch on. The number of images, dtype and device stay open: if the
+forward has asked for them, it runs again with others, and a comparison shows what follows them.
 """
 
 import operator
@@ -24,8 +24,8 @@ from stridenet.graph.differences import differences
 from stridenet.graph.meta import first_line, is_multiple
 from stridenet.graph.nodes import BATCH
 from stridenet.graph.places import users_line
-from stridenet.graph.proxies import TensorProxy
-from stridenet.graph.tracer import Facts, Foreign, Refusal, Tracer
+from stridenet.graph.proxies import Foreign, TensorProxy
+from stridenet.graph.tracer import Facts, Refusal, Tracer
 from stridenet.sizes import Size
 
 CURE = "convert_layers(model) converts its layers one by one, without tracing"
@@ -34,7 +34,7 @@ _ROUND_BATCH = 5_040  # with all small divisors, for what takes images in groups
 
 
 def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True) -> fx.GraphModule:
-    """The model's operations in order, each with what it gives on meta tensors in node.meta["value"].
+    """Return the model's operations in order, with their results on meta tensors in node.meta["value"].
 
     sizes: of each input, without batch. The model is left untouched: what is returned holds copies of
     its modules, whose parameters and buffers share their numbers with it. In training mode it is not to
@@ -51,14 +51,14 @@ def trace(model: nn.Module, sizes: Sequence[Size], buffers_by_name: bool = True)
 
 @dataclass
 class _Pass:
-    """One pass: its tracer, and the copy of the model that it has spoiled."""
+    """Holds one pass: its tracer, and the copy of the model that it has spoiled."""
 
     tracer: Tracer
     stage: nn.Module
 
 
 class _Trace:
-    """The passes through one model's forward."""
+    """Runs the passes through one model's forward."""
 
     def __init__(self, model: nn.Module, sizes: tuple[Size, ...], buffers_by_name: bool) -> None:
         self.model, self.sizes, self.buffers_by_name = model, sizes, buffers_by_name
@@ -69,7 +69,7 @@ class _Trace:
             first.tracer.run(first.stage)
             _require_plain_output(first.tracer.output)
         except StrideEliminationError as error:
-            raise self._named(error) from error
+            raise self._with_module(error) from error
         except Exception as error:  # tracing runs the user's forward, which may raise anything
             raise self._explained(error) from error
         refuse_changes(first.tracer, first.stage, self._again)
@@ -108,14 +108,14 @@ class _Trace:
         return stage
 
     def _pass(self, facts: Facts, change: Callable[[nn.Module], nn.Module] | None = None) -> Tracer:
-        """Another pass, with other facts."""
+        """Run another pass, with other facts."""
         root = self._root(change)
         tracer = self._tracer(root, facts)
         tracer.run(self._stage(root))
         return tracer
 
     def _again(self, spoiled: nn.Module) -> Tracer:
-        """A second pass through a copy that has already been through one."""
+        """Run a second pass through a copy that has already been through one."""
         tracer = self._tracer(self._root(), self.facts)
         tracer.run(spoiled)
         return tracer
@@ -142,7 +142,7 @@ class _Trace:
                 )
 
     def _open_facts(self, first: Tracer) -> None:
-        """What followed the dtype and device of the input follows them in the graph."""
+        """Replace literals that followed the input's dtype or device by nodes that read them."""
         dtype = torch.float64 if self.facts.dtype != torch.float64 else torch.float32
         other = Facts(BATCH, dtype, torch.device("meta"))
         try:
@@ -173,7 +173,7 @@ class _Trace:
     def _name(self) -> str:
         return type(self.model).__name__
 
-    def _named(self, error: StrideEliminationError) -> StrideEliminationError:
+    def _with_module(self, error: StrideEliminationError) -> StrideEliminationError:
         if not isinstance(error, Refusal):
             return error
         where = getattr(error, "stridenet_module", self._name)
@@ -182,7 +182,10 @@ class _Trace:
         )
 
     def _explained(self, error: Exception) -> StrideEliminationError:
-        """What an error of the forward, or of an operation on the maps that it is given, is due to."""
+        """Return the error to raise in place of one of the forward, or of an operation.
+
+        It says what the cause is.
+        """
         where = getattr(error, "stridenet_module", self._name)
         failed = getattr(error, "stridenet_operation", None)
         line = users_line(error.__traceback__)
@@ -230,12 +233,12 @@ def _share_buffers(copy: nn.Module, model: nn.Module) -> None:
 
 
 def _kinds(model: nn.Module) -> str:
-    """The types of a model's numbers, by name."""
+    """Return the types of a model's numbers, by name."""
     return ", ".join(sorted({str(p.dtype).removeprefix("torch.") for p in model.parameters()}))
 
 
 def _facts(model: nn.Module) -> Facts:
-    """What the first input is to be like: the model's first numbers."""
+    """Return what the inputs are traced with: type and device of the model's first numbers."""
     state = [*model.parameters(), *model.buffers()]
     numbers = [t for t in state if t.is_floating_point() or t.is_complex()]
     first = next(iter(numbers or state), torch.empty(0))
@@ -244,7 +247,7 @@ def _facts(model: nn.Module) -> Facts:
 
 
 def _open_batch(graph: fx.Graph) -> None:
-    """Numbers that come from that of the images are computed from the first input's size."""
+    """Compute numbers that come from the number of images from the first input's size."""
 
     def expression(graph: fx.Graph, source: fx.Node, number: Any) -> fx.Node:
         size = graph.call_method("size", (source, 0))
@@ -265,7 +268,7 @@ def _replace_literals(
     wanted: Callable[[fx.Node, Any], Any],
     expression: Callable[[fx.Graph, fx.Node, Any], fx.Node],
 ) -> None:
-    """Nodes instead of literals: one, after the first input, for each answer of `wanted` but None."""
+    """Replace literals by nodes: one, behind the inputs, for each answer of `wanted` but None."""
     inputs = [node for node in graph.nodes if node.op == "placeholder"]
     made: dict[Any, fx.Node] = {}
 
@@ -308,25 +311,25 @@ def _require_ordinary(model: nn.Module) -> None:
     hooks = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
     owners: dict[nn.Parameter, str] = {}
     for name, module in model.named_modules():
-        named = f"{name or 'the model'} ({type(module).__name__})"
+        label = f"{name or 'the model'} ({type(module).__name__})"
         own = chain(module.parameters(recurse=False), module.buffers(recurse=False))
         if any(isinstance(t, (nn.UninitializedParameter, nn.UninitializedBuffer)) for t in own):
             raise StrideEliminationError(
-                f"{named} is lazy and has no weights yet: run the model once, on an input of any batch"
+                f"{label} is lazy and has no weights yet: run the model once, on an input of any batch"
             )
         if any(getattr(module, kind) for kind in hooks):
             raise StrideEliminationError(
-                f"{named} has hooks, which a twin could not keep: remove them (prune.remove for those "
+                f"{label} has hooks, which a twin could not keep: remove them (prune.remove for those "
                 "of pruning, remove_weight_norm for the old weight_norm)"
             )
         if "forward" in vars(module):
             raise StrideEliminationError(
-                f"the forward of {named} was replaced on this one object, which a twin could not "
+                f"the forward of {label} was replaced on this one object, which a twin could not "
                 f"keep: derive a class that has it as its forward, or {CURE}"
             )
         for parameter in module.parameters(recurse=False):
-            if owners.setdefault(parameter, named) != named:
+            if owners.setdefault(parameter, label) != label:
                 raise StrideEliminationError(
-                    f"{owners[parameter]} and {named} share a weight, which their twins could not; "
+                    f"{owners[parameter]} and {label} share a weight, which their twins could not; "
                     f"{CURE}"
                 )

@@ -17,7 +17,7 @@ from typing import Any, Literal, get_args
 import torch
 from torch import nn
 
-from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.converted import is_converted
 from stridenet.copies import unwrapped
 from stridenet.errors import InputError
 from stridenet.files import destination

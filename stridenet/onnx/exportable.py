@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from stridenet import host
+from stridenet.by_layer.converted import is_converted
 from stridenet.by_layer.exchange import planned_steps
-from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling, is_converted
+from stridenet.by_layer.modules import UnitStrideForward, UnitStridePooling
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.check import Images

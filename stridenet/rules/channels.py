@@ -16,7 +16,7 @@ from stridenet.sizes import Size
 
 @dataclass(frozen=True)
 class _Reshaping:
-    """How dimensions between the `first` and the `last`, which stay, are put together anew."""
+    """Describes how the dimensions between the `first` and the `last`, which stay, are reshaped."""
 
     source: fx.Node
     after: Size
@@ -25,16 +25,16 @@ class _Reshaping:
 
     @property
     def before(self) -> Size:
-        """The shape before."""
+        """Return the shape of the map that is reshaped."""
         return shape(self.source)
 
     @property
     def ends(self) -> tuple[int, int]:
-        """Where the dimensions that change end, before and after."""
+        """Return where the dimensions that change end, before and after."""
         return len(self.before) - self.last, len(self.after) - self.last
 
     def place(self, dimension: int) -> int | None:
-        """Where a dimension that stays is afterwards; None if it does not stay."""
+        """Return where a dimension that stays is afterwards; None if it does not stay."""
         if dimension < self.first:
             return dimension
         end, new_end = self.ends
@@ -42,8 +42,10 @@ class _Reshaping:
 
     @property
     def channel(self) -> int | None:
-        """Where the channels are that have the phases with them: the last of the new dimensions; 0 if
-        there is none, None if that is no way to do it."""
+        """Return the dimension that has the phases with its channels afterwards: the last new one.
+
+        Returns 0 if no dimension has channels, and None if the phases have no place.
+        """
         where = channel(self.source)
         stays = self.place(where) if where else None
         if stays is not None:
@@ -56,7 +58,7 @@ class _Reshaping:
 
     @property
     def is_possible(self) -> bool:
-        """Whether all positions stay, in their order, and images come first."""
+        """Tell whether all positions stay, in their order, and images come first."""
         if self.last < 0 or min(self.ends) < self.first:
             return False
         end, new_end = self.ends
@@ -71,7 +73,7 @@ class _Reshaping:
 
 
 class Reshape(Rule):
-    """Channels in several dimensions, or from several in one; images and positions stay.
+    """Splits channels in several dimensions, or merges them; images and positions stay.
 
     The phases are with the last of the dimensions that the channels are split in, so that no
     rearrangement is needed but that of the channels themselves.
@@ -84,7 +86,7 @@ class Reshape(Rule):
     @staticmethod
     def _reshaping(call: Call) -> _Reshaping:
         source, after = call.maps[0], shape(call.node)
-        rank, dim = len(shape(source)), call.options("dim").get("dim")
+        rank, dim = len(shape(source)), call.arguments("dim").get("dim")
         if call.operation in (torch.unsqueeze, "unsqueeze"):
             place = int(cast(int, dim)) % (rank + 1)
             return _Reshaping(source, after, place, rank - place)
@@ -129,14 +131,14 @@ class Reshape(Rule):
 
 
 class AlongPlain(Rule):
-    """Along dimensions that hold neither channels nor positions, as it is: sums, softmax, indices."""
+    """Works along plain dimensions (sums, softmax, indices), and stays as it is."""
 
     several_channel_axes = True
 
     @staticmethod
     def _dimensions(call: Call) -> list[int]:
-        named = call.options("dim", "keepdim")
-        given = named.get("dim", named.get("axis", None))
+        arguments = call.arguments("dim", "keepdim")
+        given = arguments.get("dim", arguments.get("axis", None))
         given = (given,) if isinstance(given, int) else given
         if not isinstance(given, (tuple, list)):
             return []
@@ -147,7 +149,7 @@ class AlongPlain(Rule):
         return len(call.maps) == 1 and bool(along) and set(along) <= set(plain(call.maps[0]))
 
     def _left(self, call: Call) -> list[int]:
-        """The dimensions that are left."""
+        """Return the dimensions that the operation leaves."""
         rank = len(shape(call.maps[0]))
         if len(shape(call.node)) == rank:
             return list(range(rank))
@@ -162,11 +164,11 @@ class AlongPlain(Rule):
 
 
 class AlongChannels(AlongPlain):
-    """A rule along the dimension that the phases are with: these go to another one first."""
+    """Works along the dimension that the phases are with, after these were moved to another one."""
 
     @staticmethod
     def _goal(call: Call) -> int:
-        """To which dimension they go: the last that is plain."""
+        """Return the dimension that the phases move to: the last plain one."""
         return max(plain(call.maps[0]))
 
     def applies(self, call: Call) -> bool:
@@ -190,7 +192,10 @@ class AlongChannels(AlongPlain):
 
 
 def parts_of(index: Any, rank: int) -> list[Any]:
-    """An index as one part for each dimension of a map; [] if it has other things in it."""
+    """Return an index as a part for each dimension of a map.
+
+    Returns [] if the index has more than numbers and slices.
+    """
     parts: list[Any] = list(index) if isinstance(index, (tuple, list)) else [index]
     if any(part is Ellipsis for part in parts):
         at = next(n for n, part in enumerate(parts) if part is Ellipsis)
@@ -212,7 +217,7 @@ def parts_of(index: Any, rank: int) -> list[Any]:
 
 
 class PlainIndex(AlongPlain):
-    """One of what is along a plain dimension, or a slice."""
+    """Takes one entry of a plain dimension, or a slice of it."""
 
     @staticmethod
     def _parts(call: Call) -> list[Any]:
@@ -230,7 +235,7 @@ class PlainIndex(AlongPlain):
 
 
 class ChannelIndex(AlongChannels):
-    """One of what is along the dimension that the phases are with."""
+    """Takes one entry of the dimension that the phases are with."""
 
     @staticmethod
     def _dimensions(call: Call) -> list[int]:
@@ -241,7 +246,7 @@ class ChannelIndex(AlongChannels):
 
 
 class OneChannel(OfChannels):
-    """One channel, by its number: a map without channels."""
+    """Takes one channel by its number, which leaves a map without channels."""
 
     def applies(self, call: Call) -> bool:
         if len(call.maps) != 1 or not hasattr(call.maps[0].meta["value"], "shape"):
@@ -257,7 +262,7 @@ class OneChannel(OfChannels):
 
 
 class NewChannel(Rule):
-    """x[:, None] of a map without channels: it has one."""
+    """Gives a map without channels one channel, as x[:, None] does."""
 
     no_channel_axis = True
 

@@ -11,18 +11,20 @@ from torch import Tensor, nn
 
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.factors import Factors
-from stridenet.graph.nodes import CONVOLUTIONS, axes, extents, place, shape
+from stridenet.graph.nodes import CONVOLUTIONS, axes, describe_node, extents, shape
 from stridenet.index_maps import PositionMap, padded_positions
+from stridenet.layers import Padding
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.plan import LayerPlan
-from stridenet.rules.base import Call, device_of
-from stridenet.rules.windows import Window, Windowed
+from stridenet.rules.base import Call, Rule, device_of
+from stridenet.rules.windows import Windowed
 from stridenet.sizes import format_size
-from stridenet.taps import Taps, TransposedTapMap
+from stridenet.taps import TapMap, Taps, TransposedTapMap
+from stridenet.windows import Window
 
 
 class Convolution(Windowed):
-    """Conv1d, Conv2d, Conv3d."""
+    """The rule of Conv1d, Conv2d and Conv3d."""
 
     def applies(self, call: Call) -> bool:
         rank = len(call.module.kernel_size) + 2
@@ -33,7 +35,7 @@ class Convolution(Windowed):
 
     @staticmethod
     def _require_as_made(call: Call) -> None:
-        conv, named = call.module, place(call.traced, call.node)
+        conv, label = call.module, describe_node(call.traced, call.node)
         first, second = conv.out_channels, conv.in_channels
         if conv.transposed:
             first, second = second, first
@@ -41,23 +43,25 @@ class Convolution(Windowed):
         numbers = (conv.kernel_size, conv.stride, conv.dilation, conv.padding)
         if tuple(conv.weight.shape) != made_with or any(isinstance(n, int) for n in numbers):
             raise StrideEliminationError(
-                f"{named} was changed after it was made: its weight {format_size(conv.weight.shape)} "
+                f"{label} was changed after it was made: its weight {format_size(conv.weight.shape)} "
                 f"and its kernel, stride, dilation and padding {numbers} do not go together"
             )
 
     def pads_with_zeros(self, call: Call) -> bool:
-        """Whether it sees zeros outside the map, and not what the map holds."""
+        """Tell whether it pads with zeros, and not with numbers of the map."""
         return bool(call.module.padding_mode == "zeros")
 
     def lengths(self, call: Call) -> list[int]:
         sizes = super().lengths(call)
         if self.pads_with_zeros(call):
             return sizes
-        return [n + sum(pair) for n, pair in zip(sizes, _padding(call.module), strict=True)]
+        return [n + sum(pair) for n, pair in zip(sizes, _padding_pairs(call.module), strict=True)]
 
     def windows(self, call: Call) -> list[Window]:
         conv = call.module
-        padding = _padding(conv) if self.pads_with_zeros(call) else [(0, 0)] * len(conv.stride)
+        padding = (
+            _padding_pairs(conv) if self.pads_with_zeros(call) else [(0, 0)] * len(conv.stride)
+        )
         numbers = zip(conv.kernel_size, conv.stride, conv.dilation, padding, strict=True)
         return [Window(*axis) for axis in numbers]
 
@@ -67,25 +71,47 @@ class Convolution(Windowed):
         return replace(layer, weight_size=size)
 
     @staticmethod
-    def counted(call: Call, layer: LayerPlan) -> LayerPlan:
-        """The layer with the number of its parameters."""
+    def count_parameters(call: Call, layer: LayerPlan) -> LayerPlan:
+        """Return the layer with the number of the twin's parameters."""
         filters = prod(layer.unit_stride_weight_size)
         phases = prod(tap_map.output_factor for tap_map in layer.maps)
         bias = 0 if call.module.bias is None else phases * layer.weight_size[0]
-        return replace(layer, parameters=(layer.parameters[0], filters + bias))
+        return replace(layer, parameters=layer.parameters._replace(unit_stride=filters + bias))
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        return self.counted(call, super().plan(call, layer))
+        return self.count_parameters(call, super().plan(call, layer))
+
+    def pad_first(self, call: Call, layer: LayerPlan) -> tuple[LayerPlan, Padding]:
+        """Move zeros before the rearrangement on those axes where that makes the filter smaller.
+
+        Padding that is no multiple of the factor shifts the windows against the blocks, so that they
+        reach over one block more. Four taps of stride 2 with padding 1 read the positions −1 to 2
+        first: three blocks of two, so that the twin's kernel has three taps. If the image is padded
+        before it is rearranged, the same window reads the positions 0 to 3: two blocks, two taps.
+        Only an input can be padded like that, as all other maps come in phase form, and only where no
+        other layer reads it.
+        """
+        if not layer.maps or not self.pads_with_zeros(call):
+            return super().pad_first(call, layer)
+        maps, padding = list(layer.maps), [(0, 0)] * len(layer.maps)
+        for axis, tap_map in enumerate(maps):
+            assert isinstance(tap_map, TapMap)
+            padded = replace(tap_map, padding=(0, 0), size=tap_map.size + sum(tap_map.padding))
+            if padded.twin_kernel < tap_map.twin_kernel:
+                maps[axis], padding[axis] = padded, tap_map.padding
+        size = (layer.input.size[0], *(tap_map.size for tap_map in maps))
+        layer = replace(layer, inputs=(replace(layer.input, size=size),), maps=tuple(maps))
+        return self.count_parameters(call, layer), tuple(padding)
 
     def strided_filter(self, call: Call) -> Tensor:
-        """(out, in / groups, *kernel)."""
+        """Return its filter as (out, in / groups, *kernel)."""
         return call.module.weight.detach()
 
     def parts(self, call: Call, layer: LayerPlan) -> dict[str, nn.Module]:
         padding = [tap_map.twin_padding for tap_map in layer.maps]
         inside = all(before == after >= 0 for before, after in padding)
         parts: dict[str, nn.Module] = {}
-        if not self.pads_with_zeros(call) and any(map(any, _padding(call.module))):
+        if not self.pads_with_zeros(call) and any(map(any, _padding_pairs(call.module))):
             parts["positions"] = self._positions(call, layer)
         if not inside:
             zero_pad: Any = {1: nn.ZeroPad1d, 2: nn.ZeroPad2d, 3: nn.ZeroPad3d}[len(padding)]
@@ -95,9 +121,9 @@ class Convolution(Windowed):
         return parts
 
     def _positions(self, call: Call, layer: LayerPlan) -> PositionMap:
-        """Padding with what the map holds."""
+        """Return the module that pads with numbers of the map."""
         size, mode = layer.input.spatial, call.module.padding_mode
-        pairs = zip(size, _padding(call.module), strict=True)
+        pairs = zip(size, _padding_pairs(call.module), strict=True)
         positions = [padded_positions(n, pair, mode) for n, pair in pairs]
         padded = replace(layer.input, size=(layer.input.channels, *self.lengths(call)))
         return PositionMap(layer.input, padded, positions, device_of(call))
@@ -124,13 +150,16 @@ class Convolution(Windowed):
 
 
 class TransposedConvolution(Convolution):
-    """ConvTranspose1d, 2d, 3d: f(out) = s·f(in), and a plain convolution between phase forms."""
+    """The rule of ConvTranspose1d, 2d and 3d: f(out) = s·f(in).
+
+    Between phase forms it is an ordinary convolution.
+    """
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b, stride in zip(
             axes(call.maps[0]), axes(call.node), call.module.stride, strict=True
         ):
-            factors.tie(b, a, stride, call.named)
+            factors.tie(b, a, stride, call.label)
 
     def _maps(self, call: Call, factors: Sequence[int]) -> tuple[Taps, ...]:
         conv = call.module
@@ -141,7 +170,10 @@ class TransposedConvolution(Convolution):
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         maps = self._maps(call, layer.input.factor)
         masked = any(tap_map.reads_phantoms for tap_map in maps)
-        return self.counted(call, replace(layer, maps=maps, masked=masked))
+        return self.count_parameters(call, replace(layer, maps=maps, masked=masked))
+
+    def pad_first(self, call: Call, layer: LayerPlan) -> tuple[LayerPlan, Padding]:
+        return Rule.pad_first(self, call, layer)
 
     def strided_filter(self, call: Call) -> Tensor:
         weight, groups = call.module.weight.detach(), call.module.groups
@@ -149,12 +181,12 @@ class TransposedConvolution(Convolution):
 
 
 def _requires_grad(module: nn.Module, name: str) -> bool:
-    """Say whether a parameter, or what a parametrization makes it from, is trained."""
+    """Tell whether a parameter, or what a parametrization makes it from, is trained."""
     return bool(getattr(module, name).requires_grad)
 
 
-def _padding(conv: Any) -> list[tuple[int, int]]:
-    """Zeros before and after each axis."""
+def _padding_pairs(conv: Any) -> list[tuple[int, int]]:
+    """Return the padding before and after each axis, in numbers."""
     if conv.padding == "valid":
         return [(0, 0) for _ in conv.kernel_size]
     if conv.padding == "same":

@@ -7,20 +7,16 @@ import torch
 from torch import nn
 
 from stridenet.graph.nodes import channel
-from stridenet.layers import (
-    PhantomMask,
-    PhaseBatchNorm,
-    Pixels,
-    SharedBatchNorm,
-    SharedSyncBatchNorm,
-)
+from stridenet.layers import PhantomMask
+from stridenet.pixels import PhaseBatchNorm, Pixels, SharedBatchNorm, SharedSyncBatchNorm
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.rules.pointwise import repeated
+from stridenet.sizes import Counts
 
 
 class BatchNormalisation(Rule):
-    """Statistics over all phases of a channel, as in the strided network, or of each phase.
+    """Normalises with statistics over all phases of a channel, or over each phase by itself.
 
     SyncBatchNorm stays one, with statistics of all devices, but for those of each phase of a map that
     has phantoms, which are of one device.
@@ -31,25 +27,24 @@ class BatchNormalisation(Rule):
     @staticmethod
     def _kind(call: Call, layer: LayerPlan) -> type:
         own: type = call.operation  # of torch: a class of the user's may be made in another way
-        if call.how.batch_norm == "shared":
+        if call.options.batch_norm == "shared":
             return SharedSyncBatchNorm if issubclass(own, nn.SyncBatchNorm) else SharedBatchNorm
         return PhaseBatchNorm if layer.output.ragged else own
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
 
     def applies(self, call: Call) -> bool:
         return super().applies(call) and channel(call.node) == 1
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        own, phases = layer.parameters[0], layer.output.phases
-        return replace(
-            layer, parameters=(own, own if call.how.batch_norm == "shared" else own * phases)
-        )
+        own = layer.parameters.strided
+        many = own if call.options.batch_norm == "shared" else own * layer.output.phases
+        return replace(layer, parameters=Counts(own, many))
+
+    def changes_weights(self, call: Call, layer: LayerPlan) -> bool:
+        return call.options.batch_norm != "shared"
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         module, phases = call.module, layer.output.phases
-        shared = call.how.batch_norm == "shared"
+        shared = call.options.batch_norm == "shared"
         kind = self._kind(call, layer)
         features = module.num_features * (1 if shared else phases)
         with torch.device("meta"):

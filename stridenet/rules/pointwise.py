@@ -22,10 +22,12 @@ from stridenet.graph.nodes import (
     spatial,
     tensors,
 )
-from stridenet.layers import Broadcast, OverPixels, PhantomMask, RepeatedOverPhases
+from stridenet.layers import Broadcast, PhantomMask, RepeatedOverPhases
 from stridenet.phases import FeatureMap
+from stridenet.pixels import OverPixels
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
+from stridenet.sizes import Counts
 
 Holds = Callable[[Call], bool] | None  # whether a rule does, of a call; None: always
 
@@ -42,11 +44,11 @@ class Elementwise(Rule):
 
     @staticmethod
     def _leading(call: Call) -> fx.Node:
-        """The map with the most positions: it says where channels and positions are."""
+        """Return the map with the most positions, which says where channels and positions are."""
         return max(call.maps, key=lambda n: prod(extents(n)))
 
     def _is_laid_out(self, call: Call, node: fx.Node) -> bool:
-        """Whether a map has its dimensions where the leading one has them."""
+        """Tell whether a map has its dimensions where the leading one has them."""
         return layout(node) == layout(self._leading(call))
 
     def applies(self, call: Call) -> bool:
@@ -76,20 +78,20 @@ class Elementwise(Rule):
         for source in call.maps:
             if not self._is_laid_out(call, source):  # one position: of no form but the ordinary
                 for axis in axes(source):
-                    factors.pin(axis, f"{call.named} broadcasts what has one position")
+                    factors.pin(axis, f"{call.label} broadcasts what has one position")
                 continue
             for a, b, size, out in zip(
                 axes(source), axes(call.node), extents(source), extents(call.node), strict=True
             ):
                 if size == out:
-                    factors.tie(a, b, 1, call.named)
+                    factors.tie(a, b, 1, call.label)
                 else:  # of size one, and broadcast
-                    factors.pin(a, f"{call.named} broadcasts an axis of size one")
+                    factors.pin(a, f"{call.label} broadcasts an axis of size one")
         for constant in call.constants:
             for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
                 sizes = (1,) * len(shape(call.node)) + shape(constant)
                 if sizes[dimension - len(shape(call.node))] > 1:
-                    factors.pin(axis, f"{call.named} has a number for each position")
+                    factors.pin(axis, f"{call.label} has a number for each position")
 
     def replaces(self, call: Call, layer: LayerPlan) -> bool:
         alike = len(set(layer.inputs)) == 1 and not call.constants
@@ -112,7 +114,7 @@ class Elementwise(Rule):
 
     @staticmethod
     def _constant(node: fx.Node, output: FeatureMap) -> FeatureMap | None:
-        """What has one position as a map; None if it is a number or has no channels."""
+        """Return an operand of one position as a map; None if it is a number or has no channels."""
         if not tensors(node.meta["value"]):
             return None
         from_right = cast(int, output.channel) - len(output.size)
@@ -123,7 +125,7 @@ class Elementwise(Rule):
 
 
 class Cast(Rule):
-    """A rule for numbers that get another type, which may be that of a second tensor."""
+    """Gives numbers another type, which may be that of a second tensor."""
 
     several_channel_axes = no_channel_axis = True
 
@@ -132,11 +134,11 @@ class Cast(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(a, b, 1, call.named)
+            factors.tie(a, b, 1, call.label)
 
 
 class ByChannelFunction(Rule):
-    """A function with vectors of a number for each channel: F.batch_norm, F.prelu."""
+    """Calls a function with vectors that have a number for each channel: F.batch_norm, F.prelu."""
 
     def applies(self, call: Call) -> bool:
         if not super().applies(call) or channel(call.node) != 1 or call.operands[:1] != call.maps:
@@ -147,23 +149,20 @@ class ByChannelFunction(Rule):
 
     @staticmethod
     def _has_statistics(call: Call) -> bool:
-        """Whether it computes statistics of the maps, as F.batch_norm in training does."""
+        """Tell whether it computes statistics of the maps, as F.batch_norm in training does."""
         if call.operation is not F.batch_norm:
             return False
         names = ("running_mean", "running_var", "weight", "bias", "training")
-        given = call.options(*names)
+        given = call.arguments(*names)
         return bool(given.get("training", False)) or given.get("running_mean") is None
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        if self._has_statistics(call) and call.how.batch_norm == "per_phase":
+        if self._has_statistics(call) and call.options.batch_norm == "per_phase":
             raise StrideEliminationError(
-                f"{call.named} computes statistics of all phases of a channel together: give "
+                f"{call.label} computes statistics of all phases of a channel together: give "
                 "batch_norm='shared', or write nn.BatchNorm2d"
             )
         return layer
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         if self._has_statistics(call):
@@ -172,14 +171,14 @@ class ByChannelFunction(Rule):
 
 
 class PerChannel(Rule):
-    """A parameter for each channel (PReLU): one for each of its phases."""
+    """Repeats a parameter of each channel (PReLU) for each of its phases."""
 
     def applies(self, call: Call) -> bool:
         return super().applies(call) and channel(call.node) == 1
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
-        own, many = layer.parameters[0], call.module.weight.numel() > 1
-        return replace(layer, parameters=(own, own * layer.output.phases if many else own))
+        own, many = layer.parameters.strided, call.module.weight.numel() > 1
+        return replace(layer, parameters=Counts(own, own * layer.output.phases if many else own))
 
     def replaces(self, call: Call, layer: LayerPlan) -> bool:
         return bool(call.module.weight.numel() > 1)
@@ -232,7 +231,7 @@ class ByPixel(Rule):
 
 
 class OfChannels(ByPixel):
-    """One number, or several, from the channels of each position, which are no dimension after it."""
+    """Reduces the channels of each position, which have no dimension afterwards."""
 
     moves_channels = True
 
@@ -247,7 +246,7 @@ class OfChannels(ByPixel):
 
 
 class Dense(ByPixel):
-    """Linear: on vectors as it is, on the channels of a channels-last map for each pixel."""
+    """Runs Linear on vectors as it is, and on the channels of each pixel of a channels-last map."""
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
@@ -268,12 +267,12 @@ def shape_of_weight(call: Call) -> tuple[int, ...]:
 
 
 def pin_result(call: Call, factors: Factors) -> None:
-    """Its result has one position, whatever the form of the map before."""
+    """Pin the factors of a call's result, which has one position whatever the map's form."""
     for axis in axes(call.node):
-        factors.pin(axis, f"{call.named} leaves one position")
+        factors.pin(axis, f"{call.label} leaves one position")
 
 
 def repeated(tensor: Tensor, times: int) -> Tensor:
-    """A number for each channel, so many times in a row; a parameter stays one."""
+    """Return a vector with each number repeated so many times; of a parameter, a parameter."""
     many = tensor.detach().repeat_interleave(times) if times > 1 else tensor.detach().clone()
     return nn.Parameter(many, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else many

@@ -1,10 +1,12 @@
-"""Which rule an operation has. To support another one, give it a line here.
+"""The table of operations and their rules. To support another operation, give it a line here.
 
 Operations are named as a traced network names them: a class of torch.nn, a function, or the name of a
 method of tensors. What is not in the table is kept as it is, between maps in their ordinary form.
+How far two right results of an operation may lie apart is the other table, in rounding.py.
 """
 
 import operator
+from collections.abc import Iterable
 from typing import Any
 
 import torch
@@ -33,10 +35,15 @@ from stridenet.rules.pointwise import (
     OfChannels,
     PerChannel,
 )
-from stridenet.rules.pooling import Pooling
+from stridenet.rules.pooling import (
+    AdaptiveAveragePooling,
+    AdaptiveMaximumPooling,
+    AveragePooling,
+    MaximumPooling,
+)
 from stridenet.rules.resampling import (
     PADDINGS,
-    Expansion,
+    ExpandedAxes,
     LinearUpsampling,
     NearestUpsampling,
     PaddingByPositions,
@@ -44,9 +51,15 @@ from stridenet.rules.resampling import (
     PixelUnshuffle,
 )
 from stridenet.rules.shapes import Concatenation, Flatten, Permutation, Split, Stack
-from stridenet.rules.slices import ConstantPadding, Indexing
+from stridenet.rules.slices import (
+    ChannelPadding,
+    ChannelSlice,
+    PositionPadding,
+    PositionSlice,
+    TupleElement,
+)
 
-# Applied to each number by itself, finite where their input is: they take any arrangement of a map.
+# Functions of single numbers that are finite where their input is: they take any arrangement of a map.
 ELEMENTWISE: frozenset[Any] = frozenset({
     nn.Identity, nn.Dropout, nn.AlphaDropout,
     nn.ReLU, nn.ReLU6, nn.LeakyReLU, nn.RReLU, nn.ELU, nn.CELU, nn.SELU, nn.GELU, nn.SiLU, nn.Mish,
@@ -60,18 +73,18 @@ ELEMENTWISE: frozenset[Any] = frozenset({
     "relu", "relu_", "sigmoid", "sigmoid_", "tanh", "tanh_", "clamp", "clamp_", "clamp_min",
     "clamp_max", "abs", "neg", "square", "erf", "clip", torch.clip,
 })  # fmt: skip
-# The same numbers, in another place or type; or fewer of them in training, as the mode was when traced.
+# These give the same numbers, in another place or type; or fewer of them, as dropout does in training.
 COPIES: frozenset[Any] = frozenset({
     "contiguous", "clone", "detach", "float", "double", "half", "bfloat16", "bool", "int", "long",
     torch.clone, torch.zeros_like, torch.ones_like, torch.full_like, F.dropout, F.alpha_dropout,
 })  # fmt: skip
-# Of two maps or numbers, at each position.
+# These combine two maps or numbers at each position.
 ARITHMETIC: frozenset[Any] = frozenset({
     operator.add, operator.sub, operator.mul, operator.iadd, operator.isub, operator.imul,
     torch.add, torch.sub, torch.subtract, torch.mul, torch.multiply, torch.maximum, torch.minimum,
     "add", "add_", "sub", "sub_", "mul", "mul_", "multiply", "maximum", "minimum",
 })  # fmt: skip
-# Not finite everywhere: the positions that the strided network does not have must hold a one.
+# These are not finite everywhere: positions that the strided network does not have must hold a one.
 PARTIAL: frozenset[Any] = frozenset({
     operator.truediv, operator.itruediv, operator.pow, torch.div, torch.true_divide, torch.pow,
     torch.log, torch.log2, torch.log10, torch.log1p, torch.sqrt, torch.rsqrt, torch.reciprocal,
@@ -86,21 +99,21 @@ CURES: dict[Any, str] = {
 
 
 def _over_channels(call: Call) -> bool:
-    """Softmax and its like, over the channels of each position."""
-    dim = call.options("dim").get("dim")
+    """Tell whether a softmax, or an operation like it, is over the channels of each position."""
+    dim = call.arguments("dim").get("dim")
     return isinstance(dim, int) and dim % len(shape(call.maps[0])) == channel(call.maps[0])
 
 
 def _of_channels(call: Call) -> bool:
-    """LayerNorm and its like, over the channels of a channels-last map."""
+    """Tell whether a LayerNorm, or its like, is over the channels of a channels-last map."""
     source = call.maps[0]
-    given = call.options("normalized_shape")["normalized_shape"]
+    given = call.arguments("normalized_shape")["normalized_shape"]
     return tuple(given) == shape(source)[-1:] and channel(source) == len(shape(source)) - 1
 
 
 def _over_all_positions(call: Call) -> bool:
-    """A mean or its like over all positions, or over the channels of each."""
-    source, given = call.maps[0], call.options("dim", "keepdim")
+    """Tell whether a reduction is over all positions, or leaves one channel of each."""
+    source, given = call.maps[0], call.arguments("dim", "keepdim")
     dims = given.get("dim")
     dims = (dims,) if isinstance(dims, int) else dims
     if not isinstance(dims, (tuple, list)):
@@ -112,8 +125,8 @@ def _over_all_positions(call: Call) -> bool:
 
 
 def _of_each_position(call: Call) -> bool:
-    """One number or more from the channels of each position, by a reduction without keepdim."""
-    source, given = call.maps[0], call.options("dim", "keepdim")
+    """Tell whether a reduction over channels leaves no dimension for them."""
+    source, given = call.maps[0], call.arguments("dim", "keepdim")
     dim = given.get("dim")
     (dim,) = dim if isinstance(dim, (tuple, list)) and len(dim) == 1 else (dim,)
     over = isinstance(dim, int) and dim % len(shape(source)) == channel(source)
@@ -121,12 +134,12 @@ def _of_each_position(call: Call) -> bool:
 
 
 def _keeps_one_channel(call: Call) -> bool:
-    """A reduction with keepdim: one channel is left."""
-    return _over_channels(call) and bool(call.options("dim", "keepdim").get("keepdim"))
+    """Tell whether a reduction over channels leaves one channel (keepdim)."""
+    return _over_channels(call) and bool(call.arguments("dim", "keepdim").get("keepdim"))
 
 
 def _of_two(call: Call) -> bool:
-    """torch.maximum by its other name."""
+    """Tell whether torch.max or torch.min has two tensors: it is torch.maximum or minimum then."""
     return len(call.maps) + len(call.constants) == 2
 
 
@@ -134,110 +147,127 @@ def _channels_first(call: Call) -> bool:
     return channel(call.maps[0]) == 1
 
 
-_POOLS = {
-    (False, False): (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d,
-                     torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
-                     F.max_pool1d, F.max_pool2d, F.max_pool3d),
-    (True, False): (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d,
-                    F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-    (True, True): (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d,
-                   F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d,
-                   torch.adaptive_avg_pool1d),
-    (False, True): (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
-                    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
-}  # fmt: skip
-PINNED, OF_MODEL = Pinned(), OfModel()
-_EXTREMA = (torch.max, torch.min, torch.argmax, torch.argmin, "max", "min", "argmax", "argmin")
-_REDUCTIONS = (
-    torch.mean,
-    torch.sum,
-    torch.amax,
-    torch.amin,
-    torch.logsumexp,
-    "mean",
-    "sum",
-    "amax",
-    "amin",
-    "logsumexp",
-)
-_SOFTMAXES = (
-    nn.Softmax,
-    nn.LogSoftmax,
-    F.softmax,
-    F.log_softmax,
-    torch.softmax,
-    torch.log_softmax,
-    "softmax",
+MAXIMUM_POOLS = (
+    nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d, torch.max_pool1d, torch.max_pool2d, torch.max_pool3d,
+    F.max_pool1d, F.max_pool2d, F.max_pool3d,
+)  # fmt: skip
+AVERAGE_POOLS = (
+    nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d, F.avg_pool1d, F.avg_pool2d, F.avg_pool3d,
+)  # fmt: skip
+ADAPTIVE_MAXIMUM_POOLS = (
+    nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d,
+    F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d,
+)  # fmt: skip
+ADAPTIVE_AVERAGE_POOLS = (
+    nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d, F.adaptive_avg_pool1d,
+    F.adaptive_avg_pool2d, F.adaptive_avg_pool3d, torch.adaptive_avg_pool1d,
+)  # fmt: skip
+BATCH_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d, nn.SyncBatchNorm)
+# Statistics of each image, over its positions or over all of it.
+NORMALISATIONS = (
+    nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
+    F.group_norm, F.instance_norm, F.local_response_norm,
+)  # fmt: skip
+LAYER_NORMS = (nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)
+SOFTMAXES = (
+    nn.Softmax, nn.LogSoftmax, F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, "softmax",
     "log_softmax",
-)
-_RESHAPES = (nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", torch.squeeze,
-             "squeeze")  # fmt: skip
-# The first that takes a call is its rule.
-_TABLE: list[tuple[Rule, Any]] = [
+)  # fmt: skip
+SUMS = (torch.mean, torch.sum, "mean", "sum")
+EXTREMA = (torch.max, torch.min, torch.argmax, torch.argmin, "max", "min", "argmax", "argmin")
+REDUCTIONS = (*SUMS, torch.amax, torch.amin, torch.logsumexp, "amax", "amin", "logsumexp")
+JOINS = (torch.cat, torch.concat, torch.concatenate)
+SPLITS = (torch.split, torch.chunk, "split", "chunk")
+PERMUTATIONS = (
+    torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
+    "permute", "transpose", "swapaxes", "swapdims", "movedim",
+)  # fmt: skip
+RESHAPES = (
+    nn.Flatten, torch.flatten, torch.reshape, "flatten", "view", "reshape", torch.squeeze, "squeeze",
+)  # fmt: skip
+NEW_DIMENSIONS = (nn.Unflatten, torch.unflatten, "unflatten", torch.unsqueeze, "unsqueeze")
+CONSTANT_PADDINGS = (
+    nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
+)  # fmt: skip
+EXPANSIONS = ("expand", "expand_as", "broadcast_to", torch.broadcast_to)
+CASTS = ("to", "type", "type_as")
+DROPPED_CHANNELS = (
+    nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout,
+    F.dropout1d, F.dropout2d, F.dropout3d,
+)  # fmt: skip
+SHUFFLES = (nn.ChannelShuffle, torch.channel_shuffle, F.channel_shuffle)
+PINNED, OF_MODEL = Pinned(), OfModel()
+# An operation may stand in several lines: the first rule that takes a call is its rule.
+_TABLE: list[tuple[Rule, Iterable[Any]]] = [
     (Elementwise(), ELEMENTWISE | ARITHMETIC | COPIES),
     (Elementwise(fill=1), PARTIAL),
     (Convolution(), CONVOLUTIONS),
     (TransposedConvolution(), TRANSPOSED),
-    *[(Pooling(*kind), operations) for kind, operations in _POOLS.items()],
-    (BatchNormalisation(), (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d,
-                             nn.SyncBatchNorm)),
+    (MaximumPooling(), MAXIMUM_POOLS),
+    (AveragePooling(), AVERAGE_POOLS),
+    (AdaptiveMaximumPooling(), ADAPTIVE_MAXIMUM_POOLS),
+    (AdaptiveAveragePooling(), ADAPTIVE_AVERAGE_POOLS),
+    (BatchNormalisation(), BATCH_NORMS),
     (ByChannelFunction(), (F.batch_norm, F.prelu)),
     (PerChannel(), (nn.PReLU,)),
-    (Concatenation(), (torch.cat, torch.concat, torch.concatenate)),
+    (Concatenation(), JOINS),
     (Stack(), (torch.stack,)),
-    (Split(), (torch.split, torch.chunk, "split", "chunk")),
-    (Permutation(), (torch.permute, torch.transpose, torch.swapaxes, torch.swapdims, torch.movedim,
-                     "permute", "transpose", "swapaxes", "swapdims", "movedim")),
-    (Flatten(), _RESHAPES),
-    (Reshape(), (*_RESHAPES, nn.Unflatten, torch.unflatten, "unflatten", torch.unsqueeze,
-                 "unsqueeze")),
-    (ConstantPadding(), (F.pad, nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d,
-                               nn.ConstantPad2d, nn.ConstantPad3d)),
+    (Split(), SPLITS),
+    (Permutation(), PERMUTATIONS),
+    (Flatten(), RESHAPES),
+    (Reshape(), (*RESHAPES, *NEW_DIMENSIONS)),
+    (PositionPadding(), (F.pad, *CONSTANT_PADDINGS)),
+    (ChannelPadding(), (F.pad, *CONSTANT_PADDINGS)),
     (PaddingByPositions(), (F.pad, *PADDINGS)),
-    (Indexing(), (operator.getitem,)),
-    *[(rule, (operator.getitem,))
-      for rule in (PlainIndex(), ChannelIndex(), OneChannel(), NewChannel())],
+    (TupleElement(), (operator.getitem,)),
+    (ChannelSlice(), (operator.getitem,)),
+    (PositionSlice(), (operator.getitem,)),
+    (PlainIndex(), (operator.getitem,)),
+    (ChannelIndex(), (operator.getitem,)),
+    (OneChannel(), (operator.getitem,)),
+    (NewChannel(), (operator.getitem,)),
     (NearestUpsampling(), (nn.Upsample, nn.UpsamplingNearest2d, F.interpolate)),
     (LinearUpsampling(), (nn.Upsample, nn.UpsamplingBilinear2d, F.interpolate)),
     (PixelShuffle(), (nn.PixelShuffle, F.pixel_shuffle)),
     (PixelUnshuffle(), (nn.PixelUnshuffle, F.pixel_unshuffle)),
-    (Expansion(), ("expand", "expand_as", "broadcast_to", torch.broadcast_to)),
-    (Cast(), ("to", "type", "type_as")),
+    (ExpandedAxes(), EXPANSIONS),
+    (Cast(), CASTS),
     (Elementwise(holds=_of_two), (torch.max, torch.min, "max", "min")),
-    *[(rule, (*_REDUCTIONS, *_EXTREMA, *_SOFTMAXES, torch.unbind, "unbind"))
-      for rule in (AlongPlain(), AlongChannels())],
-    (OfChannels(_of_each_position), (*_REDUCTIONS, *_EXTREMA)),
-    (ByPixel(_keeps_one_channel), _EXTREMA),
+    (AlongPlain(), (*REDUCTIONS, *EXTREMA, *SOFTMAXES, torch.unbind, "unbind")),
+    (AlongChannels(), (*REDUCTIONS, *EXTREMA, *SOFTMAXES, torch.unbind, "unbind")),
+    (OfChannels(_of_each_position), (*REDUCTIONS, *EXTREMA)),
+    (ByPixel(_keeps_one_channel), EXTREMA),
     (Dense(), (nn.Linear, F.linear)),
-    (ByPixel(_channels_first), (
-        nn.GroupNorm, nn.InstanceNorm1d, nn.InstanceNorm2d, nn.InstanceNorm3d, nn.LocalResponseNorm,
-        nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout, nn.Softmax2d,
-        nn.ChannelShuffle, torch.channel_shuffle, F.channel_shuffle, F.group_norm, F.instance_norm,
-        F.dropout1d, F.dropout2d, F.dropout3d, F.local_response_norm)),
-    (ByPixel(_over_channels, "it is over positions, not over channels"), _SOFTMAXES),
-    (ByPixel(_of_channels, "it is over positions, too, or over channels that are not last"), (
-        nn.LayerNorm, nn.RMSNorm, F.layer_norm, F.rms_norm)),
-    (ByPixel(_over_all_positions, "it is over some of the positions"), _REDUCTIONS),
+    (ByPixel(_channels_first), (*NORMALISATIONS, *DROPPED_CHANNELS, *SHUFFLES, nn.Softmax2d)),
+    (ByPixel(_over_channels, "it is over positions, not over channels"), SOFTMAXES),
+    (ByPixel(_of_channels, "it is over positions, too, or over channels that are not last"),
+     LAYER_NORMS),
+    (ByPixel(_over_all_positions, "it is over some of the positions"), REDUCTIONS),
 ]  # fmt: skip
-_RULES: dict[Any, list[Rule]] = {}
+RULES: dict[Any, list[Rule]] = {}
 for _rule, _operations in _TABLE:
     for _operation in _operations:
-        _RULES.setdefault(_operation, []).append(_rule)
-_BY_NAME = {
-    "torchvision.ops.stochastic_depth.StochasticDepth": _RULES[nn.Dropout],
-    "torchvision.ops.stochastic_depth.stochastic_depth": _RULES[nn.Dropout],
-    "torchvision.models.shufflenetv2.channel_shuffle": _RULES[nn.ChannelShuffle],
+        RULES.setdefault(_operation, []).append(_rule)
+# Not torch's own; each is treated as an operation of torch that does the same.
+_STAND_FOR: dict[str, Any] = {
+    "torchvision.ops.stochastic_depth.StochasticDepth": nn.Dropout,
+    "torchvision.ops.stochastic_depth.stochastic_depth": nn.Dropout,
+    "torchvision.models.shufflenetv2.channel_shuffle": nn.ChannelShuffle,
 }
 
 
+def known_operation(operation: Any) -> Any:
+    """Return the operation under which the tables know it: itself, or the one that it stands for."""
+    if operation in RULES or not hasattr(operation, "__qualname__"):
+        return operation
+    return _STAND_FOR.get(f"{operation.__module__}.{operation.__qualname__}", operation)
+
+
 def rule_of(call: Call) -> Rule:
-    """The rule that holds for a call; PINNED, with the reason in the node's meta, if none does."""
+    """Return the first rule that takes a call; PINNED, with the reason in the node's meta, if none."""
     if of_model(call.node):
         return OF_MODEL
-    rules = _RULES.get(call.operation, [])
-    if not rules and hasattr(call.operation, "__qualname__"):
-        named = f"{call.operation.__module__}.{call.operation.__qualname__}"
-        rules = _BY_NAME.get(named, [])
+    rules = RULES.get(known_operation(call.operation), [])
     for rule in rules:
         if rule.takes(call):
             return rule

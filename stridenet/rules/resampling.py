@@ -8,21 +8,21 @@ from torch import Tensor, nn
 
 from stridenet.graph.factors import Factors
 from stridenet.graph.nodes import BATCH, axes, channel, extents, shape
-from stridenet.index_maps import Expanded, Mixture, PositionMap, ShufflePhases, padded_positions
+from stridenet.index_maps import Mixture, PositionMap, RepeatedAxes, ShufflePhases, padded_positions
 from stridenet.layers import RepeatPhases
 from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of, dtype_of
 
 
 class Upsampling(Rule):
-    """By whole numbers: f(out) = r·f(in)."""
+    """Upsamples by whole numbers: f(out) = r·f(in)."""
 
     puts_channels_first = True
 
     modes: tuple[str, ...] = ()
 
     def _given(self, call: Call) -> dict[str, Any]:
-        named = (
+        names = (
             "size",
             "scale_factor",
             "mode",
@@ -30,7 +30,7 @@ class Upsampling(Rule):
             "recompute_scale_factor",
             "antialias",
         )
-        return call.options(*named)
+        return call.arguments(*names)
 
     def _scale(self, call: Call) -> list[int]:
         sizes = zip(extents(call.maps[0]), extents(call.node), strict=True)
@@ -54,14 +54,11 @@ class Upsampling(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b, scale in zip(axes(call.maps[0]), axes(call.node), self._scale(call), strict=True):
-            factors.tie(b, a, scale, call.named)
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+            factors.tie(b, a, scale, call.label)
 
 
 class NearestUpsampling(Upsampling):
-    """Each position repeated."""
+    """Repeats each position."""
 
     modes = ("nearest", "nearest-exact")
 
@@ -70,13 +67,15 @@ class NearestUpsampling(Upsampling):
 
 
 class LinearUpsampling(Upsampling):
-    """Linear, bilinear, trilinear: each position between two that are next to it, on each axis."""
+    """Interpolates between the two nearest positions on each axis: linear, bilinear, trilinear."""
 
     modes = ("linear", "bilinear", "trilinear")
 
     def _weights(self, call: Call, size: int, length: int) -> Tensor:
-        """What each of `length` positions takes of each of `size`: torch's own numbers, from maps that
-        are one at a single position."""
+        """Return the weight that each of `length` positions gives to each of `size`.
+
+        They are torch's own numbers, from maps that are one at a single position.
+        """
         ones = torch.eye(size, dtype=torch.float64).unsqueeze(1)
         corners = self._given(call).get("align_corners")
         return F.interpolate(ones, length, mode="linear", align_corners=corners)[:, 0].T
@@ -88,7 +87,7 @@ class LinearUpsampling(Upsampling):
 
 
 class PixelShuffle(Rule):
-    """r² channels become one with r times the positions on each axis: f(out) = r·f(in)."""
+    """Makes one channel, with r times the positions on each axis, of r²: f(out) = r·f(in)."""
 
     puts_channels_first = True
 
@@ -100,24 +99,21 @@ class PixelShuffle(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(b, a, self._scale(call), call.named)
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+            factors.tie(b, a, self._scale(call), call.label)
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return ShufflePhases(layer.input.factor, self._scale(call), unshuffle=False)
 
 
 class PixelUnshuffle(PixelShuffle):
-    """r positions on each axis become r² channels: f(in) = r·f(out)."""
+    """Makes r² channels of r positions on each axis: f(in) = r·f(out)."""
 
     def _scale(self, call: Call) -> int:
         return extents(call.maps[0])[0] // extents(call.node)[0]
 
     def tie(self, call: Call, factors: Factors) -> None:
         for a, b in zip(axes(call.maps[0]), axes(call.node), strict=True):
-            factors.tie(a, b, self._scale(call), call.named)
+            factors.tie(a, b, self._scale(call), call.label)
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return ShufflePhases(layer.output.factor, self._scale(call), unshuffle=True)
@@ -132,19 +128,19 @@ PADDINGS: dict[Any, str] = {
 
 
 class PaddingByPositions(Rule):
-    """Padding with positions of the map: reflected, repeated, or from the other side."""
+    """Pads with positions of the map: reflected, repeated, or from the other side."""
 
     puts_channels_first = True
 
     def _mode(self, call: Call) -> str:
         if call.module is not None:
             return PADDINGS[call.operation]
-        return str(call.options("pad", "mode").get("mode", "constant"))
+        return str(call.arguments("pad", "mode").get("mode", "constant"))
 
     @staticmethod
     def _pairs(call: Call) -> list[tuple[int, int]]:
-        """Before and after each axis, from the first on."""
-        given = call.options("padding") if call.module else call.options("pad")
+        """Return the padding before and after each axis, from the first on."""
+        given = call.arguments("padding") if call.module else call.arguments("pad")
         flat = list(given["padding" if call.module else "pad"])
         return list(zip(flat[::2], flat[1::2], strict=True))[::-1]
 
@@ -155,17 +151,14 @@ class PaddingByPositions(Rule):
             axes(call.node)
         )
 
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
-
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         pairs = zip(layer.input.spatial, self._pairs(call), strict=True)
         positions = [padded_positions(size, pair, self._mode(call)) for size, pair in pairs]
         return PositionMap(layer.input, layer.output, positions, device_of(call))
 
 
-class Expansion(Rule):
-    """Axes of size one repeated to the size of a map: expand, expand_as, broadcast_to."""
+class ExpandedAxes(Rule):
+    """Repeats axes of size one to the size of a map: expand, expand_as, broadcast_to."""
 
     without_maps = True
 
@@ -183,21 +176,18 @@ class Expansion(Rule):
         if source in call.constants:
             for axis, size in zip(reversed(axes(call.node)), reversed(shape(source)), strict=False):
                 if size > 1:
-                    factors.pin(axis, f"{call.named} has a number for each position")
+                    factors.pin(axis, f"{call.label} has a number for each position")
             return
         pairs = zip(axes(source), axes(call.node), strict=True)
         for (a, b), size, length in zip(pairs, extents(source), extents(call.node), strict=True):
             if size == length:
-                factors.tie(a, b, 1, call.named)
+                factors.tie(a, b, 1, call.label)
             else:
-                factors.pin(a, f"{call.named} repeats an axis of size one")
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
+                factors.pin(a, f"{call.label} repeats an axis of size one")
 
     @staticmethod
     def _batch(call: Call) -> int | None:
-        """How many images it has, as Expanded is to be told."""
+        """Return the number of images of the result, as RepeatedAxes takes it."""
         source = call.operands[0]
         if shape(source)[0] == shape(call.node)[0] and len(shape(source)) == len(shape(call.node)):
             return -1
@@ -206,4 +196,4 @@ class Expansion(Rule):
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         many = len(layer.output.factor)
         factor = layer.input.factor if call.operands[0] in call.maps else (1,) * many
-        return Expanded(factor, layer.output, self._batch(call))
+        return RepeatedAxes(factor, layer.output, self._batch(call))

@@ -13,7 +13,7 @@ from stridenet.rules.base import Call, Rule, sequence
 
 
 class Concatenation(Rule):
-    """Maps side by side, over channels in any form, over positions in ordinary form."""
+    """Puts maps side by side: over channels in any form, over positions in ordinary form."""
 
     several_channel_axes = True
 
@@ -24,18 +24,18 @@ class Concatenation(Rule):
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        options = call.options("dim")
+        options = call.arguments("dim")
         return options.get("dim", options.get("axis", 0)) % len(shape(call.node))
 
     def tie(self, call: Call, factors: Factors) -> None:
         super().tie(call, factors)
         for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
             if dimension == self._dimension(call):
-                factors.pin(axis, f"{call.named} puts positions side by side")
+                factors.pin(axis, f"{call.label} puts positions side by side")
 
 
 class Stack(Rule):
-    """Maps on top of each other, along a dimension of their own."""
+    """Stacks maps along a new dimension."""
 
     moves_channels = True
 
@@ -43,7 +43,7 @@ class Stack(Rule):
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        return int(call.options("dim").get("dim", 0)) % len(shape(call.node))
+        return int(call.arguments("dim").get("dim", 0)) % len(shape(call.node))
 
     def applies(self, call: Call) -> bool:
         alike = {(layout(n), shape(n)) for n in call.maps}
@@ -59,13 +59,13 @@ class Stack(Rule):
 
 
 class Split(Rule):
-    """Channels into parts: each part has its phases with it."""
+    """Splits channels into parts: each part has its phases with it."""
 
     several_channel_axes = True
 
     @staticmethod
     def _dimension(call: Call) -> int:
-        return int(call.options("size", "dim").get("dim", 0)) % len(shape(call.maps[0]))
+        return int(call.arguments("size", "dim").get("dim", 0)) % len(shape(call.maps[0]))
 
     def applies(self, call: Call) -> bool:
         source = call.maps[0]
@@ -84,7 +84,7 @@ class Split(Rule):
 
 
 class Permutation(Rule):
-    """Another order of the dimensions; the phases go where the channels go."""
+    """Orders the dimensions anew; the phases go where the channels go."""
 
     moves_channels = True
 
@@ -92,10 +92,10 @@ class Permutation(Rule):
 
     @staticmethod
     def _order(call: Call) -> list[int]:
-        """Which dimension of the map comes at each place: found on one whose sizes tell."""
+        """Return the map's dimension at each place of the result, found on a map of distinct sizes."""
         rank = len(shape(call.maps[0]))
-        told = call.as_module()(torch.empty(tuple(range(1, rank + 1)), device="meta"))
-        return [size - 1 for size in told.shape]
+        moved = call.as_module()(torch.empty(tuple(range(1, rank + 1)), device="meta"))
+        return [size - 1 for size in moved.shape]
 
     def applies(self, call: Call) -> bool:
         return (
@@ -114,11 +114,11 @@ class Permutation(Rule):
         source, order = call.maps[0], self._order(call)
         before = dict(zip(spatial(source), axes(source), strict=True))
         for axis, dimension in zip(axes(call.node), spatial(call.node), strict=True):
-            factors.tie(before[order[dimension]], axis, 1, call.named)
+            factors.tie(before[order[dimension]], axis, 1, call.label)
 
 
 class Flatten(Rule):
-    """A map to a vector, in the strided network's order."""
+    """Flattens a map to a vector, in the strided network's order."""
 
     several_channel_axes = no_channel_axis = True
 
@@ -127,7 +127,7 @@ class Flatten(Rule):
         vector = (
             len(call.maps) == 1 and before[:1] == (BATCH,) and after == (BATCH, prod(before[1:]))
         )
-        if call.operation in (torch.squeeze, "squeeze") and not call.options("dim"):
+        if call.operation in (torch.squeeze, "squeeze") and not call.arguments("dim"):
             return False  # it would take a single image away, too
         return vector
 
@@ -139,9 +139,6 @@ class Flatten(Rule):
 
     def tie(self, call: Call, factors: Factors) -> None:
         pass
-
-    def replaces(self, call: Call, layer: LayerPlan) -> bool:
-        return True
 
     def build(self, call: Call, layer: LayerPlan) -> nn.Module | None:
         return sequence(restore=DepthToSpace(layer.input), flatten=nn.Flatten())

@@ -18,8 +18,8 @@ from stridenet import (
     fold_back,
     share,
 )
-from stridenet.by_layer.arithmetic import TransposedWindow, Window
 from stridenet.sharing import origins
+from stridenet.windows import TransposedWindow, Window
 
 
 class Strides(TorchDispatchMode):

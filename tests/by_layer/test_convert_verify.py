@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stridenet import StrideEliminationError, convert_layers, share, verify
-from stridenet.by_layer.modules import network_origins
+from stridenet.by_layer.converted import network_origins
 from tests.by_layer.test_convert_forwards import CALLERS, FORWARDS, Net
 
 

@@ -35,7 +35,8 @@ from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Repo
 from experiments.studies.report import write_report
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
-from stridenet.sharing import distance_from_tied, origins, plain_name
+from stridenet.sharing import origins, plain_name
+from stridenet.sharing_measures import distance_from_tied
 
 ROOT = Path(__file__).resolve().parents[2]
 

@@ -34,7 +34,7 @@ from experiments.studies.table1 import (
 from experiments.studies.table2 import feature_maps, table2
 from stridenet import plan_elimination
 from stridenet.plan import EliminationPlan
-from stridenet.sharing import degrees_of_freedom
+from stridenet.sharing_measures import degrees_of_freedom
 
 LENET = (1, 28, 28)
 TABLE_1 = [

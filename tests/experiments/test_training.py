@@ -30,13 +30,8 @@ from experiments.runs.training import (
 from experiments.settings.schema import Recipe
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
-from stridenet.sharing import (
-    distance_from_tied,
-    fold_back,
-    gradient_ratios,
-    number_of_copies,
-    share,
-)
+from stridenet.sharing import fold_back, share
+from stridenet.sharing_measures import distance_from_tied, gradient_ratios, number_of_copies
 from stridenet.twin import UnitStrideNetwork
 
 CPU = torch.device("cpu")

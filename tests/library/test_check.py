@@ -10,13 +10,13 @@ from torch import Tensor, nn
 
 from stridenet import (
     StrideEliminationError,
-    comparison,
     convert_layers,
     converted_layers,
     eliminate_stride,
 )
 from stridenet.layers import WindowMaximum
 from stridenet.rules import convolution
+from stridenet.running import runnable_layers
 
 SIZE = (2, 13, 11)
 
@@ -183,7 +183,7 @@ def test_autocast_around_it_does_not_matter() -> None:
 def test_the_check_makes_no_copy_of_the_twins_filters() -> None:
     """Its copies have the parameters' own memory."""
     twin = eliminate_stride(model(), SIZE)
-    layers = comparison.layers_of(twin.network)
+    layers = runnable_layers(twin.network)
     own = {p.data_ptr() for p in twin.network.parameters()}
     assert {p.data_ptr() for p in layers.parameters()} == own
 

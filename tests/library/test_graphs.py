@@ -18,7 +18,7 @@ from torch.utils import _pytree as pytree
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from stridenet import StrideEliminationError, convert_layers, eliminate_stride, verify
-from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.converted import is_converted
 from tests.examples import examples
 from tests.graphs import Network, TwoInputs, images, networks, randomise
 

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from stridenet import StrideEliminationError, eliminate_stride, share, verify
-from stridenet.comparison import check_conversion
-from stridenet.planner import Conversion
+from stridenet.elimination_check import check_conversion
+from stridenet.planner import planned_network
 from tests.examples import examples
 from tests.graphs import networks, randomise
 from tests.library.test_graphs import NAMED
@@ -205,4 +205,4 @@ def test_a_random_network_passes(example: tuple) -> None:
     report = verify(network, twin)
     assert report.passed, report
     sizes = size if isinstance(size[0], tuple) else (size,)
-    check_conversion(network, Conversion(network, sizes, twin.plan.options), twin)
+    check_conversion(network, planned_network(network, sizes, twin.plan.options), twin)

@@ -18,18 +18,9 @@ from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stridenet import UnitStrideNetwork, convert_layers, depth_to_space, eliminate_stride
-from stridenet.layers import (
-    Broadcast,
-    OverPixels,
-    PhantomMask,
-    PhaseBatchNorm,
-    Pixels,
-    RepeatPhases,
-    SharedBatchNorm,
-    WindowAverage,
-    WindowMaximum,
-)
+from stridenet.layers import Broadcast, PhantomMask, RepeatPhases, WindowAverage, WindowMaximum
 from stridenet.phases import FeatureMap, expand_bias, expand_filter
+from stridenet.pixels import OverPixels, PhaseBatchNorm, Pixels, SharedBatchNorm
 from stridenet.plan import LayerPlan
 from stridenet.taps import TapMap, TransposedTapMap, phase_size
 from tests import reference

@@ -36,16 +36,10 @@ from stridenet import (
     share,
     verify,
 )
-from stridenet.by_layer.modules import is_converted
+from stridenet.by_layer.converted import is_converted
 from stridenet.phases import filter_entries
-from stridenet.sharing import (
-    Origin,
-    gradient_ratios,
-    number_of_copies,
-    origins,
-    plain_name,
-    plain_state,
-)
+from stridenet.sharing import Origin, origins, plain_name, plain_state
+from stridenet.sharing_measures import gradient_ratios, number_of_copies
 from stridenet.zoo import lenet, resnet20
 from tests import graphs
 from tests.examples import examples

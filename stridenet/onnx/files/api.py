@@ -41,6 +41,7 @@ from stridenet.onnx.files.writing import write_host_layout, write_onnx
 from stridenet.onnx.layout import layout_of, layout_path
 from stridenet.onnx.staging import staged
 from stridenet.onnx.strides import StridedNode, all_nodes, reason, strided_nodes
+from stridenet.sizes import Counts
 
 PathLike = str | os.PathLike[str]
 
@@ -139,7 +140,7 @@ def plan_file(
     strided = {each.weight.value: prod(each.weight.shape) for each in filters}
     gone = sum(count for value, count in strided.items() if not value.uses())
     after = before - gone + sum(prod(each.shape) for each in filters)
-    return LayersPlan(layers, (before, after), any(each.maps for each in layers))
+    return LayersPlan(layers, Counts(before, after), any(each.maps for each in layers))
 
 
 def verify_files(
@@ -321,5 +322,5 @@ def _converted_layer(done: ConvertedNode) -> ConvertedLayer:
         return ConvertedLayer(name, operator, strided, unit_stride, zeros)
     group = done.planned.site.attributes.get("group", 1)
     map_ = ((strided[1] * group, *sizes), (strided[0], *outputs))
-    costs = (prod(strided) * prod(outputs), prod(unit_stride) * prod(outputs))
+    costs = Counts(prod(strided) * prod(outputs), prod(unit_stride) * prod(outputs))
     return ConvertedLayer(name, operator, strided, unit_stride, zeros, (map_,), costs)

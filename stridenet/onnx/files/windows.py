@@ -10,33 +10,18 @@ from typing import Literal
 
 import numpy as np
 
+from stridenet import windows
 from stridenet.taps import TapMap
 
 Same = Literal["SAME_UPPER", "SAME_LOWER"]
 
 
 @dataclass(frozen=True)
-class Window:
-    """One axis of a convolution or pooling, as the file has it."""
+class Window(windows.Window):
+    """One axis of a convolution or pooling, as the file has it: its padding may depend on the size."""
 
-    kernel: int
-    stride: int = 1
-    dilation: int = 1
-    padding: tuple[int, int] = (0, 0)  # before and after; unused where `same`
-    same: Same | None = None  # padding that depends on the size, for ceil(size / stride) outputs
-    ceil: bool = (
-        False  # the last window may reach beyond the padding, but begins on the map or before
-    )
-
-    @property
-    def reach(self) -> int:
-        """From the first position that it reads to one behind the last."""
-        return self.dilation * (self.kernel - 1) + 1
-
-    @property
-    def blocks(self) -> int:
-        """How many blocks of `stride` positions it reaches over: K̃."""
-        return -(-self.reach // self.stride)
+    same: Same | None = None  # padding for ceil(size / stride) outputs, in place of `padding`
+    ceil: bool = False  # the last window may reach beyond the padding, but not begin behind the map
 
     @property
     def surplus(self) -> int:
@@ -50,7 +35,7 @@ class Window:
         return before + after + rest - self.reach
 
     def outputs(self, size: int) -> int:
-        """On a map of `size` positions."""
+        """Return how many outputs it gives on a map of `size` positions."""
         return (size + self.surplus) // self.stride - self.blocks + 1
 
     def at(self, size: int) -> "Window":
