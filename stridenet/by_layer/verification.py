@@ -47,7 +47,7 @@ def verify_layers(model: nn.Module, same: nn.Module, example_inputs: Any) -> Ver
             reports += small_reports(own, twin)
             return VerificationReport(tuple(reports), 0.0)
         found, allowed = _run_both(own, twin, made, as_inputs(example_inputs))
-        bound = allowed * max(found.largest, 1e-30)
+        bound = found.allowed_difference(allowed)
         numbers = (found.largest, found.difference, found.difference / bound)
         passed = found.difference <= bound
         outputs = LayerReport("(outputs)", type(model).__name__, *numbers, passed)
