@@ -13,16 +13,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet import StrideEliminationError, convert_layers, converted_layers
-from tests.library.test_twins import (
+from tests.library.small_networks import (
     SHAPES,
     Forward,
     Small,
     TwoInputs,
     close,
-    fingerprint,
     images,
     randomise,
 )
+from tests.state import fingerprint
 
 every_way = pytest.mark.parametrize("pooling", [False, True], ids=["convolutions", "pooling too"])
 

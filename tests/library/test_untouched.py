@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
 from stridenet import StrideEliminationError, eliminate_stride, plan_elimination
-from tests.library.test_elimination import fingerprint, random_states
+from tests.state import fingerprint, random_states
 
 SIZE = (3, 8, 8)
 LOCK = threading.Lock()

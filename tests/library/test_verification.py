@@ -19,29 +19,7 @@ from stridenet import (
 )
 from stridenet.layers import PhantomMask
 from stridenet.verification import compare_scores
-
-SIZE = (2, 21, 18)
-
-
-def network(seed: int = 0, **changes: nn.Module) -> nn.Sequential:
-    """A chain with a stride in every layer; the twin pads its images first, and `b` has a mask."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        layers = OrderedDict(
-            a=nn.Conv2d(2, 4, 5, stride=2, padding=2),
-            a_act=nn.Sigmoid(),
-            b=nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2),
-            b_act=nn.ReLU(inplace=True),
-            c=nn.Conv2d(6, 4, 2, stride=(1, 2), bias=False),
-            c_act=nn.Tanh(),
-            flatten=nn.Flatten(),
-            fc=nn.Linear(4 * 5 * 2, 5),
-        )
-    return nn.Sequential(OrderedDict(layers | changes))
-
-
-def random_images(count: int = 3, size: tuple[int, ...] = SIZE) -> Tensor:
-    return torch.randn(count, *size, generator=torch.Generator().manual_seed(1))
+from tests.library.verified import SIZE, network, random_images
 
 
 def state(module: nn.Module) -> list:
@@ -436,61 +414,6 @@ def test_a_twin_of_another_architecture_is_refused(changes: dict[str, nn.Module]
         other.fc = nn.Linear(60, 5)
     with pytest.raises(StrideEliminationError, match="other sizes than this model"):
         verify(other, twin)
-
-
-# Scores
-
-
-class Scores(nn.Module):
-    """Returns what it is given, in the order of `places`, so that a test can choose the scores."""
-
-    def __init__(self, places: list[int]) -> None:
-        super().__init__()
-        self.places = places
-
-    def forward(self, images: Tensor) -> Tensor:
-        return images[:, self.places]
-
-
-def test_compare_scores_counts_the_images_on_which_both_predict_the_same() -> None:
-    scores = torch.tensor([[3.0, 1.0, 2.0], [1.0, 2.5, 2.0], [0.0, 1.0, 5.0], [7.0, 0.0, 1.0]])
-    same, swapped = Scores([0, 1, 2]), Scores([0, 2, 1])
-    batches = torch.cat([scores.repeat(150, 1), scores.repeat(150, 1) / 2])
-    assert compare_scores(same, same, batches, "float64") == {
-        "agreeing": 1200, "images": 1200, "largest_difference": 0.0
-    }  # fmt: skip
-    assert compare_scores(same, swapped, batches, "float64") == {
-        "agreeing": 600, "images": 1200, "largest_difference": 4.0
-    }  # fmt: skip
-
-
-def test_compare_scores_of_a_twin_and_of_one_with_two_scores_swapped() -> None:
-    model, x = network(), random_images(40)
-    twin = eliminate_stride(model, SIZE)
-    with torch.no_grad():
-        predictions = model(x).argmax(1)
-        first, second = predictions.bincount().argsort(descending=True)[:2].tolist()
-    right = compare_scores(model, twin, x, "float64")
-    assert (right["agreeing"], right["images"]) == (40, 40)
-    assert right["largest_difference"] < 1e-13
-    with torch.no_grad():
-        order = torch.arange(5)
-        order[first], order[second] = second, first
-        twin.network.fc.weight.copy_(twin.network.fc.weight[order])
-        twin.network.fc.bias.copy_(twin.network.fc.bias[order])
-    wrong = compare_scores(model, twin, x, "float64")
-    changed = int(((predictions == first) | (predictions == second)).sum())
-    assert changed > 0
-    assert wrong["agreeing"] == 40 - changed
-    assert wrong["largest_difference"] > 1e-3
-
-
-@pytest.mark.parametrize("dtype", ["float32", "float64"])
-def test_compare_scores_computes_in_the_type_asked_for(dtype: str) -> None:
-    model, x = network(), random_images()
-    twin = eliminate_stride(model, SIZE)
-    difference = compare_scores(model, twin, x, dtype)["largest_difference"]
-    assert (1e-10 < difference < 1e-5) == (dtype == "float32")
 
 
 def test_a_model_with_parametrized_weights_is_left_whole() -> None:
