@@ -25,14 +25,14 @@ from experiments.settings.checks import named
 from experiments.settings.guide import advice, settings_text
 from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
-    Bench,
-    Config,
-    ConversionBench,
-    Evidence,
-    Figures,
-    Report,
-    Survey,
-    Zoo,
+    BenchmarkConfig,
+    ConversionBenchmarkConfig,
+    EvidenceConfig,
+    FiguresConfig,
+    ReportConfig,
+    RunConfig,
+    SurveyConfig,
+    ZooConfig,
 )
 from stridenet.errors import InputError
 
@@ -48,14 +48,14 @@ OmegaConf.register_new_resolver("settings", lambda _root_: settings_text(_root_)
 # Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.
 tqdm.set_lock(threading.RLock())
 engines.register()
-ConfigStore.instance().store("run_schema", Config)
-ConfigStore.instance().store("report_schema", Report)
-ConfigStore.instance().store("evidence_schema", Evidence)
-ConfigStore.instance().store("figures_schema", Figures)
-ConfigStore.instance().store("bench_schema", Bench)
-ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
-ConfigStore.instance().store("survey_schema", Survey)
-zoo_schema = OmegaConf.structured(Zoo)
+ConfigStore.instance().store("run_schema", RunConfig)
+ConfigStore.instance().store("report_schema", ReportConfig)
+ConfigStore.instance().store("evidence_schema", EvidenceConfig)
+ConfigStore.instance().store("figures_schema", FiguresConfig)
+ConfigStore.instance().store("bench_schema", BenchmarkConfig)
+ConfigStore.instance().store("conversion_bench_schema", ConversionBenchmarkConfig)
+ConfigStore.instance().store("survey_schema", SurveyConfig)
+zoo_schema = OmegaConf.structured(ZooConfig)
 OmegaConf.set_struct(zoo_schema.model, False)  # takes any argument: model.num_classes=10
 ConfigStore.instance().store("zoo_schema", zoo_schema)
 

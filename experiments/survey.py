@@ -5,13 +5,13 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Survey
+from experiments.settings.schema import SurveyConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="survey")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Survey)
+    config = resolve(settings, SurveyConfig)
     from experiments.studies.survey import (
         faulty,
         survey,

@@ -37,7 +37,7 @@ from experiments.runs.results import read_result
 from experiments.settings.checks import resolve, with_seed
 from experiments.settings.identity import LOOP, experiment_identity, variant
 from experiments.settings.line import require_effect, require_runs
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import read
 
@@ -57,7 +57,7 @@ class Job:
     """One run of the sweep."""
 
     overrides: list[str]
-    config: Config
+    config: RunConfig
     folder: Path
     seconds: float = 0.0  # expected
     took: float = 0.0  # from the start of the finished run to its end
@@ -264,10 +264,10 @@ def _jobs(config: DictConfig) -> list[Job]:
     ((*jobs,),) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
 
     @cache
-    def composed(overrides: tuple[str, ...]) -> Config:
+    def composed(overrides: tuple[str, ...]) -> RunConfig:
         settings = loader.load_sweep_config(config, list(overrides))
         of_run = [str(key) for key in settings if key != "hydra"]
-        return resolve(OmegaConf.masked_copy(settings, of_run), Config)
+        return resolve(OmegaConf.masked_copy(settings, of_run), RunConfig)
 
     def job_of(overrides: list[str]) -> Job:
         # Composing takes a tenth of a second; most jobs differ in their seeds alone.

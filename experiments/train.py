@@ -6,13 +6,13 @@ from omegaconf import DictConfig
 from experiments import sweep
 from experiments.command import CONF, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="train")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Config)
+    config = resolve(settings, RunConfig)
     from experiments.runs.run import run_once  # imports torch, which `--help` should not wait for
 
     folder, result, new = run_once(

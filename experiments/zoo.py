@@ -5,13 +5,13 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Zoo
+from experiments.settings.schema import ZooConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="zoo")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Zoo)
+    config = resolve(settings, ZooConfig)
     from experiments.studies.zoo import (
         survey,
         write_zoo,  # slow to import: `--help` should not wait for it

@@ -26,7 +26,15 @@ from experiments.settings.identity import (
     strided_source,
     variant,
 )
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report, Zoo
+from experiments.settings.schema import (
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    RecipeConfig,
+    ReportConfig,
+    RunConfig,
+    ZooConfig,
+)
 from stridenet.errors import InputError
 
 GROUPS = {
@@ -45,9 +53,9 @@ def plain() -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module")
-def config(plain: dict[str, Any]) -> Config:
+def config(plain: dict[str, Any]) -> RunConfig:
     """That run, resolved."""
-    return resolve(OmegaConf.create(plain), Config)
+    return resolve(OmegaConf.create(plain), RunConfig)
 
 
 def changed(settings: Any, key: str, value: Any) -> Any:
@@ -81,8 +89,8 @@ def test_every_combination_composes_for_both_commands_and_they_mean_the_same_exp
     # Given, so that rates not chosen yet do not matter.
     chosen = (f"model={model}", f"data={data}", f"recipe={recipe}", "recipe.learning_rate=0.01")
     run, report = composed(*chosen), composed(*chosen, command="report")
-    assert isinstance(run, Config)
-    assert type(report) is Report
+    assert isinstance(run, RunConfig)
+    assert type(report) is ReportConfig
     assert (run.model.name, run.data.name, run.recipe.name) == (model, data, recipe)
     assert run.model.eliminate_stride == (model == "unit_stride")
     assert run.model.max_pooling == (model == "pooling")
@@ -107,7 +115,7 @@ def test_the_network_is_the_papers_and_the_other_two_are_the_same_but_for_their_
 
 
 def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None:
-    assert composed("recipe=caffe").recipe == Recipe(
+    assert composed("recipe=caffe").recipe == RecipeConfig(
         name="caffe",
         epochs=None,
         steps=10_000,
@@ -128,7 +136,7 @@ def test_the_caffe_recipe_is_lenets_published_solver(composed: Composed) -> None
 def test_the_default_recipe_is_that_of_the_protocol() -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         settings = compose("train", ["recipe.learning_rate=0.01"])
-    assert resolve(settings, Config).recipe == Recipe(
+    assert resolve(settings, RunConfig).recipe == RecipeConfig(
         name="validated", epochs=4, steps=None, evaluations=None, batch_size=64, optimizer="sgd",
         learning_rate=0.01, schedule="linear", momentum=0.9, weight_decay=0.0005,
     )  # fmt: skip
@@ -228,7 +236,7 @@ def test_sizes_become_height_and_width(composed: Composed) -> None:
         "model.layers.conv3.dilation=2",
         "data.image_size=[32,20]",
     ).model.layers
-    assert layers["conv1"] == Layer("conv", 20, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
+    assert layers["conv1"] == LayerConfig("conv", 20, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
     assert layers["conv2"].stride == [2, 3]
     assert (layers["conv3"].padding, layers["conv3"].dilation) == ([1, 0], [2, 2])
 
@@ -236,7 +244,7 @@ def test_sizes_become_height_and_width(composed: Composed) -> None:
 def test_an_added_convolution_goes_before_the_fully_connected_layers(composed: Composed) -> None:
     layers = composed("+model.layers.conv5={channels: 30, kernel: 3}").model.layers
     assert list(layers) == ["conv1", "conv2", "conv3", "conv4", "conv5", "fc1", "fc2"]
-    assert layers["conv5"] == Layer("conv", 30, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
+    assert layers["conv5"] == LayerConfig("conv", 30, [3, 3], [1, 1], [1, 1], [0, 0], 1, True)
 
 
 def test_a_layer_can_be_removed(composed: Composed) -> None:
@@ -321,7 +329,12 @@ WITHIN_AN_EXPERIMENT = {
 
 def leaves(schema: type, prefix: str = "") -> set[str]:
     """The dotted names of all fields of a dataclass and of the dataclasses in it."""
-    nested = {"model": Model, "data": Data, "recipe": Recipe, "layers.conv3": Layer}
+    nested = {
+        "model": ModelConfig,
+        "data": DataConfig,
+        "recipe": RecipeConfig,
+        "layers.conv3": LayerConfig,
+    }
     found: set[str] = set()
     for field in fields(schema):
         name = "layers.conv3" if field.name == "layers" else field.name
@@ -332,11 +345,11 @@ def leaves(schema: type, prefix: str = "") -> set[str]:
 
 
 def test_every_setting_is_known_to_be_in_the_identity_or_not() -> None:
-    assert leaves(Config) == DECIDING.keys() | NOT_DECIDING.keys()
+    assert leaves(RunConfig) == DECIDING.keys() | NOT_DECIDING.keys()
 
 
 @pytest.mark.parametrize("key", DECIDING)
-def test_what_decides_numbers_changes_the_run(config: Config, key: str) -> None:
+def test_what_decides_numbers_changes_the_run(config: RunConfig, key: str) -> None:
     other = changed(config, key, DECIDING[key])
     assert run_name(other).rpartition("-")[2] != run_name(config).rpartition("-")[2]
     within = experiment_identity(other) == experiment_identity(config)
@@ -344,7 +357,7 @@ def test_what_decides_numbers_changes_the_run(config: Config, key: str) -> None:
 
 
 @pytest.mark.parametrize("key", NOT_DECIDING)
-def test_what_decides_no_numbers_leaves_the_run_as_it_is(config: Config, key: str) -> None:
+def test_what_decides_no_numbers_leaves_the_run_as_it_is(config: RunConfig, key: str) -> None:
     other = changed(config, key, NOT_DECIDING[key])
     assert other != config
     assert run_name(other) == run_name(config)
@@ -352,7 +365,7 @@ def test_what_decides_no_numbers_leaves_the_run_as_it_is(config: Config, key: st
 
 
 def test_another_training_loop_is_another_run_of_another_experiment(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     name, experiment = run_name(config), experiment_identity(config)
     monkeypatch.setattr(identity, "LOOP", identity.LOOP + 1)
@@ -360,7 +373,7 @@ def test_another_training_loop_is_another_run_of_another_experiment(
     assert experiment_identity(config) != experiment
 
 
-def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: Config) -> None:
+def test_a_layer_more_one_less_and_their_order_change_the_experiment(config: RunConfig) -> None:
     layers = config.model.layers
     fewer = {name: layer for name, layer in layers.items() if name != "conv4"}
     swapped = {name: layers[name] for name in ("conv3", "conv2", "conv1", "conv4", "fc1", "fc2")}
@@ -669,7 +682,7 @@ def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     plain: dict[str, Any], key: str, value: Any, hint: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        resolve(OmegaConf.create(changed(plain, key, value)), Config)
+        resolve(OmegaConf.create(changed(plain, key, value)), RunConfig)
     message = str(caught.value)
     assert f"{key}={value}" in message or f"{key}={value!r}" in message
     assert hint in message
@@ -704,16 +717,16 @@ def test_a_networks_rate_that_is_none_is_named_with_its_network(
 ) -> None:
     rates = changed(plain, "recipe.learning_rate", {"strided": 0.1, "masked": rate})
     with pytest.raises(InputError, match=rf"recipe\.learning_rate\.masked={rate} must be a number"):
-        resolve(OmegaConf.create(rates), Config)
+        resolve(OmegaConf.create(rates), RunConfig)
     unknown = changed(plain, "recipe.learning_rate", {"free": 0.1})
     with pytest.raises(InputError, match=r"recipe\.learning_rate\.free is of no network.*masked"):
-        resolve(OmegaConf.create(unknown), Config)
+        resolve(OmegaConf.create(unknown), RunConfig)
 
 
 def test_a_negative_number_of_steps_is_an_error(plain: dict[str, Any]) -> None:
     steps = changed(changed(plain, "recipe.epochs", None), "recipe.steps", -5)
     with pytest.raises(InputError, match=r"recipe\.steps=-5 must be at least 0"):
-        resolve(OmegaConf.create(steps), Config)
+        resolve(OmegaConf.create(steps), RunConfig)
 
 
 @pytest.mark.parametrize("name", ["conv-5", "5conv", "a.b", "", "_a", "a b"])
@@ -721,7 +734,7 @@ def test_a_layers_name_must_be_usable_as_one(plain: dict[str, Any], name: str) -
     settings = copy.deepcopy(plain)
     settings["model"]["layers"][name] = {"channels": 3}
     with pytest.raises(InputError, match=re.escape(f"model.layers.{name}: a layer's name")):
-        resolve(OmegaConf.create(settings), Config)
+        resolve(OmegaConf.create(settings), RunConfig)
 
 
 @pytest.mark.parametrize("option", ["kernel", "stride", "dilation", "padding", "groups"])
@@ -730,12 +743,12 @@ def test_a_fully_connected_layer_has_no_options_of_a_convolution(
 ) -> None:
     settings = changed(plain, f"model.layers.fc1.{option}", 3)
     with pytest.raises(InputError, match=rf"model\.layers\.fc1\.{option}=.*3.* has no {option}"):
-        resolve(OmegaConf.create(settings), Config)
+        resolve(OmegaConf.create(settings), RunConfig)
 
 
 def test_a_model_needs_layers(plain: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"model\.layers is empty"):
-        resolve(OmegaConf.create(changed(plain, "model.layers", {})), Config)
+        resolve(OmegaConf.create(changed(plain, "model.layers", {})), RunConfig)
 
 
 @pytest.mark.parametrize(
@@ -752,7 +765,7 @@ def test_an_unknown_key_is_an_error_that_says_where_and_what_is_known(
     plain: dict[str, Any], key: str, known: str
 ) -> None:
     with pytest.raises(InputError) as caught:
-        resolve(OmegaConf.create(changed(plain, key, 1)), Config)
+        resolve(OmegaConf.create(changed(plain, key, 1)), RunConfig)
     assert str(caught.value).startswith(f"{key} is unknown; take one of {known}")
 
 
@@ -786,7 +799,7 @@ MISTYPED = [
 def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
     command: str, override: str, told: str
 ) -> None:
-    schema = {"train": Config}.get(command, Report)
+    schema = {"train": RunConfig}.get(command, ReportConfig)
     with (
         initialize_config_dir(CONF, version_base="1.3"),
         pytest.raises((HydraException, InputError)) as caught,
@@ -817,10 +830,10 @@ def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(com
     text = help_of(command)
     assert max(map(len, text.splitlines())) <= 80
     words = " ".join(text.split())
-    schemas = [("", schema), ("model.layers.LAYER.", Layer)]
+    schemas = [("", schema), ("model.layers.LAYER.", LayerConfig)]
     schemas += [(f"{one.name}.", one.type) for one in fields(schema) if is_dataclass(one.type)]
     for place, settings in schemas:
-        if settings is Layer and "model.layers" not in text:
+        if settings is LayerConfig and "model.layers" not in text:
             continue
         for one in fields(settings):
             if not is_dataclass(one.type):
@@ -862,13 +875,13 @@ def test_help_has_the_values_as_they_are_and_can_be_typed() -> None:
 
 def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
     """A bad value of every setting that has choices is refused with all of them."""
-    for schema, command in ((Config, "train"), (Zoo, "zoo")):
+    for schema, command in ((RunConfig, "train"), (ZooConfig, "zoo")):
         with initialize_config_dir(CONF, version_base="1.3"):
             settings = OmegaConf.to_container(compose(command))
         places = [("", schema)]
         places += [(f"{one.name}.", one.type) for one in fields(schema) if is_dataclass(one.type)]
-        if schema is Config:
-            places.append(("model.layers.conv1.", Layer))
+        if schema is RunConfig:
+            places.append(("model.layers.conv1.", LayerConfig))
         for place, group in places:
             for one in fields(group):
                 if choices := one.metadata.get("choices"):
@@ -882,13 +895,13 @@ def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
 
 def test_a_layer_without_channels_is_an_error(plain: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=r"model\.layers\.conv5.*channels"):
-        resolve(OmegaConf.create(changed(plain, "model.layers.conv5", {"kernel": 3})), Config)
+        resolve(OmegaConf.create(changed(plain, "model.layers.conv5", {"kernel": 3})), RunConfig)
 
 
 @pytest.mark.parametrize("layer", [None, 3, [5, 20], "conv"])
 def test_a_layer_that_is_not_a_mapping_is_an_error(plain: dict[str, Any], layer: Any) -> None:
     with pytest.raises(InputError, match=r"model\.layers\.conv1"):
-        resolve(OmegaConf.create(changed(plain, "model.layers.conv1", layer)), Config)
+        resolve(OmegaConf.create(changed(plain, "model.layers.conv1", layer)), RunConfig)
 
 
 WRONG_TYPES = [
@@ -912,7 +925,7 @@ def test_a_value_of_a_wrong_type_is_an_error_with_key_and_value(
     plain: dict[str, Any], key: str, value: Any
 ) -> None:
     with pytest.raises(InputError, match=f"{re.escape(key)}: .*'{value}'") as caught:
-        resolve(OmegaConf.create(changed(plain, key, value)), Config)
+        resolve(OmegaConf.create(changed(plain, key, value)), RunConfig)
     assert "\n" not in str(caught.value)
 
 
@@ -928,8 +941,8 @@ def test_an_infinite_value_which_no_result_could_hold_is_an_error(
     plain: dict[str, Any], key: str
 ) -> None:
     with pytest.raises(InputError, match=f"{key}=inf"):
-        resolve(OmegaConf.create(changed(plain, key, math.inf)), Config)
+        resolve(OmegaConf.create(changed(plain, key, math.inf)), RunConfig)
 
 
-def test_resolved_settings_resolve_to_themselves(config: Config) -> None:
-    assert resolve(OmegaConf.create(asdict(config)), Config) == config
+def test_resolved_settings_resolve_to_themselves(config: RunConfig) -> None:
+    assert resolve(OmegaConf.create(asdict(config)), RunConfig) == config

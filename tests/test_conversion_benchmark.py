@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.command import CONF
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import ConversionBench
+from experiments.settings.schema import ConversionBenchmarkConfig
 from experiments.studies import conversion as bench
 from experiments.studies.conversion import (
     STEMS,
@@ -65,10 +65,10 @@ def measured_with(**changes: Any) -> dict[str, Any]:
     }
 
 
-def settings(*overrides: str) -> ConversionBench:
+def settings(*overrides: str) -> ConversionBenchmarkConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         composed = compose("conversion_benchmark", overrides=list(overrides))
-    return resolve(composed, ConversionBench)
+    return resolve(composed, ConversionBenchmarkConfig)
 
 
 @pytest.fixture
@@ -134,7 +134,9 @@ def test_a_terminal_holds_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("same_torch", "small")
 def test_each_stem_is_timed_in_both_layouts_and_comes_back_from_its_file(tmp_path: Path) -> None:
-    config = ConversionBench(rounds=2, steps=1, batch_size=1, device="cpu", outputs=str(tmp_path))
+    config = ConversionBenchmarkConfig(
+        rounds=2, steps=1, batch_size=1, device="cpu", outputs=str(tmp_path)
+    )
     measured = benchmark_conversion(config)
     assert [(stem["stem"], stem["layout"]) for stem in measured["stems"]] == CASES
     for stem in measured["stems"]:
@@ -230,7 +232,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
     if part == "fuse":
         monkeypatch.setattr(bench, "_fuse", lambda: lambda model: Plus(model, 1.0))
     where = "ResNet" if part == "stems" else part
-    config = ConversionBench(rounds=1, steps=1, batch_size=1, device="cpu")
+    config = ConversionBenchmarkConfig(rounds=1, steps=1, batch_size=1, device="cpu")
     with pytest.raises(StrideEliminationError, match=f"^{where}: .* not equal"):
         benchmark_conversion(config)
     assert counted == ([["convert_layers", "fuse"]] if part == "stems" else [])
@@ -240,7 +242,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_settings_of_the_command_are_those_of_the_dataclass() -> None:
-    assert settings() == ConversionBench()
+    assert settings() == ConversionBenchmarkConfig()
     assert settings("rounds=3", "batch_size=1", "device=cpu").batch_size == 1
 
 

@@ -21,7 +21,7 @@ import torch
 
 from experiments.runs import data
 from experiments.runs.data import Dataset, Origin, load
-from experiments.settings.schema import Data
+from experiments.settings.schema import DataConfig
 from stridenet.errors import InputError
 
 TRAIN, TEST = 10, 4
@@ -85,7 +85,7 @@ def use(monkeypatch: pytest.MonkeyPatch) -> Use:
 
 
 def load_mnist(folder: Path, seed: int = 0, **settings: Any) -> Dataset:
-    return load(Data(name="mnist", **{"validation_size": 0, **settings}), folder, seed)
+    return load(DataConfig(name="mnist", **{"validation_size": 0, **settings}), folder, seed)
 
 
 def below(folder: Path) -> set[str]:
@@ -169,10 +169,10 @@ def test_a_seed_draws_the_training_images_and_nothing_else(tmp_path: Path, use: 
 def test_of_the_official_images_as_many_as_asked_for_are_drawn_from_the_first_55_000(
     mnist_folder: Path,
 ) -> None:
-    whole = load(Data("mnist"), mnist_folder)
+    whole = load(DataConfig("mnist"), mnist_folder)
     assert (len(whole.train_images), len(whole.validation_images)) == (55_000, 5_000)
     rows = {bytes(image.flatten().tolist()): n for n, image in enumerate(whole.train_images[:99])}
-    few = load(Data("mnist", train_size=54_990), mnist_folder, seed=3)
+    few = load(DataConfig("mnist", train_size=54_990), mnist_folder, seed=3)
     assert torch.equal(few.validation_images, whole.validation_images)
     found = [rows.get(bytes(image.flatten().tolist())) for image in few.train_images[:90]]
     assert None not in found
@@ -231,7 +231,7 @@ def test_images_thrown_away_are_not_resized(
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.name=kmnist.*mnist, fashion_mnist"):
-        load(Data(name="kmnist"), tmp_path)
+        load(DataConfig(name="kmnist"), tmp_path)
 
 
 def test_an_unchecked_copy_in_an_old_format_is_refused(tmp_path: Path, use: Use) -> None:

@@ -27,7 +27,7 @@ from experiments.runs.data import load
 from experiments.runs.files import load_weights
 from experiments.runs.networks import build_network
 from experiments.settings.identity import LOOP, run_name
-from experiments.settings.schema import Data
+from experiments.settings.schema import DataConfig
 from tests.whole import whole
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -223,7 +223,7 @@ def test_the_saved_weights_of_both_networks_give_the_same_scores_on_mnist(
     pipeline: Path, results: dict[str, dict[str, Any]], composed: Composed, mnist_folder: Path
 ) -> None:
     folders = {step: pipeline / "runs" / result["run"] for step, result in results.items()}
-    data = load(Data("mnist"), mnist_folder)
+    data = load(DataConfig("mnist"), mnist_folder)
     values = data.train_images.double()
     images = (data.test_images[:500].double() - values.mean()) / values.std()
     weights = torch.load(folders["strided"] / "weights.pt", weights_only=True)

@@ -20,14 +20,14 @@ from experiments.settings.line import in_order
 from stridenet.errors import InputError
 
 COMMANDS: dict[str, Any] = {
-    "train": schema.Config,
-    "report": schema.Report,
-    "benchmark": schema.Bench,
-    "conversion_benchmark": schema.ConversionBench,
-    "figures": schema.Figures,
-    "evidence": schema.Evidence,
-    "zoo": schema.Zoo,
-    "survey": schema.Survey,
+    "train": schema.RunConfig,
+    "report": schema.ReportConfig,
+    "benchmark": schema.BenchmarkConfig,
+    "conversion_benchmark": schema.ConversionBenchmarkConfig,
+    "figures": schema.FiguresConfig,
+    "evidence": schema.EvidenceConfig,
+    "zoo": schema.ZooConfig,
+    "survey": schema.SurveyConfig,
 }
 BIG = "99999999999999999999999"
 VALUES = {

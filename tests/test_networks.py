@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.runs.networks import build_network, build_strided, draw_network, initialise
-from experiments.settings.schema import ACTIVATIONS, Layer, Model, Recipe
+from experiments.settings.schema import ACTIVATIONS, LayerConfig, ModelConfig, RecipeConfig
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from stridenet.sharing import fold_back, origins, plain_state
@@ -130,7 +130,7 @@ def images(size: tuple[int, int, int]) -> Tensor:
     return torch.randn(3, *size, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
 
 
-def by_hand(model: Model, weights: dict[str, Tensor], x: Tensor) -> Tensor:
+def by_hand(model: ModelConfig, weights: dict[str, Tensor], x: Tensor) -> Tensor:
     """What the settings mean, with nothing but torch's functions."""
     last = list(model.layers)[-1]
     for name, layer in model.layers.items():
@@ -205,11 +205,11 @@ def test_the_twin_follows_its_settings_and_equals_the_strided_network(
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_every_activation_has_an_equal_twin(activation: str) -> None:
     layers = {
-        "a": Layer("conv", 3, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "b": Layer("conv", 4, [2, 2], [2, 2], [1, 1], [1, 1]),
-        "c": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "a": LayerConfig("conv", 3, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "b": LayerConfig("conv", 4, [2, 2], [2, 2], [1, 1], [1, 1]),
+        "c": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    model = Model(eliminate_stride=True, activation=activation, layers=layers)
+    model = ModelConfig(eliminate_stride=True, activation=activation, layers=layers)
     strided = float64(build_strided(model, (1, 8, 9)))
     twin = build_network(model, (1, 8, 9)).double()
     twin.load_state_dict(eliminate_stride(strided, (1, 8, 9)).state_dict())
@@ -481,13 +481,13 @@ def test_layers_draw_different_weights(composed: Composed) -> None:
 @pytest.mark.parametrize("name", ["network", "plan"])
 def test_every_layer_is_drawn_whatever_its_name(name: str) -> None:
     layers = {
-        "conv1": Layer("conv", 3, [3, 3], [1, 1], [1, 1], [0, 0]),
-        name: Layer("conv", 10, [4, 4], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 3, [3, 3], [1, 1], [1, 1], [0, 0]),
+        name: LayerConfig("conv", 10, [4, 4], [1, 1], [1, 1], [0, 0]),
     }
     states = []
     for seed in (1, 2):
         torch.manual_seed(seed)
-        states.append(draw(Model(layers=layers), "free", size=(1, 6, 6)).state_dict())
+        states.append(draw(ModelConfig(layers=layers), "free", size=(1, 6, 6)).state_dict())
     assert {f"{layer}.weight" for layer in layers} <= states[0].keys()
     assert all(torch.equal(states[0][key], states[1][key]) for key in states[0])
 
@@ -498,31 +498,31 @@ SMALL = (1, 13, 14)
 SCHEMES = {"pytorch": 1, "xavier": 3}
 
 
-def small(**changes: Any) -> Model:
+def small(**changes: Any) -> ModelConfig:
     """Of SMALL images. Its twin: 48 filters of 4x3x3 with 25 inputs, 16 of 48x2x2 with 108."""
     layers = {
-        "conv1": Layer("conv", 12, [5, 5], [1, 1], [1, 1], [0, 0]),
-        "conv2": Layer("conv", 16, [3, 3], [2, 2], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 12, [5, 5], [1, 1], [1, 1], [0, 0]),
+        "conv2": LayerConfig("conv", 16, [3, 3], [2, 2], [1, 1], [0, 0]),
+        "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    return Model(layers=layers, **changes)
+    return ModelConfig(layers=layers, **changes)
 
 
 def draw(
-    model: Model,
+    model: ModelConfig,
     sharing: str,
     scheme: str = "pytorch",
     fan_in: str = "nonzero",
     size: tuple[int, int, int] = SMALL,
 ) -> nn.Module:
     """With seed 5."""
-    recipe = Recipe(initialisation=scheme, fan_in=fan_in)
+    recipe = RecipeConfig(initialisation=scheme, fan_in=fan_in)
     return draw_network(model, size, recipe, sharing, torch.Generator().manual_seed(5))
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("model", [small(), small(eliminate_stride=True)])
-def test_a_network_that_shares_nothing_is_drawn_as_ever(model: Model, scheme: str) -> None:
+def test_a_network_that_shares_nothing_is_drawn_as_ever(model: ModelConfig, scheme: str) -> None:
     before = build_network(model, SMALL)
     expected = drawn(before, scheme, seed=5)
     network = draw(model, "free", scheme)

@@ -27,7 +27,7 @@ from experiments.paper.page import write_figures
 from experiments.paper.sharing_map import sharing_map
 from experiments.reporting.figures import save_figure
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Figures
+from experiments.settings.schema import FiguresConfig
 from stridenet import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.zoo import lenet
@@ -496,7 +496,7 @@ def test_the_command_writes_every_figure_and_again_the_same_bytes(tmp_path: Path
         assert root.tag == "{http://www.w3.org/2000/svg}svg"
 
     settings = settings_of("figures", ("layer=conv3", "data.image_size=[32,32]"))
-    other = resolve(copy.deepcopy(settings), Figures)
+    other = resolve(copy.deepcopy(settings), FiguresConfig)
     write_figures(replace(other, outputs=str(tmp_path)))
     changed = {name for name, content in contents(folder).items() if content != first[name]}
     assert changed == {"sharing_map.png", "sharing_map.svg"}

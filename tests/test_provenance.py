@@ -21,7 +21,13 @@ from experiments.runs.folder import run_folder
 from experiments.runs.machine import short_commit
 from experiments.runs.results import read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe
+from experiments.settings.schema import (
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    RecipeConfig,
+    RunConfig,
+)
 
 ROOT = Path(__file__).resolve().parents[1]
 HASH = r"sources-[0-9a-f]{40}"
@@ -149,19 +155,21 @@ def test_hashes_of_two_versions_are_two_versions(composed: Any) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     monkeypatch.setattr(run, "load", lambda *_: tiny_data)
     monkeypatch.setattr(run, "prepare", lambda threads: None)  # which changes the whole process
     layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    recipe, outputs = Recipe("tiny", steps=2), str(tmp_path / "outputs")
-    return Config(Model(layers=layers), Data("mnist", [10, 10]), recipe, outputs, device="cpu")
+    recipe, outputs = RecipeConfig("tiny", steps=2), str(tmp_path / "outputs")
+    return RunConfig(
+        ModelConfig(layers=layers), DataConfig("mnist", [10, 10]), recipe, outputs, device="cpu"
+    )
 
 
 def test_a_result_says_where_its_code_is_from(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     _, result, _ = run_once(config)
@@ -171,7 +179,7 @@ def test_a_result_says_where_its_code_is_from(
 
 @pytest.mark.parametrize("hours", [-1000, 0, 1000])
 def test_the_reason_of_a_failure_is_its_sweeps_whatever_the_clocks_say(
-    config: Config, hours: float
+    config: RunConfig, hours: float
 ) -> None:
     wrong = replace(config, recipe=replace(config.recipe, batch_size=5000))
     job = sweep.Job([], wrong, run_folder(wrong))
@@ -188,7 +196,7 @@ def test_the_reason_of_a_failure_is_its_sweeps_whatever_the_clocks_say(
 
 
 def test_the_pace_is_told_by_the_runs_and_not_by_the_times_of_their_files(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, result, _ = run_once(config)
     for path in run_folder(config).iterdir():

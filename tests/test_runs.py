@@ -31,7 +31,14 @@ from experiments.settings.identity import (
     strided_source,
     variant,
 )
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
+from experiments.settings.schema import (
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    RecipeConfig,
+    ReportConfig,
+    RunConfig,
+)
 from experiments.studies.report import write_report
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
@@ -50,28 +57,28 @@ def same_torch() -> Iterator[None]:
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> RunConfig:
     """A run of a second or less: tiny network, tiny data, two steps."""
     monkeypatch.setattr(run, "load", lambda data, folder, seed: tiny_data)
     layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "conv2": LayerConfig("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+        "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    return Config(
-        model=Model(activation="relu", layers=layers),
-        data=Data("mnist", [10, 10]),
-        recipe=Recipe("tiny", steps=2),
+    return RunConfig(
+        model=ModelConfig(activation="relu", layers=layers),
+        data=DataConfig("mnist", [10, 10]),
+        recipe=RecipeConfig("tiny", steps=2),
         outputs=str(tmp_path / "outputs"),
         device="cpu",
     )
 
 
-def twin_of(config: Config, **changes: Any) -> Config:
+def twin_of(config: RunConfig, **changes: Any) -> RunConfig:
     return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
 
 
-def pooling_of(config: Config) -> Config:
+def pooling_of(config: RunConfig) -> RunConfig:
     """As the tiny network keeps its channels where it pools."""
     layers = {**config.model.layers, "conv2": replace(config.model.layers["conv2"], channels=4)}
     return replace(config, model=replace(config.model, layers=layers, max_pooling=True))
@@ -301,7 +308,9 @@ def test_a_free_lock_is_taken_silently_and_freed_after_an_error(
 # One run
 
 
-def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data: Dataset) -> None:
+def test_a_run_leaves_weights_and_a_result_that_agree(
+    config: RunConfig, tiny_data: Dataset
+) -> None:
     for settings in (config, twin_of(config)):
         folder, result, new = run_once(settings)
         assert new
@@ -326,7 +335,7 @@ def test_a_run_leaves_weights_and_a_result_that_agree(config: Config, tiny_data:
 
 
 def test_the_test_images_are_read_once_after_the_last_step_and_change_nothing_else(
-    config: Config, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=5))
     seen: list[tuple[int, int]] = []  # how many images were evaluated, after how many steps
@@ -357,11 +366,11 @@ def test_the_test_images_are_read_once_after_the_last_step_and_change_nothing_el
 
 
 def test_both_networks_of_a_seed_are_given_the_data_of_that_seed(
-    config: Config, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    asked: list[tuple[Data, int]] = []
+    asked: list[tuple[DataConfig, int]] = []
 
-    def watched(data: Data, folder: Path, seed: int) -> Dataset:
+    def watched(data: DataConfig, folder: Path, seed: int) -> Dataset:
         asked.append((data, seed))
         return tiny_data
 
@@ -380,7 +389,7 @@ def test_bits_come_back_as_they_were_packed(many: int) -> None:
     assert unpack_bits(packed, many).tolist() == right.tolist()
 
 
-def test_a_run_that_diverges_is_finished_and_says_so(config: Config) -> None:
+def test_a_run_that_diverges_is_finished_and_says_so(config: RunConfig) -> None:
     recipe = replace(config.recipe, steps=30, learning_rate=1e30)
     for settings in (config, twin_of(config), twin_of(config, sharing="masked", rho_every=1)):
         folder, result, new = run_once(replace(settings, recipe=recipe))
@@ -397,7 +406,7 @@ def test_a_run_that_diverges_is_finished_and_says_so(config: Config) -> None:
 
 @pytest.mark.parametrize("weights", ["copy", "fine_tune"])
 def test_nothing_starts_from_the_weights_of_a_run_that_diverged(
-    config: Config, weights: str
+    config: RunConfig, weights: str
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=30, learning_rate=1e30))
     source, _, _ = run_once(config)
@@ -407,7 +416,7 @@ def test_nothing_starts_from_the_weights_of_a_run_that_diverged(
         assert told in str(caught.value)
 
 
-def test_a_run_trains_at_the_rate_of_its_network(config: Config) -> None:
+def test_a_run_trains_at_the_rate_of_its_network(config: RunConfig) -> None:
     rates = {"strided": 0.02, "unit_stride": 0.03, "masked": 0.04}
     own = replace(config, recipe=replace(config.recipe, learning_rate=rates))
     for one in (config, twin_of(config, sharing="masked")):
@@ -424,7 +433,7 @@ def test_a_run_trains_at_the_rate_of_its_network(config: Config) -> None:
 
 
 def test_the_result_is_written_last_after_the_weights(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     written: list[tuple[str, set[str]]] = []
     write = files.write
@@ -444,7 +453,7 @@ def test_the_result_is_written_last_after_the_weights(
 
 
 def test_a_run_that_is_done_is_not_touched_again(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder, result, _ = run_once(config)
     before = snapshot(folder)
@@ -454,7 +463,7 @@ def test_a_run_that_is_done_is_not_touched_again(
     assert snapshot(folder) == before
 
 
-def test_a_run_that_was_killed_before_its_result_is_done_again(config: Config) -> None:
+def test_a_run_that_was_killed_before_its_result_is_done_again(config: RunConfig) -> None:
     folder, result, _ = run_once(config)
     (folder / "result.json").unlink()
     save_tensors(folder / "weights.pt", network().state_dict())  # whatever was left
@@ -495,7 +504,7 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
 @pytest.mark.parametrize("files", range(6))
 @pytest.mark.parametrize("kind", ["strided", "unit_stride", "fine_tune"])
 def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
-    config: Config, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, kind: str, files: int
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=5, evaluations=3))
     settings = {
@@ -527,7 +536,7 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
 @pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
 @pytest.mark.parametrize(("sharing", "scaling"), [("tied", "none"), ("masked", "copies")])
 def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(
-    config: Config, monkeypatch: pytest.MonkeyPatch, sharing: str, scaling: str, weights: str
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, sharing: str, scaling: str, weights: str
 ) -> None:
     recipe = replace(config.recipe, steps=5, evaluations=3, rate_scaling=scaling)
     config = replace(config, recipe=recipe)
@@ -553,7 +562,9 @@ def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(
     assert (resumed_folder / "weights.pt").read_bytes() == (folder / "weights.pt").read_bytes()
 
 
-def test_seconds_are_those_of_all_attempts(config: Config, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_seconds_are_those_of_all_attempts(
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
     now = 0.0
 
@@ -584,7 +595,7 @@ def of_other_training(path: Path) -> None:
 
 
 def test_a_checkpoint_that_lacks_a_part_is_named_with_the_cure(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
     with monkeypatch.context() as killed:
@@ -596,7 +607,7 @@ def test_a_checkpoint_that_lacks_a_part_is_named_with_the_cure(
         run_once(config)
 
 
-def test_what_a_killed_process_left_half_written_is_removed(config: Config) -> None:
+def test_what_a_killed_process_left_half_written_is_removed(config: RunConfig) -> None:
     folder = run_folder(config)
     folder.mkdir(parents=True)
     (folder / ".checkpoint.pt-abcd1234").write_bytes(b"half")
@@ -639,7 +650,7 @@ def with_code(path: Path) -> None:
     ],
 )
 def test_a_checkpoint_that_cannot_be_used_is_told_and_the_run_starts_anew(
-    config: Config,
+    config: RunConfig,
     monkeypatch: pytest.MonkeyPatch,
     capfd: pytest.CaptureFixture[str],
     damage: Callable[[Path], None],
@@ -664,7 +675,7 @@ def test_a_checkpoint_that_cannot_be_used_is_told_and_the_run_starts_anew(
 
 
 def test_a_run_that_went_on_with_other_code_says_so(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3))
     for commit, written in (("first", 2), ("second", 2)):
@@ -678,14 +689,14 @@ def test_a_run_that_went_on_with_other_code_says_so(
     assert result["git_commit"] == "first then second"
 
 
-def test_a_checkpoint_left_beside_a_result_is_removed(config: Config) -> None:
+def test_a_checkpoint_left_beside_a_result_is_removed(config: RunConfig) -> None:
     folder, _, _ = run_once(config)
     (folder / "checkpoint.pt").write_bytes(b"left")
     run_once(config)
     assert "checkpoint.pt" not in file_names(folder)
 
 
-def test_a_file_where_a_folder_should_be_is_named(config: Config) -> None:
+def test_a_file_where_a_folder_should_be_is_named(config: RunConfig) -> None:
     Path(config.outputs).mkdir()
     (Path(config.outputs) / "runs").write_text("")
     with pytest.raises(InputError, match=r"part of this path is a file; remove it") as caught:
@@ -696,7 +707,9 @@ def test_a_file_where_a_folder_should_be_is_named(config: Config) -> None:
 # What a run will take
 
 
-def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(config: Config) -> None:
+def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(
+    config: RunConfig,
+) -> None:
     seconds, size = estimate(replace(config, recipe=replace(config.recipe, steps=0)))
     assert size == 4 * ((4 * 9 + 4) + (6 * 4 * 4 + 6) + (10 * 6 * 16 + 10))
     longer, _ = estimate(replace(config, recipe=replace(config.recipe, steps=10**7)))
@@ -705,7 +718,7 @@ def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(conf
 
 @pytest.mark.parametrize("sharing", ["free", "tied", "masked"])
 def test_the_estimate_has_the_bytes_of_the_file_however_a_twin_is_shared(
-    config: Config, sharing: str
+    config: RunConfig, sharing: str
 ) -> None:
     _, size = estimate(twin_of(config, sharing=sharing))
     assert size == 4 * ((16 * 4 * 2 * 2 + 16) + (6 * 16 + 6) + (10 * 6 * 16 + 10))
@@ -715,7 +728,7 @@ def test_the_estimate_has_the_bytes_of_the_file_however_a_twin_is_shared(
 
 
 def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     with monkeypatch.context() as broken:
         broken.setattr(run, "train", lambda *_, **__: 1 / 0)
@@ -730,7 +743,7 @@ def test_a_failure_is_told_in_the_folder_until_the_run_succeeds(
     assert file_names(folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
-def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config) -> None:
+def test_copying_needs_the_strided_run_and_names_its_missing_file(config: RunConfig) -> None:
     for weights in ("copy", "fine_tune"):
         with pytest.raises(InputError) as caught:
             run_once(twin_of(config, weights=weights))
@@ -738,14 +751,14 @@ def test_copying_needs_the_strided_run_and_names_its_missing_file(config: Config
         assert f"weights={weights} needs {missing}" in str(caught.value)
 
 
-def test_copying_needs_a_run_that_is_finished(config: Config) -> None:
+def test_copying_needs_a_run_that_is_finished(config: RunConfig) -> None:
     source, _, _ = run_once(config)
     (source / "result.json").unlink()
     with pytest.raises(InputError, match="finished run"):
         run_once(twin_of(config, weights="copy"))
 
 
-def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: Config) -> None:
+def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: RunConfig) -> None:
     source, trained, _ = run_once(config)
     folder, result, _ = run_once(twin_of(config, weights="copy"))
     strided = build_strided(config.model, (1, 10, 10))
@@ -764,7 +777,7 @@ def test_copied_weights_are_the_strided_ones_expanded_and_not_trained(config: Co
     assert 1e-9 < result["copied"]["float32"]["largest_difference"] < 1e-5
 
 
-def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> None:
+def test_fine_tuning_starts_from_copied_weights_and_trains(config: RunConfig) -> None:
     run_once(config)
     _, copied, _ = run_once(twin_of(config, weights="copy"))
     folder, result, _ = run_once(twin_of(config, weights="fine_tune"))
@@ -775,7 +788,7 @@ def test_fine_tuning_starts_from_copied_weights_and_trains(config: Config) -> No
     assert (folder / "weights.pt").read_bytes() != (copied_folder / "weights.pt").read_bytes()
 
 
-def test_fine_tuning_the_strided_network_goes_on_from_its_own_run(config: Config) -> None:
+def test_fine_tuning_the_strided_network_goes_on_from_its_own_run(config: RunConfig) -> None:
     source, trained, _ = run_once(config)
     before = snapshot(source)
     folder, result, new = run_once(replace(config, weights="fine_tune"))
@@ -790,7 +803,7 @@ def test_fine_tuning_the_strided_network_goes_on_from_its_own_run(config: Config
         run_once(replace(config, weights="fine_tune", seed=1))
 
 
-def test_all_fine_tuning_starts_from_the_same_function(config: Config) -> None:
+def test_all_fine_tuning_starts_from_the_same_function(config: RunConfig) -> None:
     _, trained, _ = run_once(config)
     last, ends = trained["epochs"][-1], set()
     for sharing in ("tied", "masked", "free"):
@@ -807,7 +820,7 @@ def test_all_fine_tuning_starts_from_the_same_function(config: Config) -> None:
 
 @pytest.mark.parametrize("sharing", ["free", "tied", "masked"])
 def test_the_result_of_a_twin_says_how_it_shares_and_how_far_it_is_from_tied(
-    config: Config, tiny_data: Dataset, sharing: str
+    config: RunConfig, tiny_data: Dataset, sharing: str
 ) -> None:
     settings = twin_of(config, sharing=sharing)
     folder, result, _ = run_once(settings)
@@ -840,7 +853,7 @@ def test_the_result_of_a_twin_says_how_it_shares_and_how_far_it_is_from_tied(
     assert last == pytest.approx(distance_from_tied(twin)["conv1.weight"], rel=1e-12)
 
 
-def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: Config) -> None:
+def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: RunConfig) -> None:
     _, strided, _ = run_once(config)
     _, pooling, _ = run_once(pooling_of(config))
     _, copied, _ = run_once(twin_of(config, weights="copy"))
@@ -857,7 +870,7 @@ def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: Config)
 
 @pytest.mark.parametrize("numbers", [1, 2, 10_000])
 def test_the_fit_is_of_as_many_training_images_as_are_tested(
-    config: Config, monkeypatch: pytest.MonkeyPatch, numbers: int
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, numbers: int
 ) -> None:
     monkeypatch.setattr(run, "TEST_IMAGES", numbers)
     _, result, _ = run_once(config)
@@ -867,7 +880,7 @@ def test_the_fit_is_of_as_many_training_images_as_are_tested(
     )
 
 
-def test_a_tied_run_is_the_strided_run_in_other_names(config: Config) -> None:
+def test_a_tied_run_is_the_strided_run_in_other_names(config: RunConfig) -> None:
     recipe = replace(config.recipe, steps=20, bias_rate_factor=2)
     config = replace(config, recipe=recipe)
     source, strided, _ = run_once(config)
@@ -885,7 +898,7 @@ def test_a_tied_run_is_the_strided_run_in_other_names(config: Config) -> None:
     assert free["test_loss"] != pytest.approx(strided["test_loss"], rel=1e-3)
 
 
-def test_scaled_rates_change_the_numbers_of_a_run(config: Config) -> None:
+def test_scaled_rates_change_the_numbers_of_a_run(config: RunConfig) -> None:
     for sharing, scaling in (("masked", "copies"), ("free", "copies"), ("free", "effective")):
         scaled = replace(config, recipe=replace(config.recipe, rate_scaling=scaling))
         _, plain, _ = run_once(twin_of(config, sharing=sharing))
@@ -907,7 +920,7 @@ def test_scaled_rates_change_the_numbers_of_a_run(config: Config) -> None:
     ],
 )
 def test_the_scales_of_lenets_rates_are_those_of_the_step_account(
-    composed: Callable[..., Config], sharing: str, scaling: str, expected: list[float]
+    composed: Callable[..., RunConfig], sharing: str, scaling: str, expected: list[float]
 ) -> None:
     model = composed("model=unit_stride").model
     twin = build_network(model, (1, 28, 28), sharing)
@@ -924,7 +937,7 @@ def test_the_scales_of_lenets_rates_are_those_of_the_step_account(
 
 
 @pytest.mark.parametrize("sharing", ["tied", "masked", "free"])
-def test_a_tied_runs_file_is_where_any_twin_starts(config: Config, sharing: str) -> None:
+def test_a_tied_runs_file_is_where_any_twin_starts(config: RunConfig, sharing: str) -> None:
     source, tied, _ = run_once(twin_of(config, sharing="tied"))
     state = torch.load(source / "weights.pt", weights_only=True)
     names = {
@@ -948,7 +961,7 @@ def test_a_tied_runs_file_is_where_any_twin_starts(config: Config, sharing: str)
     ("saved", "wanted"), [("free", "tied"), ("free", "masked"), ("masked", "tied")]
 )
 def test_a_file_that_cannot_be_shared_so_is_an_error_that_says_what_was_expected(
-    config: Config, saved: str, wanted: str
+    config: RunConfig, saved: str, wanted: str
 ) -> None:
     source, _, _ = run_once(twin_of(config, sharing=saved))
     file = source / "weights.pt"
@@ -963,7 +976,7 @@ def test_a_file_that_cannot_be_shared_so_is_an_error_that_says_what_was_expected
 # Pooling
 
 
-def test_a_network_with_pooling_trains_end_to_end(config: Config, tiny_data: Dataset) -> None:
+def test_a_network_with_pooling_trains_end_to_end(config: RunConfig, tiny_data: Dataset) -> None:
     settings = pooling_of(replace(config, recipe=replace(config.recipe, steps=100)))
     folder, result, _ = run_once(settings)
     assert folder.name.startswith("pooling-scratch-tiny-s0-")
@@ -981,7 +994,7 @@ def test_a_network_with_pooling_trains_end_to_end(config: Config, tiny_data: Dat
     assert result["test_accuracy"] > 0.6 > 3 * result["epochs"][0]["validation_accuracy"]
 
 
-def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
+def test_a_file_of_weights_is_where_training_starts(config: RunConfig) -> None:
     source, trained, _ = run_once(config)
     folder, result, _ = run_once(replace(config, weights=str(source / "weights.pt")))
     assert folder.name.startswith("strided-file-tiny-s0-")
@@ -990,13 +1003,13 @@ def test_a_file_of_weights_is_where_training_starts(config: Config) -> None:
     assert result["test_loss"] != trained["test_loss"]
 
 
-def test_a_twin_does_not_start_from_a_strided_networks_file(config: Config) -> None:
+def test_a_twin_does_not_start_from_a_strided_networks_file(config: RunConfig) -> None:
     source, _, _ = run_once(config)
     with pytest.raises(InputError, match="of another network"):
         run_once(twin_of(config, weights=str(source / "weights.pt")))
 
 
-def test_weights_drawn_depend_on_the_seed_alone(config: Config) -> None:
+def test_weights_drawn_depend_on_the_seed_alone(config: RunConfig) -> None:
     untrained = replace(config, recipe=replace(config.recipe, steps=0))
     states = []
     for seed, torch_seed in ((0, 1), (0, 2), (1, 1)):
@@ -1008,28 +1021,31 @@ def test_weights_drawn_depend_on_the_seed_alone(config: Config) -> None:
     assert not any(torch.equal(states[0][name], states[2][name]) for name in states[0])
 
 
-def test_a_network_with_fewer_scores_than_classes_is_an_error(config: Config) -> None:
+def test_a_network_with_fewer_scores_than_classes_is_an_error(config: RunConfig) -> None:
     layers = {**config.model.layers, "fc1": replace(config.model.layers["fc1"], channels=9)}
     with pytest.raises(InputError, match="9 scores, but there are 10 classes"):
         run_once(replace(config, model=replace(config.model, layers=layers)))
 
 
-def test_a_layer_larger_than_its_map_is_an_error_and_told_in_the_folder(config: Config) -> None:
-    layers = {**config.model.layers, "conv1": Layer("conv", 4, [11, 3], [1, 1], [1, 1], [0, 0])}
+def test_a_layer_larger_than_its_map_is_an_error_and_told_in_the_folder(config: RunConfig) -> None:
+    layers = {
+        **config.model.layers,
+        "conv1": LayerConfig("conv", 4, [11, 3], [1, 1], [1, 1], [0, 0]),
+    }
     large = replace(config, model=replace(config.model, layers=layers))
     with pytest.raises(InputError, match=r"model\.layers\.conv1: .*11x3.*data\.image_size"):
         run_once(large)
     assert "conv1" in json.loads((run_folder(large) / "failure.json").read_text())["error"]
 
 
-def test_a_device_that_is_not_here_is_an_error(config: Config) -> None:
+def test_a_device_that_is_not_here_is_an_error(config: RunConfig) -> None:
     found = torch.accelerator.current_accelerator(check_available=True)
     absent = "mps" if found is not None and found.type == "cuda" else "cuda"
     with pytest.raises(InputError, match=f"device={absent} is not here"):
         run_once(replace(config, device=absent))
 
 
-def test_circumstances_are_in_the_result(config: Config) -> None:
+def test_circumstances_are_in_the_result(config: RunConfig) -> None:
     _, result, _ = run_once(config, jobs_at_once=2)
     assert (result["device"], result["threads"], result["jobs_at_once"]) == ("cpu", 1, 2)
     assert run_once(replace(config, seed=1), jobs_at_once=None)[1]["jobs_at_once"] is None
@@ -1042,11 +1058,13 @@ def test_circumstances_are_in_the_result(config: Config) -> None:
 # Many runs
 
 
-def report_of(config: Config) -> Report:
-    return Report(config.model, config.data, config.recipe, config.outputs)
+def report_of(config: RunConfig) -> ReportConfig:
+    return ReportConfig(config.model, config.data, config.recipe, config.outputs)
 
 
-def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config: Config) -> None:
+def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(
+    config: RunConfig,
+) -> None:
     second = replace(config, seed=1)
     other_recipe = replace(config, recipe=replace(config.recipe, name="other", steps=1))
     other_data = replace(config, data=replace(config.data, validation_size=7))
@@ -1056,7 +1074,7 @@ def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config
     run_folder(replace(config, seed=2)).mkdir()  # not finished
     (Path(config.outputs) / "runs" / "notes.txt").write_text("A file of mine.")
 
-    def found(report: Report) -> list[str]:
+    def found(report: ReportConfig) -> list[str]:
         return sorted(result["run"] for result in finished_runs(report))
 
     assert found(report_of(config)) == sorted(map(run_name, mine))
@@ -1064,7 +1082,7 @@ def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(config
     assert found(report_of(other_recipe)) == [run_name(other_recipe)]
 
 
-def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Config) -> None:
+def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: RunConfig) -> None:
     report = report_of(config)
     with pytest.raises(InputError, match=r"data=mnist and recipe=tiny.*nothing"):
         finished_runs(report)
@@ -1077,7 +1095,9 @@ def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: Conf
 
 
 @pytest.mark.parametrize("loop", [None, 1, LOOP + 1])
-def test_runs_of_another_loop_are_an_error_that_says_so(config: Config, loop: int | None) -> None:
+def test_runs_of_another_loop_are_an_error_that_says_so(
+    config: RunConfig, loop: int | None
+) -> None:
     folder, result, _ = run_once(config)
     other = {**result, "experiment": "00000000", "loop": loop}
     del other["sha256"], other["run_seconds"]
@@ -1092,7 +1112,7 @@ def test_runs_of_another_loop_are_an_error_that_says_so(config: Config, loop: in
     assert [found["seed"] for found in finished_runs(report_of(config))] == [1]
 
 
-def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: Config) -> None:
+def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: RunConfig) -> None:
     for settings in (config, twin_of(config, weights="copy")):
         run_once(settings)
     other = replace(config, recipe=replace(config.recipe, name="other"))
@@ -1108,7 +1128,7 @@ def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: Config)
     assert "other" in (folder / "table1.md").read_text()
 
 
-def test_runs_become_one_tidy_row_each(config: Config) -> None:
+def test_runs_become_one_tidy_row_each(config: RunConfig) -> None:
     run_once(replace(config, seed=1))
     run_once(config)
     run_once(twin_of(config, weights="copy"))
@@ -1134,7 +1154,7 @@ def test_runs_become_one_tidy_row_each(config: Config) -> None:
     assert list(frame.fit_images.isna()) == [False, False, True]  # a copy was trained on nothing
 
 
-def test_a_copy_starts_from_the_run_of_the_same_seed(config: Config) -> None:
+def test_a_copy_starts_from_the_run_of_the_same_seed(config: RunConfig) -> None:
     copies = [twin_of(config, weights="copy", seed=seed) for seed in (0, 1)]
     for copied in copies:
         run_once(strided_source(copied))

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
 from experiments.runs.training import Examples, train
-from experiments.settings.schema import Recipe
+from experiments.settings.schema import RecipeConfig
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
@@ -519,7 +519,7 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(8, 1, 28, 28, generator=draw, dtype=torch.float64)
     labels = torch.randint(10, (8,), generator=draw)
-    recipe = Recipe("one step", steps=1, batch_size=8, learning_rate=RATE, weight_decay=0.3)
+    recipe = RecipeConfig("one step", steps=1, batch_size=8, learning_rate=RATE, weight_decay=0.3)
     model, twin = twin_of("lenet")
     shared = share(twin, sharing)
     for network, inputs, many in (

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.settings.schema import Survey
+from experiments.settings.schema import SurveyConfig
 from experiments.studies import survey as study
 from experiments.studies.survey import (
     by_source,
@@ -275,15 +275,15 @@ def test_a_conversion_that_raises_is_a_crash_with_its_place(
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+def config(tmp_path_factory: pytest.TempPathFactory) -> SurveyConfig:
     names = [f"{HERE}:{name}" for name in ("Fake", "Unlisted", "Absent")]
-    return Survey(
+    return SurveyConfig(
         sources=names, seconds=10, gigabytes=16, outputs=str(tmp_path_factory.mktemp("out"))
     )
 
 
 @pytest.fixture(scope="module")
-def surveyed(config: Survey) -> tuple[dict[str, Row], dict[str, str]]:
+def surveyed(config: SurveyConfig) -> tuple[dict[str, Row], dict[str, str]]:
     """Rows by model, of a survey of the fake sources; and what is missing."""
     rows, missing = survey(config)
     return {row["model"]: row for row in rows}, missing
@@ -314,7 +314,7 @@ def test_each_model_is_in_a_process_of_its_own_so_that_none_stops_the_survey(
 
 
 def test_a_source_that_is_not_installed_is_skipped_and_said(
-    surveyed: tuple[dict[str, Row], dict[str, str]], config: Survey
+    surveyed: tuple[dict[str, Row], dict[str, str]], config: SurveyConfig
 ) -> None:
     rows, missing = surveyed
     assert [*missing] == [f"{HERE}:Unlisted", f"{HERE}:Absent"]
@@ -351,7 +351,9 @@ class NoWorker:
 
 
 def test_what_has_been_measured_is_not_measured_again(
-    surveyed: tuple[dict[str, Row], dict[str, str]], config: Survey, monkeypatch: pytest.MonkeyPatch
+    surveyed: tuple[dict[str, Row], dict[str, str]],
+    config: SurveyConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
     rows, _ = survey(config)
@@ -365,7 +367,7 @@ def test_what_has_been_measured_is_not_measured_again(
 
 
 def test_names_choose_models_and_unknown_ones_are_told(
-    surveyed: object, config: Survey, monkeypatch: pytest.MonkeyPatch
+    surveyed: object, config: SurveyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
     rows, _ = survey(replace(config, every=3))

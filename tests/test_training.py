@@ -27,7 +27,7 @@ from experiments.runs.training import (
     normalise,
     train,
 )
-from experiments.settings.schema import Recipe
+from experiments.settings.schema import RecipeConfig
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from stridenet.sharing import (
@@ -40,7 +40,7 @@ from stridenet.sharing import (
 from stridenet.twin import UnitStrideNetwork
 
 CPU = torch.device("cpu")
-RECIPE = Recipe(name="tiny", epochs=2, batch_size=64)
+RECIPE = RecipeConfig(name="tiny", epochs=2, batch_size=64)
 
 
 class Recorder(nn.Module):
@@ -236,7 +236,7 @@ def test_the_rate_follows_its_schedule_and_biases_have_twice_as_much(
         used[:] = [optimizer]
 
     monkeypatch.setattr(torch.optim.SGD, "step", read)
-    recipe = Recipe(
+    recipe = RecipeConfig(
         steps=2000, batch_size=1, learning_rate=0.01, schedule=schedule, bias_rate_factor=2
     )
     given = Examples(torch.zeros(700, 1, 1, 1), torch.zeros(700).long(), CPU)
@@ -256,7 +256,7 @@ def test_the_rate_follows_its_schedule_and_biases_have_twice_as_much(
 def test_training_is_step_for_step_a_plain_loop(
     tiny_data: Dataset, optimizer: str, schedule: str
 ) -> None:
-    recipe = Recipe(
+    recipe = RecipeConfig(
         epochs=2, optimizer=optimizer, learning_rate=0.03, schedule=schedule, rate_decay=0.2,
         rate_power=0.75, bias_rate_factor=2, momentum=0.8, weight_decay=0.01,
     )  # fmt: skip
@@ -296,7 +296,7 @@ def test_training_is_step_for_step_a_plain_loop(
 
 # Twins that share
 
-FULL = Recipe(
+FULL = RecipeConfig(
     "full", epochs=4, batch_size=150, learning_rate=0.03, schedule="inverse", rate_decay=0.2,
     rate_power=0.75, bias_rate_factor=2, momentum=0.9, weight_decay=0.01,
 )  # fmt: skip

@@ -6,10 +6,10 @@ from typing import Any
 import pandas as pd
 
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 
 
-def circumstances_of(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
+def circumstances_of(config: ReportConfig, runs: pd.DataFrame) -> dict[str, Any]:
     """Everything needed to judge the numbers or to have them again; lists where runs differ."""
     columns = ["device_name", "threads", "jobs_at_once", "git_commit"]
     columns += [name for name in runs if name.startswith("versions.")]
@@ -28,7 +28,7 @@ def circumstances_of(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def about_runs(config: Report, runs: pd.DataFrame) -> str:
+def about_runs(config: ReportConfig, runs: pd.DataFrame) -> str:
     """Where the numbers come from."""
     data, recipe = config.data, config.recipe
     note = f" {recipe.note}" if recipe.note else ""

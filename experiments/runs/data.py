@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from experiments.runs.files import lock_file
-from experiments.settings.schema import Data
+from experiments.settings.schema import DataConfig
 from stridenet.cli import torchvision_import
 from stridenet.errors import InputError
 from stridenet.files import make_folder, move
@@ -65,7 +65,7 @@ def generator(seed: int, purpose: str) -> torch.Generator:
     return torch.Generator().manual_seed(int.from_bytes(digest[:7]))
 
 
-def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
+def load(data: DataConfig, folder: Path, seed: int = 0) -> Dataset:
     """Read a data set from the files below `folder`, which are fetched where they are missing.
 
     The validation images are the last of the official training images, and `data.train_size` draws
@@ -99,7 +99,7 @@ def load(data: Data, folder: Path, seed: int = 0) -> Dataset:
     )
 
 
-def provide(data: Data, folder: Path) -> Origin:
+def provide(data: DataConfig, folder: Path) -> Origin:
     """Have the right files below `folder`; only one process at a time fetches any. Raises as `load`."""
     if data.name not in ORIGINS:
         raise InputError(f"data.name={data.name} is unknown: take one of {', '.join(ORIGINS)}")

@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from experiments.runs.files import load_tensors, lock_file
 from experiments.settings.identity import run_name
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def run_folder(config: Config) -> Path:
+def run_folder(config: RunConfig) -> Path:
     """Where this run is, or will be."""
     return Path(config.outputs) / "runs" / run_name(config)
 

@@ -16,7 +16,13 @@ from typing import Any
 import torch
 
 import stridenet
-from experiments.settings.schema import Bench, Config, ConversionBench, Survey, Zoo
+from experiments.settings.schema import (
+    BenchmarkConfig,
+    ConversionBenchmarkConfig,
+    RunConfig,
+    SurveyConfig,
+    ZooConfig,
+)
 from stridenet.errors import InputError
 
 M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
@@ -57,7 +63,7 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench | ConversionBench | Survey | Zoo,
+    config: RunConfig | BenchmarkConfig | ConversionBenchmarkConfig | SurveyConfig | ZooConfig,
     device: torch.device,
     jobs_at_once: int | None = 1,
 ) -> dict[str, Any]:

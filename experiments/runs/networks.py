@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from experiments.settings.schema import Layer, Model, Recipe
+from experiments.settings.schema import LayerConfig, ModelConfig, RecipeConfig
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.options import MOST_PARAMETERS
@@ -28,7 +28,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def build_strided(
-    model: Model, input_size: tuple[int, int, int], max_pooling: bool = False
+    model: ModelConfig, input_size: tuple[int, int, int], max_pooling: bool = False
 ) -> nn.Sequential:
     """The network that the settings describe, before any stride is eliminated.
 
@@ -62,7 +62,7 @@ def build_strided(
 
 
 def build_network(
-    model: Model, input_size: tuple[int, int, int], sharing: str = "free"
+    model: ModelConfig, input_size: tuple[int, int, int], sharing: str = "free"
 ) -> nn.Module:
     """The network that the settings name: strided, with pooling, or the unit-stride twin.
 
@@ -86,9 +86,9 @@ def twin_of(strided: nn.Module, input_size: tuple[int, int, int]) -> UnitStrideN
 
 
 def draw_network(
-    model: Model,
+    model: ModelConfig,
     input_size: tuple[int, int, int],
-    recipe: Recipe,
+    recipe: RecipeConfig,
     sharing: str,
     generator: torch.Generator,
 ) -> nn.Module:
@@ -124,7 +124,7 @@ def _flatten(network: nn.Sequential, channels: int, size: list[int]) -> int:
 
 
 def _size_after(
-    name: str, layer: Layer, size: list[int], input_size: tuple[int, int, int]
+    name: str, layer: LayerConfig, size: list[int], input_size: tuple[int, int, int]
 ) -> list[int]:
     """The size of the map after a convolution, or the pooling in its place, from that before."""
     padded = [extent + 2 * zeros for extent, zeros in zip(size, layer.padding, strict=True)]
@@ -139,7 +139,7 @@ def _size_after(
     return [(p - w) // s + 1 for p, w, s in zip(padded, window, layer.stride, strict=True)]
 
 
-def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
+def _layer(name: str, layer: LayerConfig, channels: int) -> nn.Module:
     if layer.kind == "fc":
         return nn.Linear(channels, layer.channels, bias=layer.bias)
     try:
@@ -160,7 +160,7 @@ def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
         ) from error
 
 
-def _pooling(name: str, layer: Layer, channels: int) -> nn.Module:
+def _pooling(name: str, layer: LayerConfig, channels: int) -> nn.Module:
     """What the strided convolution stands for, with the same window and stride."""
     if layer.channels != channels:
         raise InputError(

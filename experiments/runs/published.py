@@ -18,7 +18,7 @@ import numpy as np
 from experiments.runs import files
 from experiments.runs.results import unpack_bits
 from experiments.settings.identity import LOOP, run_name
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder, read
 
@@ -46,7 +46,7 @@ class Published:
     right: dict[str, np.ndarray] = field(default_factory=dict)  # of each run: bool (test images,)
 
 
-def published_result(config: Config) -> dict[str, Any] | None:
+def published_result(config: RunConfig) -> dict[str, Any] | None:
     """The row of this run in the settings' folder `published`; None if there is none.
 
     It has the columns of runs.csv, which are fewer than a result's keys.

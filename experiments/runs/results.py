@@ -12,7 +12,7 @@ import numpy as np
 from experiments.runs.files import sha256_of
 from experiments.runs.trust import DamagedError, require
 from experiments.settings.identity import LOOP, experiment_identity
-from experiments.settings.schema import Experiment
+from experiments.settings.schema import ExperimentConfig
 from stridenet.errors import InputError
 from stridenet.files import read
 
@@ -86,14 +86,14 @@ def unpack_bits(packed: str, many: int) -> np.ndarray:
     return np.unpackbits(octets, count=many).astype(bool)
 
 
-def all_results(experiment: Experiment) -> list[dict[str, Any]]:
+def all_results(experiment: ExperimentConfig) -> list[dict[str, Any]]:
     """The results of all finished runs in the experiment's outputs, whatever they are of."""
     folder = Path(experiment.outputs) / "runs"
     paths = sorted(folder.glob("*/"))
     return [result for path in paths if (result := read_result(path, weights=False))]
 
 
-def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
+def finished_runs(experiment: ExperimentConfig) -> list[dict[str, Any]]:
     """The results of the experiment's runs. Raises InputError if there are none."""
     results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]

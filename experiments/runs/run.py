@@ -38,7 +38,7 @@ from experiments.settings.identity import (
     strided_source,
     variant,
 )
-from experiments.settings.schema import STARTING_WEIGHTS, Config
+from experiments.settings.schema import STARTING_WEIGHTS, RunConfig
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.files import remove_half_written
 from stridenet.origins import Origin
@@ -59,7 +59,7 @@ TEST_IMAGES = 10_000
 
 
 def run_once(
-    config: Config, jobs_at_once: int | None = 1, bar: bool = True, sweep: str | None = None
+    config: RunConfig, jobs_at_once: int | None = 1, bar: bool = True, sweep: str | None = None
 ) -> tuple[Path, dict[str, Any], bool]:
     """Do a run, unless it is done. Returns its folder, its result, and whether it is new.
 
@@ -97,7 +97,7 @@ def _trusted_result(folder: Path) -> dict[str, Any] | None:
 
 
 def _done(
-    config: Config, folder: Path, jobs_at_once: int | None, bar: bool, sweep: str | None
+    config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool, sweep: str | None
 ) -> dict[str, Any]:
     """Do the run in its folder, which the caller holds; failure.json says why where that fails."""
     failure, began = folder / "failure.json", time.perf_counter()
@@ -116,7 +116,7 @@ def _done(
     return result
 
 
-def estimate(config: Config) -> tuple[float, int]:
+def estimate(config: RunConfig) -> tuple[float, int]:
     """About how many seconds a run takes, by timing a few steps, and the bytes of its weights."""
     height, width = config.data.image_size
     batch, most = config.recipe.batch_size, 60_000 - config.data.validation_size
@@ -152,7 +152,7 @@ class Observed:
     rho: Callable[[], dict[str, float]] | None = None
 
 
-def _observed(twin: UnitStrideNetwork, config: Config) -> Observed:
+def _observed(twin: UnitStrideNetwork, config: RunConfig) -> Observed:
     found = origins(twin)
     tied = config.sharing == "tied"  # whose copies have no gradients of their own
     return Observed(
@@ -200,7 +200,7 @@ def _fit(
 
 
 def _execute(
-    config: Config, folder: Path, jobs_at_once: int | None, bar: bool
+    config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool
 ) -> tuple[dict[str, Any], str]:
     """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights' file."""
     device = choose_device(config.device)
@@ -264,7 +264,7 @@ def _execute(
 
 
 def _train(
-    config: Config,
+    config: RunConfig,
     folder: Path,
     layers: nn.Module,
     splits: dict[str, Examples],
@@ -308,7 +308,7 @@ def _train(
     return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
 
 
-def _starting_networks(config: Config) -> tuple[nn.Module, nn.Module | None]:
+def _starting_networks(config: RunConfig) -> tuple[nn.Module, nn.Module | None]:
     """The network of this run with its starting weights, and the strided one they were copied from."""
     height, width = config.data.image_size
     input_size = (1, height, width)

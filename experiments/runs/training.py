@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.runs.data import Dataset, generator
-from experiments.settings.schema import Recipe
+from experiments.settings.schema import RecipeConfig
 from stridenet.errors import InputError
 
 EVALUATION_BATCH = 1000
@@ -116,7 +116,7 @@ def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
     return Evaluation(torch.cat(right), mean if math.isfinite(mean) else None)
 
 
-def length(recipe: Recipe, examples: int) -> tuple[int, int]:
+def length(recipe: RecipeConfig, examples: int) -> tuple[int, int]:
     """Steps in all, and in an epoch of whole batches, of training on so many examples.
 
     Raises InputError where there are fewer examples than one batch has.
@@ -130,7 +130,7 @@ def length(recipe: Recipe, examples: int) -> tuple[int, int]:
     return per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0, per_epoch
 
 
-def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
+def points(recipe: RecipeConfig, steps: int, per_epoch: int) -> list[int]:
     """After which steps the curves have a point: after each epoch, or `evaluations` times in all."""
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
@@ -141,7 +141,7 @@ def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
 def train(
     network: nn.Module,
     splits: dict[str, Examples],
-    recipe: Recipe,
+    recipe: RecipeConfig,
     seed: int,
     device: torch.device,
     title: str | None = "",
@@ -226,7 +226,9 @@ def train(
     return history
 
 
-def batches(recipe: Recipe, seed: int, examples: int, start: int, stop: int) -> Iterator[Tensor]:
+def batches(
+    recipe: RecipeConfig, seed: int, examples: int, start: int, stop: int
+) -> Iterator[Tensor]:
     """The places of the examples of each step from `start` to `stop`: whole batches of a permutation
     of its own for each epoch, whose rest is dropped."""
     size, per_epoch = recipe.batch_size, examples // recipe.batch_size
@@ -251,7 +253,7 @@ def _backward(
 
 
 def _optimizer(
-    network: nn.Module, recipe: Recipe, steps: int, scales: Mapping[str, float]
+    network: nn.Module, recipe: RecipeConfig, steps: int, scales: Mapping[str, float]
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
     """The recipe's optimizer, and its rate over `steps` steps.
 

@@ -17,20 +17,20 @@ from experiments.settings.schema import (
     MOST,
     RATED,
     STARTING_WEIGHTS,
-    Bench,
-    Config,
-    Conversion,
-    ConversionBench,
-    Evidence,
-    Experiment,
-    Figures,
-    Layer,
-    Model,
-    Network,
-    Recipe,
-    Report,
-    Survey,
-    Zoo,
+    BenchmarkConfig,
+    ConversionBenchmarkConfig,
+    ConversionConfig,
+    EvidenceConfig,
+    ExperimentConfig,
+    FiguresConfig,
+    LayerConfig,
+    ModelConfig,
+    NetworkConfig,
+    RecipeConfig,
+    ReportConfig,
+    RunConfig,
+    SurveyConfig,
+    ZooConfig,
 )
 from stridenet.errors import InputError
 
@@ -38,7 +38,14 @@ PATHS = ("outputs", "published", "reference", "file")  # to be written to, or a 
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 PUBLISHED = "outputs/reference"
 MOST_SIZE = 65_536  # of an image, a kernel, a stride: along one axis
-Settings = TypeVar("Settings", bound=Network | Evidence | Conversion | ConversionBench | Survey)
+Settings = TypeVar(
+    "Settings",
+    bound=NetworkConfig
+    | EvidenceConfig
+    | ConversionConfig
+    | ConversionBenchmarkConfig
+    | SurveyConfig,
+)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
@@ -49,22 +56,22 @@ def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
     for key in PATHS:
         if getattr(config, key, None) is not None:
             named(key, getattr(config, key))
-    if isinstance(config, Network):
+    if isinstance(config, NetworkConfig):
         _check_network(config)
-    if isinstance(config, Experiment):
+    if isinstance(config, ExperimentConfig):
         _check_experiment(config)
-    if isinstance(config, Figures):
+    if isinstance(config, FiguresConfig):
         convolutions = [name for name, layer in config.model.layers.items() if layer.kind == "conv"]
         require_convolution(config.layer, convolutions)
-    if isinstance(config, (Evidence, Report)):
+    if isinstance(config, (EvidenceConfig, ReportConfig)):
         _check_folders(config)
-    if isinstance(config, Zoo):
+    if isinstance(config, ZooConfig):
         _check_zoo(config)
-    elif isinstance(config, Conversion):
+    elif isinstance(config, ConversionConfig):
         _check_conversion(config)
-    if isinstance(config, Survey):
+    if isinstance(config, SurveyConfig):
         _check_survey(config)
-    if isinstance(config, ConversionBench):
+    if isinstance(config, ConversionBenchmarkConfig):
         for key in ("rounds", "steps", "batch_size"):
             at_least(key, getattr(config, key), 1)
         _check_threads(config.threads)
@@ -102,22 +109,22 @@ def _check_numbers(config: Any, place: str = "") -> None:
             setattr(config, one.name, value + type(value)(0))
 
 
-def _check_experiment(config: Experiment) -> None:
+def _check_experiment(config: ExperimentConfig) -> None:
     if not re.fullmatch(r"\w{1,64}", config.recipe.name):  # part of a folder's name
         raise InputError(
             f"recipe.name={config.recipe.name} must be made of letters, digits and _, 64 at most"
         )
     _check_recipe(config.recipe)
-    if isinstance(config, Config):
+    if isinstance(config, RunConfig):
         _check_run(config)
-    if isinstance(config, Bench):
+    if isinstance(config, BenchmarkConfig):
         at_least("rounds", config.rounds, 1)
         at_least("steps", config.steps, 1)
-    if isinstance(config, (Config, Bench)):
+    if isinstance(config, (RunConfig, BenchmarkConfig)):
         _check_threads(config.threads)
 
 
-def _check_network(config: Network) -> None:
+def _check_network(config: NetworkConfig) -> None:
     config.model = _resolve_model(config.model)
     if config.model.max_pooling and config.model.eliminate_stride:
         raise InputError(
@@ -129,18 +136,18 @@ def _check_network(config: Network) -> None:
     at_least("data.download_timeout", config.data.download_timeout, 0)
 
 
-def _check_folders(config: Evidence | Report) -> None:
+def _check_folders(config: EvidenceConfig | ReportConfig) -> None:
     """Raise InputError where published results are to be read from a folder that is not there.
 
     The repository's own may be missing, where a command is called from another folder.
     """
-    key = "published" if isinstance(config, Evidence) else "reference"
+    key = "published" if isinstance(config, EvidenceConfig) else "reference"
     folder = getattr(config, key)
     if folder not in (None, PUBLISHED) and not Path(folder).is_dir():
         raise InputError(f"{key}={folder} is no folder; published results are in {PUBLISHED}")
 
 
-def _check_zoo(config: Zoo) -> None:
+def _check_zoo(config: ZooConfig) -> None:
     config.models = _names("models", config.models)
     if config.of_user:
         _check_conversion(config)
@@ -150,9 +157,9 @@ def _check_zoo(config: Zoo) -> None:
                 "give one of the two"
             )
     else:
-        default = Conversion(model={"_target_": None}, input_size=None)
+        default = ConversionConfig(model={"_target_": None}, input_size=None)
         free = ("seed", "max_parameters", "outputs")
-        for name in (one.name for one in fields(Conversion) if one.name not in free):
+        for name in (one.name for one in fields(ConversionConfig) if one.name not in free):
             if getattr(config, name) != getattr(default, name):
                 raise InputError(
                     f"{name}={getattr(config, name)}: the zoo's models have settings of their own; "
@@ -163,7 +170,7 @@ def _check_zoo(config: Zoo) -> None:
     _check_threads(config.threads)
 
 
-def _check_survey(config: Survey) -> None:
+def _check_survey(config: SurveyConfig) -> None:
     config.sources = _names("sources", config.sources)
     config.models = _names("models", config.models)
     if config.all and config.models is not None:
@@ -174,7 +181,7 @@ def _check_survey(config: Survey) -> None:
     _check_threads(config.threads)
 
 
-def _check_conversion(config: Conversion) -> None:
+def _check_conversion(config: ConversionConfig) -> None:
     target = config.model.get("_target_")
     if not isinstance(target, str):
         raise InputError(f"model._target_={target} must be package.function")
@@ -194,7 +201,7 @@ def _check_conversion(config: Conversion) -> None:
         )
     at_least("max_parameters", config.max_parameters, 1)
     _check_seed(config.seed)
-    defaults = Conversion()
+    defaults = ConversionConfig()
     other = 3 - config.theorem
     for name in _OF_THEOREM[other]:
         value = getattr(config, name)
@@ -224,7 +231,7 @@ def _typed(schema: type[Any], content: Any, place: str) -> Any:
     return typed
 
 
-def _resolve_model(model: Model) -> Model:
+def _resolve_model(model: ModelConfig) -> ModelConfig:
     if not model.layers:
         raise InputError("model.layers is empty; give at least one layer")
     layers = {}
@@ -232,7 +239,7 @@ def _resolve_model(model: Model) -> Model:
         key = f"model.layers.{name}"
         if not isinstance(content, dict):
             raise InputError(f"{key}={content} must be a layer, as in {{kernel: 3, channels: 20}}")
-        layer = _typed(Layer, content, key)
+        layer = _typed(LayerConfig, content, key)
         _check_numbers(layer, f"{key}.")
         if not re.fullmatch(r"[A-Za-z]\w*", name):
             raise InputError(f"{key}: a layer's name is a letter, then letters, digits and _")
@@ -252,7 +259,7 @@ def _resolve_model(model: Model) -> Model:
     )
 
 
-def _check_recipe(recipe: Recipe) -> None:
+def _check_recipe(recipe: RecipeConfig) -> None:
     if recipe.epochs is None and recipe.steps is None:
         raise InputError(
             "recipe.steps has no value yet, nor has recipe.epochs: give one of the two"
@@ -290,7 +297,7 @@ def _rates(given: Any) -> float | dict[str, float]:
     return numbers if isinstance(given, dict) else numbers[""]
 
 
-def _check_run(config: Config) -> None:
+def _check_run(config: RunConfig) -> None:
     _check_seed(config.seed)
     twin = config.model.eliminate_stride
     if config.weights == "copy" and not twin:
@@ -319,7 +326,7 @@ def _check_run(config: Config) -> None:
         )
 
 
-def with_seed(config: Config, text: str) -> Config:
+def with_seed(config: RunConfig, text: str) -> RunConfig:
     """Return the run with the seed that was typed. Raises InputError where it is no seed."""
     try:
         seed = int(text)

@@ -18,7 +18,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from experiments.settings.schema import Layer
+from experiments.settings.schema import LayerConfig
 
 WIDTH = 80  # of a terminal
 MEANINGS = 34  # the column in which they begin
@@ -67,12 +67,12 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
 
 def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
     """The layers with what is not a layer's default, and the settings that each of them has."""
-    defaults = OmegaConf.structured(Layer)
+    defaults = OmegaConf.structured(LayerConfig)
     yield _line("model.layers", meaning)
     for name, layer in layers.items():
         chosen = [f"{k}={_written(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
         yield _line(f"  {name!s}", " ".join(chosen))
-    yield from _lines(Layer, defaults, "model.layers.LAYER.")
+    yield from _lines(LayerConfig, defaults, "model.layers.LAYER.")
 
 
 def _line(setting: str, meaning: str) -> str:
@@ -144,7 +144,7 @@ def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
     if before == "model.layers.":
         adding = f"'+{full}={{kernel: 3, channels: 20}}' adds one"
         return f"{full} is unknown; the layers are {', '.join(known)}; {adding}"
-    if re.fullmatch(r"model\.layers\.\w+\.", before) and key in Layer.__annotations__:
+    if re.fullmatch(r"model\.layers\.\w+\.", before) and key in LayerConfig.__annotations__:
         return f"{full} is not written there; +{full}=… adds it"
     return f"{full} is unknown; {_nearest(key, known, before)}"
 

@@ -7,7 +7,13 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.schema import STARTING_WEIGHTS, Config, Experiment, Model, Recipe
+from experiments.settings.schema import (
+    STARTING_WEIGHTS,
+    ExperimentConfig,
+    ModelConfig,
+    RecipeConfig,
+    RunConfig,
+)
 from stridenet.errors import InputError
 
 # Counts the versions of the training loop, so that results of two are never in one table. 1: batches
@@ -15,31 +21,31 @@ from stridenet.errors import InputError
 LOOP = 2
 
 
-def experiment_identity(experiment: Experiment) -> str:
+def experiment_identity(experiment: ExperimentConfig) -> str:
     """The same for all runs that may stand in one table: one strided network, data and recipe."""
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
     del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_scaling"]
     return content_hash([LOOP, *_model(experiment.model), data, recipe])
 
 
-def model_identity(experiment: Experiment) -> str:
+def model_identity(experiment: ExperimentConfig) -> str:
     """Return a hash that is equal wherever the strided network and the size of the images are."""
     return content_hash([*_model(experiment.model), experiment.data.image_size])
 
 
-def _model(model: Model) -> list[Any]:
+def _model(model: ModelConfig) -> list[Any]:
     content = asdict(model)
     del content["eliminate_stride"], content["max_pooling"]
     return [list(content.pop("layers").items()), content]  # the layers' order counts
 
 
-def rate_of(config: Config) -> float:
+def rate_of(config: RunConfig) -> float:
     """The learning rate of this run's network: that of its sharing where it has one."""
     shared = config.model.eliminate_stride and config.sharing != "free"
     return rate_for(config.recipe, config.sharing if shared else config.model.name)
 
 
-def rate_for(recipe: Recipe, name: str) -> float:
+def rate_for(recipe: RecipeConfig, name: str) -> float:
     """The learning rate of one of schema.RATED. Raises InputError where there is none."""
     rates = recipe.learning_rate
     if not isinstance(rates, dict):
@@ -52,7 +58,7 @@ def rate_for(recipe: Recipe, name: str) -> float:
     return float(rates[name])
 
 
-def variant(config: Config) -> str:
+def variant(config: RunConfig) -> str:
     """How the network is treated otherwise than in the paper, in words; "" if in no way."""
     parts = {
         config.sharing: config.sharing != "free",
@@ -62,7 +68,7 @@ def variant(config: Config) -> str:
     return " ".join(part for part, applies in parts.items() if applies)
 
 
-def run_name(config: Config) -> str:
+def run_name(config: RunConfig) -> str:
     """A run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or unit_stride-tied-scratch-….
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
@@ -80,7 +86,7 @@ def run_name(config: Config) -> str:
     return "-".join(filter(None, parts))
 
 
-def strided_source(config: Config) -> Config:
+def strided_source(config: RunConfig) -> RunConfig:
     """The run whose weights `weights=copy` and `fine_tune` start from."""
     model = replace(config.model, eliminate_stride=False)
     recipe = replace(config.recipe, rate_scaling="none", fan_in="nonzero")

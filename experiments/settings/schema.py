@@ -29,7 +29,7 @@ def setting(default: Any, meaning: str, choices: tuple[Any, ...] = (), most: flo
 
 
 @dataclass
-class Layer:
+class LayerConfig:
     """One layer of the strided network; sizes along the axes are written as one number or [h, w]."""
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
@@ -46,7 +46,7 @@ class Layer:
 
 
 @dataclass
-class Model:
+class ModelConfig:
     """The strided network, and whether one of two others is to be derived from it: its unit-stride
     twin, or the network with pooling layers that it stands for."""
 
@@ -66,7 +66,7 @@ class Model:
 
 
 @dataclass
-class Data:
+class DataConfig:
     """The images; the official split is 60,000 for training and 10,000 for testing."""
 
     name: str = setting(MISSING, "the data set", DATA_SETS)
@@ -81,7 +81,7 @@ class Data:
 
 
 @dataclass
-class Recipe:
+class RecipeConfig:
     """How a network is trained: by gradients of the cross-entropy, in whole batches."""
 
     name: str = setting(MISSING, "part of the runs' names: letters, digits, _")
@@ -134,23 +134,23 @@ class Recipe:
 
 
 @dataclass
-class Network:
+class NetworkConfig:
     """The strided network and the images that it is for."""
 
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
 
 
 @dataclass
-class Experiment(Network):
+class ExperimentConfig(NetworkConfig):
     """One strided network, data set and recipe: what may stand in one table."""
 
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     outputs: str = setting("outputs", "folder of data, runs and reports")
 
 
 @dataclass
-class Report(Experiment):
+class ReportConfig(ExperimentConfig):
     """Tables and figures of an experiment's runs."""
 
     reference: str | None = setting(
@@ -159,7 +159,7 @@ class Report(Experiment):
 
 
 @dataclass
-class Evidence:
+class EvidenceConfig:
     """The experiments of docs/protocol.md: what is published of them, and what it says."""
 
     published: str = setting("outputs/reference", "what is published: a folder for each experiment")
@@ -167,7 +167,7 @@ class Evidence:
 
 
 @dataclass
-class Figures(Network):
+class FiguresConfig(NetworkConfig):
     """What is drawn: the paper's figures, and how one layer's weights are shared."""
 
     layer: str = setting("conv1", "whose sharing map is drawn")
@@ -175,7 +175,7 @@ class Figures(Network):
 
 
 @dataclass
-class Config(Experiment):
+class RunConfig(ExperimentConfig):
     """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
@@ -201,7 +201,7 @@ class Config(Experiment):
 
 
 @dataclass
-class Bench(Experiment):
+class BenchmarkConfig(ExperimentConfig):
     """What is timed: both networks and the recipe's steps, round by round."""
 
     rounds: int = setting(10, "in each, all is timed in turn")
@@ -211,7 +211,7 @@ class Bench(Experiment):
 
 
 @dataclass
-class ConversionBench:
+class ConversionBenchmarkConfig:
     """What is timed: two conversions of one network, and the stems of several beside their twins."""
 
     rounds: int = setting(20, "in each, all is timed in turn")
@@ -225,7 +225,7 @@ class ConversionBench:
 
 
 @dataclass
-class Conversion:
+class ConversionConfig:
     """Any network, and how its strides are to be eliminated."""
 
     model: dict[str, Any] = setting(
@@ -258,7 +258,7 @@ class Conversion:
 
 
 @dataclass
-class Zoo(Conversion):
+class ZooConfig(ConversionConfig):
     """What is converted, verified and timed: models of stridenet.zoo, or one of the user's own."""
 
     models: Any = setting(None, "some of the zoo, as in [lenet,resnet18]; null: all")
@@ -273,7 +273,7 @@ class Zoo(Conversion):
 
 
 @dataclass
-class Survey:
+class SurveyConfig:
     """Which of other people's networks are converted, and with what limits."""
 
     sources: Any = setting(

@@ -15,7 +15,7 @@ from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import difference, new_images, seeds_needed
 from experiments.runs.results import arms, unpack_bits
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.plan import EliminationPlan
 
@@ -96,7 +96,7 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_section(
-    config: Report, runs: pd.DataFrame, plan: EliminationPlan, about: str
+    config: ReportConfig, runs: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
     """The comparison as a table of the report."""
     papers = is_the_papers(plan, config.data.name)

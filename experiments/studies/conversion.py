@@ -18,7 +18,7 @@ from tqdm import tqdm
 from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
 from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.settings.schema import ConversionBench
+from experiments.settings.schema import ConversionBenchmarkConfig
 from experiments.studies.training_step import Chunk, seconds
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.by_layer.plan import plan_layers
@@ -61,7 +61,7 @@ STEMS = {
 
 
 @torch.no_grad()
-def benchmark_conversion(config: ConversionBench) -> dict[str, Any]:
+def benchmark_conversion(config: ConversionBenchmarkConfig) -> dict[str, Any]:
     """Time everything. Returns the seconds of every round, and what a reader needs to judge them.
 
     Raises StrideEliminationError for a network that does not give what the strided one gives.
@@ -88,7 +88,7 @@ def benchmark_conversion(config: ConversionBench) -> dict[str, Any]:
     }
 
 
-def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
+def _conversion(config: ConversionBenchmarkConfig, bar: "tqdm[Any]") -> dict[str, Any]:
     """Both conversions of one network, on the processor."""
     model, images = _network(), torch.randn(2, *SIZE)
     fuse = _fuse()
@@ -105,7 +105,11 @@ def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
 
 
 def _stem(
-    name: str, layout: str, config: ConversionBench, device: torch.device, bar: "tqdm[Any]"
+    name: str,
+    layout: str,
+    config: ConversionBenchmarkConfig,
+    device: torch.device,
+    bar: "tqdm[Any]",
 ) -> dict[str, Any]:
     """A forward pass of one stem and of its twin, on images in one layout."""
     stem = STEMS[name]

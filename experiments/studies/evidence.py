@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.reporting.figures import save_figure
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
-from experiments.settings.schema import Evidence
+from experiments.settings.schema import EvidenceConfig
 from experiments.studies.claims import claims_section, claims_table
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
 from stridenet.files import make_folder
@@ -24,7 +24,7 @@ PROGRESS = (
 )
 
 
-def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> list[str]:
+def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None]) -> list[str]:
     """Write the tables and figures of what is published into outputs/report; returns what to print.
 
     wanted: the names of each experiment's runs; None where its settings have not been chosen yet.

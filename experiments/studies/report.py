@@ -9,7 +9,7 @@ from experiments.reporting.section import WIDTH
 from experiments.runs.files import write_json
 from experiments.runs.networks import build_strided
 from experiments.runs.results import finished_runs, tidy
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from experiments.studies.comparison import comparison_section
 from experiments.studies.copied_weights import copied_sections
 from experiments.studies.sharing import freedom_section
@@ -34,7 +34,7 @@ OPTIONAL = {
 }
 
 
-def write_report(config: Report) -> list[str]:
+def write_report(config: ReportConfig) -> list[str]:
     """Write tables, figures and runs.csv into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     results = finished_runs(config)

@@ -21,7 +21,7 @@ from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write_json
 from experiments.runs.published import distance
 from experiments.runs.results import arms, finished_runs, tidy
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder, write
 from stridenet.plan import EliminationPlan
@@ -162,7 +162,7 @@ OF_ARMS = (
 )
 
 
-def write_findings(config: Report) -> list[str]:
+def write_findings(config: ReportConfig) -> list[str]:
     """Write tables and figure of experiment=sharing into outputs/report; returns what to print."""
     results = finished_runs(config)
     runs, epochs = by_run(results), by_epoch(results)

@@ -23,7 +23,7 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, short_commit
-from experiments.settings.schema import Survey
+from experiments.settings.schema import SurveyConfig
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
 from stridenet.errors import InputError
@@ -48,7 +48,7 @@ class Chosen:
 # Which models ---------------------------------------------------------------------------------------
 
 
-def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
+def survey(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
     """A row for each model, in the order of sources and families; and which sources are missing, why.
 
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
@@ -72,7 +72,7 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
     return rows, missing
 
 
-def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
+def choose(config: SurveyConfig, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
     """The first model of each family (of every so many-th), all of them, or those that are named."""
     for family in [*families][:: config.every]:
         names = families[family]
@@ -82,7 +82,7 @@ def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Itera
                 yield Chosen(source, family, name)
 
 
-def _require_models(config: Survey, rows: list[Row], missing: dict[str, str]) -> None:
+def _require_models(config: SurveyConfig, rows: list[Row], missing: dict[str, str]) -> None:
     """Raise InputError where nothing is installed, or a name is of no model."""
     sources = config.sources or [*SOURCES]
     if len(missing) == len(sources):
@@ -98,7 +98,7 @@ def _require_models(config: Survey, rows: list[Row], missing: dict[str, str]) ->
 
 
 def _measure_all(
-    config: Survey, about: Row, waiting: list[Chosen], worker: Worker
+    config: SurveyConfig, about: Row, waiting: list[Chosen], worker: Worker
 ) -> dict[Chosen, Row]:
     """Measure models of a source, so many at once as `jobs` says; each row is kept at once."""
     tasks: queue.SimpleQueue[Chosen] = queue.SimpleQueue()
@@ -145,7 +145,7 @@ def _measure_all(
     return found
 
 
-def _measured(worker: Worker, one: Chosen, config: Survey) -> Row:
+def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
     """The row of a model."""
     said = worker.measure(model=one.model, **_identity(config))
     row = {**asdict(one), "version": worker.version, "config": _identity(config), **said}
@@ -194,18 +194,18 @@ def touched(row: Row, columns: tuple[str, ...] = COLUMNS) -> list[str]:
     return [place for column in columns for place in row.get(f"{column}_touched", ())]
 
 
-def _path(config: Survey, one: Chosen) -> Path:
+def _path(config: SurveyConfig, one: Chosen) -> Path:
     folder = Path(config.outputs) / "survey" / re.sub(r"[^\w.\-]", "_", one.source)
     make_folder(folder)
     return folder / f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', one.model)}.json"
 
 
-def _identity(config: Survey) -> Row:
+def _identity(config: SurveyConfig) -> Row:
     """What decides a row: not where it is kept, nor which others were asked for."""
     return {key: getattr(config, key) for key in DECIDING}
 
 
-def _kept(config: Survey, chosen: list[Chosen], version: str | None) -> dict[Chosen, Row]:
+def _kept(config: SurveyConfig, chosen: list[Chosen], version: str | None) -> dict[Chosen, Row]:
     """The rows that were measured with the same settings and version."""
     wanted = {"config": _identity(config), "version": version}
     rows: dict[Chosen, Row] = {}
@@ -351,7 +351,7 @@ MODELS = (
 )  # fmt: skip
 
 
-def write_survey(config: Survey, rows: list[Row], missing: dict[str, str]) -> list[str]:
+def write_survey(config: SurveyConfig, rows: list[Row], missing: dict[str, str]) -> list[str]:
     """Write the tables, and all rows, into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     make_folder(folder)
@@ -383,7 +383,7 @@ KINDS_CAPTION = (
 )
 
 
-def _about(config: Survey, rows: list[Row]) -> str:
+def _about(config: SurveyConfig, rows: list[Row]) -> str:
     measured = pd.json_normalize(rows)
     commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     limits = f"{config.seconds:g} s and {config.gigabytes:g} GiB a model"

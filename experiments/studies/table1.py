@@ -17,7 +17,7 @@ from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure,
 from experiments.runs.published import read_published
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import layers_of, maps_of
 from stridenet.plan import EliminationPlan
 
@@ -126,7 +126,7 @@ def busy(runs: pd.DataFrame) -> str:
 
 
 def table1_section(
-    config: Report, runs: pd.DataFrame, table: pd.DataFrame, plan: EliminationPlan, about: str
+    config: ReportConfig, runs: pd.DataFrame, table: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
     caption = (
         "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
@@ -144,7 +144,7 @@ def table1_section(
     return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
 
 
-def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
+def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
     """The published means of this experiment by network, if there are any, and where they are from."""
     if config.reference is None:
         return None

@@ -31,7 +31,7 @@ from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise
 from experiments.runs.training import Examples, normalise, synchronise, train
 from experiments.settings.identity import model_identity, rate_for
-from experiments.settings.schema import Bench, Report
+from experiments.settings.schema import BenchmarkConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.cli import torchvision_import
 from stridenet.elimination import plan_elimination
@@ -43,7 +43,7 @@ PRODUCTS = 3  # of them a round
 Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
 
 
-def benchmark(config: Bench) -> dict[str, Any]:
+def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
     """Time everything. Returns the seconds of every round, and what a reader needs to judge them."""
     prepare(config.threads)
     device = choose_device(config.device)
@@ -94,7 +94,7 @@ def benchmark(config: Bench) -> dict[str, Any]:
     }
 
 
-def _network(config: Bench, name: str) -> nn.Module:
+def _network(config: BenchmarkConfig, name: str) -> nn.Module:
     model = replace(config.model, eliminate_stride=name == "unit_stride", max_pooling=False)
     height, width = config.data.image_size
     network = build_network(model, (1, height, width))
@@ -102,13 +102,15 @@ def _network(config: Bench, name: str) -> nn.Module:
     return network
 
 
-def _at_its_rate(config: Bench, name: str) -> Bench:
+def _at_its_rate(config: BenchmarkConfig, name: str) -> BenchmarkConfig:
     """Give the recipe this network's own learning rate, where it has one for each network."""
     rate = rate_for(config.recipe, name)
     return replace(config, recipe=replace(config.recipe, learning_rate=rate))
 
 
-def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torch.device) -> Chunk:
+def _our_loop(
+    layers: nn.Module, examples: Examples, config: BenchmarkConfig, device: torch.device
+) -> Chunk:
     recipe = replace(config.recipe, epochs=None, steps=config.steps)
 
     def chunk() -> float:
@@ -121,7 +123,7 @@ def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torc
 _plain: dict[str, Chunk] = {}  # in the process of the plain loop
 
 
-def _start_plain(config: Bench, device: torch.device) -> None:
+def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
     """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
     torchvision_import.watch()
     from torchvision import datasets, transforms
@@ -146,7 +148,7 @@ def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
 
 
 def _plain_loop(
-    network: nn.Module, batches: Iterator[Any], config: Bench, device: torch.device
+    network: nn.Module, batches: Iterator[Any], config: BenchmarkConfig, device: torch.device
 ) -> Chunk:
     recipe = config.recipe
     optimizer = torch.optim.SGD(
@@ -274,7 +276,7 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
     return Section("benchmark", "Benchmark", caption, about, table, readable)
 
 
-def benchmark_sections(config: Report) -> list[Section]:
+def benchmark_sections(config: ReportConfig) -> list[Section]:
     """What was measured of this network, if anything."""
     path = Path(config.outputs) / "benchmark.json"
     if not path.exists():

@@ -24,7 +24,7 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare, short_commit
-from experiments.settings.schema import Zoo
+from experiments.settings.schema import ZooConfig
 from experiments.studies.conversion import TIMES
 from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
@@ -38,7 +38,7 @@ BATCH = 2  # images on which a twin is verified
 CALIBRATION = 4  # images from which an untrained network's BatchNorm layers take their statistics
 
 
-def survey(config: Zoo) -> list[dict[str, Any]]:
+def survey(config: ZooConfig) -> list[dict[str, Any]]:
     """A row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
 
     What was measured with the same settings is not measured again, unless `force`. A model of the
@@ -70,7 +70,7 @@ def verdict(row: dict[str, Any]) -> str:
     return f"NOT equal, from {row['first_failure']} on"
 
 
-def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
+def measure(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
     """Convert, verify and time one model. Where it has no twin, the row has the reason instead.
 
     calibrated: its BatchNorm layers first get the statistics of random images.
@@ -111,7 +111,7 @@ def forward_seconds(
     return measured[1:]
 
 
-def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
+def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, int]:
     """What the twin costs: as planned, or where layers were converted, as torch counts it."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
@@ -163,7 +163,7 @@ def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:
     return inputs if len(inputs) > 1 else inputs[0]
 
 
-def _chosen(config: Zoo) -> dict[str, Zoo]:
+def _chosen(config: ZooConfig) -> dict[str, ZooConfig]:
     """The settings of each model that is asked for, by name."""
     if config.of_user:
         return {config.model["_target_"]: config}
@@ -174,7 +174,7 @@ def _chosen(config: Zoo) -> dict[str, Zoo]:
     return {name: replace(config, **ZOO[name]) for name in ZOO if name in names}
 
 
-def _identity(config: Zoo) -> dict[str, Any]:
+def _identity(config: ZooConfig) -> dict[str, Any]:
     """What decides a row: not where it is kept, nor which others were asked for."""
     settings = asdict(config)
     for name in ("outputs", "models", "force"):
@@ -182,7 +182,7 @@ def _identity(config: Zoo) -> dict[str, Any]:
     return settings
 
 
-def _kept(path: Path, config: Zoo) -> dict[str, Any] | None:
+def _kept(path: Path, config: ZooConfig) -> dict[str, Any] | None:
     """The row that was measured with the same settings; None if there is none."""
     try:
         row = json.loads(path.read_text())
@@ -257,7 +257,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
+def write_zoo(config: ZooConfig, rows: list[dict[str, Any]]) -> list[str]:
     """Write the survey's table and all its rounds into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     make_folder(folder)
