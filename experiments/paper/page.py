@@ -13,7 +13,7 @@ from stridenet.files import make_folder
 
 def write_figures(config: FiguresConfig) -> str:
     """Write all figures into outputs/figures, as .png and .svg; returns what to print."""
-    size = (1, *config.data.image_size)
+    size = config.data.input_size
     plan = plan_elimination(build_strided(config.model, size), size)
     drawn = {
         "sharing_map": sharing_map(plan, config.layer),

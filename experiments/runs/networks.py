@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from experiments.settings.schema import LayerConfig, ModelConfig, RecipeConfig
+from experiments.settings.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.options import MOST_PARAMETERS
@@ -14,7 +14,6 @@ from stridenet.sharing import fan_in, share
 from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork
 
-CLASSES = 10  # of MNIST and of Fashion-MNIST
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -53,12 +52,18 @@ def build_strided(
             _add(network, f"{name}_{activation}", _ACTIVATIONS[activation]())
         if [name] == convolutions[-1:]:
             channels = _flatten(network, channels, size)
-    if channels < CLASSES:
-        raise InputError(
-            f"the last of model.layers gives {channels} scores, but there are {CLASSES} classes; "
-            "give it more channels"
-        )
     return network
+
+
+def require_scores(network: nn.Module, data: DataConfig) -> None:
+    """Raise InputError unless the network gives a score, at least, for each class of the data set."""
+    with torch.no_grad():
+        scores = network(torch.zeros(1, *data.input_size)).shape[1]
+    if scores < data.facts.classes:
+        raise InputError(
+            f"the last of model.layers gives {scores} scores, but there are {data.facts.classes} "
+            "classes; give it more channels"
+        )
 
 
 def build_network(

@@ -10,12 +10,12 @@ from typing import Any
 
 from omegaconf import MISSING
 
+from experiments.settings.data_sets import DATA_SETS, DataSetFacts
 from stridenet.options import MOST_PARAMETERS, SHARING
 
 ACTIVATIONS = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh", "identity"
 )  # fmt: skip
-DATA_SETS = ("mnist", "fashion_mnist")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
 MOST = 10**9  # for a number whose place sets no limit of its own; float32 holds its square
@@ -67,9 +67,9 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The images; the official split is 60,000 for training and 10,000 for testing."""
+    """The images: a data set, and what is taken of it."""
 
-    name: str = setting(MISSING, "the data set", DATA_SETS)
+    name: str = setting(MISSING, "the data set", tuple(DATA_SETS))
     image_size: Any = setting([28, 28], "resized to, if it is not the images' own size")
     train_size: int | None = setting(
         None, "so many training images, drawn by the run's seed; null: all"
@@ -78,6 +78,17 @@ class DataConfig:
         5000, "so many of the last training images are kept apart, for the curves"
     )
     download_timeout: float = setting(300.0, "seconds, for each source")
+
+    @property
+    def facts(self) -> DataSetFacts:
+        """Return the channels, the classes and the numbers of images of the data set."""
+        return DATA_SETS[self.name]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Return the size (channels, height, width) of one image, as the networks get it."""
+        height, width = self.image_size
+        return self.facts.channels, height, width
 
 
 @dataclass

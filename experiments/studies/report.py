@@ -39,8 +39,7 @@ def write_report(config: ReportConfig) -> list[str]:
     folder = Path(config.outputs) / "report"
     results = finished_runs(config)
     runs = tidy(results)
-    height, width = config.data.image_size
-    input_size = (1, height, width)
+    input_size = config.data.input_size
     plan = plan_elimination(build_strided(config.model, input_size), input_size)
     pooling = None
     if (runs.network == "pooling").any():

@@ -20,18 +20,18 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
-from experiments.runs.data import ORIGINS, generator, load
+from experiments.runs.data import generator, load, load_official
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.runs.networks import build_network, build_strided, initialise
+from experiments.runs.networks import build_network, build_strided, initialise, require_scores
 from experiments.runs.training import Examples, normalise, synchronise, train
 from experiments.settings.identity import model_identity, rate_for
-from experiments.settings.schema import BenchmarkConfig, ReportConfig
+from experiments.settings.schema import BenchmarkConfig, DataConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.cli import torchvision_import
 from stridenet.elimination import plan_elimination
@@ -77,8 +77,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
             {name: chunk() for name, chunk in timed.items()}
             for _ in tqdm(range(config.rounds), desc="rounds", disable=None)
         ]
-    height, width = config.data.image_size
-    plan = plan_elimination(build_strided(config.model, (1, height, width)), (1, height, width))
+    input_size = config.data.input_size
+    plan = plan_elimination(build_strided(config.model, input_size), input_size)
     adds = [layer.multiply_adds for layer in plan.layers if layer.weight_size]
     return {
         "model": model_identity(config),
@@ -96,8 +96,8 @@ def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
 
 def _network(config: BenchmarkConfig, name: str) -> nn.Module:
     model = replace(config.model, eliminate_stride=name == "unit_stride", max_pooling=False)
-    height, width = config.data.image_size
-    network = build_network(model, (1, height, width))
+    network = build_network(model, config.data.input_size)
+    require_scores(network, config.data)
     initialise(network, config.recipe.initialisation, generator(0, "weights"))
     return network
 
@@ -123,17 +123,36 @@ def _our_loop(
 _plain: dict[str, Chunk] = {}  # in the process of the plain loop
 
 
+class PlainImages(Dataset[tuple[Any, int]]):
+    """The official training images one by one, as torchvision's data sets give them.
+
+    Each is made a PIL image, resized where the settings want another size, and normalised by the data
+    set's published mean and standard deviation, as in PyTorch's MNIST example.
+    """
+
+    def __init__(self, data: DataConfig, folder: Path) -> None:
+        torchvision_import.watch()
+        from torchvision import transforms
+
+        images, labels = load_official(data, folder, train=True)
+        self._images, self._labels = images.movedim(1, -1).numpy(), labels.tolist()
+        facts = data.facts
+        steps = [transforms.ToTensor(), transforms.Normalize(facts.mean, facts.deviation)]
+        if [*images.shape[-2:]] != data.image_size:
+            steps.insert(0, transforms.Resize(data.image_size))
+        self._transform = transforms.Compose([transforms.ToPILImage(), *steps])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._transform(self._images[index]), self._labels[index]
+
+
 def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
     """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
-    torchvision_import.watch()
-    from torchvision import datasets, transforms
-
     torch.set_num_threads(config.threads)
-    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
-    if config.data.image_size != [28, 28]:
-        steps.insert(0, transforms.Resize(config.data.image_size))
-    official = getattr(datasets, ORIGINS[config.data.name].name)
-    data = official(Path(config.outputs) / "data", transform=transforms.Compose(steps))
+    data = PlainImages(config.data, Path(config.outputs) / "data")
     loader = DataLoader(data, batch_size=config.recipe.batch_size, shuffle=True)
     for name in NETWORKS:
         network = _network(config, name).to(device)
