@@ -12,6 +12,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,6 +34,7 @@ from experiments.engines import SWEEPER, DaskLauncher
 from experiments.runs.folder import run_folder
 from experiments.runs.parents import end_with
 from experiments.runs.published import publish, published_result
+from experiments.runs.result_keys import Result
 from experiments.runs.results import read_result
 from experiments.settings.checks import resolve, with_seed
 from experiments.settings.identity import LOOP, experiment_identity, variant
@@ -65,12 +67,12 @@ class Job:
     published: dict[str, Any] | None = None  # its row, if it has been published
     unpublished: str = ""  # why its result could not be published
 
-    def result(self) -> dict[str, Any] | None:
-        """The run's result once it is done."""
+    def result(self) -> Mapping[str, Any] | None:
+        """Return the run's result, or its published row, once it is done; else None."""
         if self.published is not None:
             return self.published
-        result = None
-        with contextlib.suppress(InputError):  # damaged
+        result: Result | None = None
+        with contextlib.suppress(InputError):  # a damaged result counts as none
             result = read_result(self.folder, LOOP, weights=not self.seen)
         self.seen = result is not None
         return result
@@ -230,8 +232,8 @@ def missing() -> list[str]:
     return undone
 
 
-def line(folder: Path, result: dict[str, Any]) -> str:
-    """What is said of a run that is done."""
+def line(folder: Path, result: Mapping[str, Any]) -> str:
+    """Return the line that reports a run that is done."""
     diverged = " (diverged)" if result.get("diverged") else ""
     return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}{diverged}"
 
@@ -306,8 +308,8 @@ def _fetch_data(missing: list[Job]) -> None:
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
     """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
+    from experiments.runs.estimate import estimate
     from experiments.runs.machine import commit  # imports torch
-    from experiments.runs.run import estimate
 
     commit()  # where there is none, it is said here, and by no worker
 

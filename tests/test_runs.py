@@ -17,13 +17,16 @@ from torch import nn
 
 from experiments.runs import files, machine, run, training
 from experiments.runs.data import Dataset
+from experiments.runs.estimate import estimate
 from experiments.runs.files import load_weights, save_tensors, write, write_json
 from experiments.runs.folder import locked, run_folder
 from experiments.runs.machine import PACKAGES
 from experiments.runs.networks import build_network, build_strided
 from experiments.runs.results import finished_runs, pack_bits, read_result, tidy, unpack_bits
-from experiments.runs.run import estimate, rate_scales, run_once
+from experiments.runs.run import run_once
+from experiments.runs.starting import rate_scales
 from experiments.runs.training import Evaluation, Examples, normalise
+from experiments.settings.data_sets import DATA_SETS
 from experiments.settings.identity import (
     LOOP,
     experiment_identity,
@@ -568,10 +571,10 @@ def test_seconds_are_those_of_all_attempts(
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=2))
     now = 0.0
 
-    def clock(_: torch.device) -> tuple[float, float]:
+    def clock(_: torch.device) -> training.Seconds:
         nonlocal now
         now += 1
-        return now, 10 * now
+        return training.Seconds(now, 10 * now)
 
     monkeypatch.setattr(training, "_clock", clock)  # an epoch takes one second
     with monkeypatch.context() as killed:
@@ -872,7 +875,7 @@ def test_other_networks_have_no_distance_and_a_copy_fits_nothing(config: RunConf
 def test_the_fit_is_of_as_many_training_images_as_are_tested(
     config: RunConfig, monkeypatch: pytest.MonkeyPatch, numbers: int
 ) -> None:
-    monkeypatch.setattr(run, "TEST_IMAGES", numbers)
+    monkeypatch.setitem(DATA_SETS, "mnist", replace(DATA_SETS["mnist"], test_images=numbers))
     _, result, _ = run_once(config)
     assert result["fit_images"] == min(numbers, 150)
     assert result["fit_accuracy"] * result["fit_images"] == pytest.approx(

@@ -22,7 +22,7 @@ from hypothesis import given, settings
 from torch import Tensor, nn
 from torch.utils._pytree import tree_leaves
 
-from experiments.runs.training import Examples, train
+from experiments.runs.training import Examples, TwinTraining, train
 from experiments.settings.schema import RecipeConfig
 from stridenet import (
     StrideEliminationError,
@@ -527,7 +527,9 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
         (shared.network, shared.rearrange(images), number_of_copies(shared)),
     ):
         examples = {"training": Examples(inputs, labels, torch.device("cpu"))}
-        train(network, examples, recipe, 0, torch.device("cpu"), None, scales=many)
+        train(
+            network, examples, recipe, 0, torch.device("cpu"), None, twin=TwinTraining(many or {})
+        )
     folded = dict(fold_back(shared).named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(folded[name], parameter, rtol=1e-9, atol=1e-13)

@@ -21,6 +21,7 @@ from experiments.runs.training import (
     Checkpoint,
     Examples,
     History,
+    TwinTraining,
     batches,
     evaluate,
     generator,
@@ -333,7 +334,7 @@ def test_scales_multiply_the_rate_and_divide_the_decay_of_weights_and_biases(
 ) -> None:
     twin, splits = twin_and_its_data(sharing, tiny_data)
     expected = copy.deepcopy(twin.network)
-    train(twin.network, splits, FULL, 0, CPU, scales=number_of_copies(twin))
+    train(twin.network, splits, FULL, 0, CPU, twin=TwinTraining(number_of_copies(twin)))
 
     images, labels = next(splits["training"].batches(150))
     velocity = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
@@ -363,7 +364,7 @@ def test_with_rates_by_copies_the_twins_step_is_the_strided_networks(
     for by_copies in (True, False):
         twin, splits = twin_and_its_data(sharing, tiny_data)
         copies = number_of_copies(twin)
-        train(twin.network, splits, one, 0, CPU, scales=copies if by_copies else None)
+        train(twin.network, splits, one, 0, CPU, twin=TwinTraining(copies if by_copies else {}))
         folded = fold_back(twin).state_dict()
         for name, value in original.state_dict().items():
             equal = torch.allclose(folded[name], value, rtol=0, atol=1e-13)
@@ -482,7 +483,7 @@ def test_what_is_observed_stands_in_each_row_with_what_it_is_then(tiny_data: Dat
     def observe() -> dict[str, object]:
         return {"norm": float(network[0].weight.detach().norm()), "layers": {"0": [1, 2]}}
 
-    history = train(network, examples(tiny_data), RECIPE, 0, CPU, observe=observe,
+    history = train(network, examples(tiny_data), RECIPE, 0, CPU, twin=TwinTraining(observe=observe),
                     save=lambda _: norms.append(float(network[0].weight.detach().norm())))  # fmt: skip
     assert len(set(norms)) == 3
     assert [row["norm"] for row in history.epochs] == norms
@@ -503,7 +504,8 @@ def test_gradients_are_probed_before_they_are_used_every_so_many_steps(tiny_data
         return {"weight": float(weight.detach().sum()), "gradient": float(weight.grad.sum())}
 
     recipe = replace(RECIPE, momentum=0, weight_decay=0, schedule="constant")
-    history = train(recorder, examples(tiny_data), recipe, 0, CPU, probe=probe, probe_every=2)
+    twin = TwinTraining(probe=probe, probe_every=2)
+    history = train(recorder, examples(tiny_data), recipe, 0, CPU, twin=twin)
     assert [seen["step"] for seen in history.rho] == [0, 2]
     for seen in history.rho:
         before, after = (recorder.states[seen["step"] + k]["0.weight"].sum() for k in (0, 1))
@@ -593,9 +595,9 @@ def test_training_of_a_twin_that_shares_goes_on_from_any_point_bit_for_bit(
 
     def train_on(twin: UnitStrideNetwork, **options: Any) -> History:
         return train(
-            twin.network, splits, recipe, 0, CPU, scales=given,
-            observe=lambda: {"distance": distance_from_tied(twin)},
-            probe=lambda: gradient_ratios(twin), probe_every=1, **options,
+            twin.network, splits, recipe, 0, CPU, **options,
+            twin=TwinTraining(given or {}, lambda: {"distance": distance_from_tied(twin)},
+                              lambda: gradient_ratios(twin), probe_every=1),
         )  # fmt: skip
 
     checkpoints: list[Checkpoint] = []
@@ -650,8 +652,8 @@ def test_weights_that_became_infinite_in_the_last_step_are_a_divergence_too(
     twin, splits = twin_and_its_data("free", tiny_data, torch.float32)
     twin.network.get_parameter("5.weight").data.mul_(1e4)  # for gradients above 1
     recipe = replace(RECIPE, epochs=None, steps=1, learning_rate=1e38)
-    history = train(twin.network, splits, recipe, 0, CPU,
-                    observe=lambda: {"distance": distance_from_tied(twin)})  # fmt: skip
+    observed = TwinTraining(observe=lambda: {"distance": distance_from_tied(twin)})
+    history = train(twin.network, splits, recipe, 0, CPU, twin=observed)
     assert (history.diverged, history.steps) == (True, 1)
     json.dumps(asdict(history), allow_nan=False)
 

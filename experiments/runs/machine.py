@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 import stridenet
+from experiments.runs.result_keys import Circumstances
 from experiments.settings.schema import (
     BenchmarkConfig,
     ConversionBenchmarkConfig,
@@ -66,8 +67,8 @@ def circumstances(
     config: RunConfig | BenchmarkConfig | ConversionBenchmarkConfig | SurveyConfig | ZooConfig,
     device: torch.device,
     jobs_at_once: int | None = 1,
-) -> dict[str, Any]:
-    """What a reader needs to judge the seconds, or to do the run again."""
+) -> Circumstances:
+    """Return what a reader needs to judge the seconds, or to do the run again."""
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device)

@@ -8,6 +8,7 @@ run whose row is there counts as done wherever the work goes on, without its fol
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -137,7 +138,7 @@ def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     return table.astype({name: kind for name, kind in WHOLE.items() if name in table})
 
 
-def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
+def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> int:
     """Add finished runs to the published ones of experiment `name`; returns how many those are then.
 
     A run that is published already stays as it is. Each file is written whole, runs.csv last, so that
@@ -176,7 +177,7 @@ def _pack(right: dict[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
+def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     """What runs.csv says of a run."""
     data = result["config"]["data"]
     whole = ("run", "loop", "experiment", "network", "sharing", "variant", "weights", "seed")
@@ -195,7 +196,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _epochs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("epoch", "training_loss", "validation_loss", "validation_correct")
     return [
         {"run": result["run"], **{key: row.get(key) for key in keys}, **distance(row)}
@@ -203,7 +204,7 @@ def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def distance(row: dict[str, Any]) -> dict[str, float | None]:
+def distance(row: Mapping[str, Any]) -> dict[str, float | None]:
     """How far a twin is from the tied ones at a point of its curves: two parts, as shares of the norm
     of all shared weights; None for a network that is no twin."""
     layers = row.get("distance") or {}
@@ -214,7 +215,7 @@ def distance(row: dict[str, Any]) -> dict[str, float | None]:
     return {part: parts[part] / parts["norm"] if layers else None for part in ("zeros", "copies")}
 
 
-def _rho(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _rho(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"run": result["run"], "step": row["step"], "layer": layer, "rho": ratio}
         for row in result["rho"]
@@ -223,7 +224,7 @@ def _rho(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _about(name: str, result: dict[str, Any]) -> dict[str, Any]:
+def _about(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
     """Where published results are from; settings are those of the last run that was added."""
     config = result["config"]
     return {

@@ -4,6 +4,7 @@ What they say of the paper's claims is in studies/claims.py.
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +21,7 @@ from experiments.reporting.statistics import difference
 from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write_json
 from experiments.runs.published import distance
+from experiments.runs.result_keys import Result
 from experiments.runs.results import arms, finished_runs, tidy
 from experiments.settings.schema import ReportConfig
 from stridenet.errors import InputError
@@ -48,7 +50,7 @@ QUANTITIES = {  # of a run: the unit of its differences
 }
 
 
-def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
+def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
     """One row a run and epoch: arm, weights, seed, epoch, accuracy on validation images, training loss,
     and the distance from the tied twins in its two parts (published.distance)."""
     rows = [
@@ -69,7 +71,7 @@ def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
     return table[table.arm.notna() & table.weights.isin([*STARTS])]
 
 
-def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
+def by_run(results: Sequence[Result]) -> pd.DataFrame:
     """One row a run: arm, weights, seed, and QUANTITIES, with the distance after the last epoch."""
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")

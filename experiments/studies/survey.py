@@ -23,6 +23,7 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, short_commit
+from experiments.runs.result_keys import Circumstances
 from experiments.settings.schema import SurveyConfig
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
@@ -98,7 +99,7 @@ def _require_models(config: SurveyConfig, rows: list[Row], missing: dict[str, st
 
 
 def _measure_all(
-    config: SurveyConfig, about: Row, waiting: list[Chosen], worker: Worker
+    config: SurveyConfig, about: Circumstances, waiting: list[Chosen], worker: Worker
 ) -> dict[Chosen, Row]:
     """Measure models of a source, so many at once as `jobs` says; each row is kept at once."""
     tasks: queue.SimpleQueue[Chosen] = queue.SimpleQueue()
@@ -116,7 +117,7 @@ def _measure_all(
                     if worker is None or worker.has_ended:
                         worker = Worker(one.source, config.threads)
                         workers.append(worker)
-                    row = about | _measured(worker, one, config)
+                    row = {**about, **_measured(worker, one, config)}
                     if faults:  # its worker was ended from outside
                         return
                     write_json(_path(config, one), row)

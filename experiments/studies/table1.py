@@ -15,6 +15,7 @@ from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure, order_of
 from experiments.runs.published import read_published
+from experiments.runs.result_keys import Result
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
 from experiments.settings.schema import ReportConfig
@@ -161,7 +162,7 @@ def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFram
     return measured.add_prefix("reference_").assign(network=table.network), machine
 
 
-def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
+def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
     """Accuracy on validation images after each epoch: a thin line a seed, a thick one their mean."""
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
