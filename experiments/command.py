@@ -21,18 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments import engines
-from experiments.settings.checks import named
+from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
+from experiments.settings.fields import check_path
 from experiments.settings.guide import advice, settings_text
 from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
     BenchmarkConfig,
-    ConversionBenchmarkConfig,
     EvidenceConfig,
     FiguresConfig,
     ReportConfig,
     RunConfig,
-    SurveyConfig,
-    ZooConfig,
 )
 from stridenet.errors import InputError
 
@@ -42,7 +40,7 @@ INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and H
 # As many jobs as the cores allow, where each has so many threads.
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
 # A folder that Hydra makes before the settings are checked: with none, it would be at the root.
-OmegaConf.register_new_resolver("folder", lambda path: named("outputs", path))
+OmegaConf.register_new_resolver("folder", lambda path: check_path("outputs", path))
 # The text of --help below its examples; Hydra's template takes $$ for $.
 OmegaConf.register_new_resolver("settings", lambda _root_: settings_text(_root_).replace("$", "$$"))
 # Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.

@@ -6,7 +6,7 @@ from omegaconf import DictConfig
 from experiments.command import CONF, guarded, start
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import ConversionBenchmarkConfig
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from stridenet.files import make_folder
 
 

@@ -9,7 +9,7 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from experiments.runs.files import load_weights
-from experiments.settings.schema import ConversionConfig
+from experiments.settings.conversions import ConversionConfig
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.cli import torchvision_import
 from stridenet.elimination import eliminate_stride

@@ -5,7 +5,7 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import SurveyConfig
+from experiments.settings.conversions import SurveyConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="survey")

@@ -36,7 +36,7 @@ from experiments.runs.parents import end_with
 from experiments.runs.published import publish, published_result
 from experiments.runs.result_keys import Result
 from experiments.runs.results import read_result
-from experiments.settings.checks import resolve, with_seed
+from experiments.settings.checks import resolve
 from experiments.settings.identity import LOOP, experiment_identity, variant
 from experiments.settings.line import require_effect, require_runs
 from experiments.settings.schema import RunConfig
@@ -277,7 +277,7 @@ def _jobs(config: DictConfig) -> list[Job]:
         try:
             run = composed(tuple(override for override in overrides if override not in seeds))
             for override in seeds:
-                run = with_seed(run, override.removeprefix("seed="))
+                run = run.with_seed(override.removeprefix("seed="))
         except Exception as error:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
         return Job(overrides, run, run_folder(run), published=published_result(run))

@@ -15,13 +15,8 @@ from experiments.command import CONF  # registers the schemas that the settings 
 from experiments.runs import data
 from experiments.runs.data import Dataset
 from experiments.settings.checks import resolve
-from experiments.settings.schema import (
-    ConversionConfig,
-    DataConfig,
-    ReportConfig,
-    RunConfig,
-    ZooConfig,
-)
+from experiments.settings.conversions import ConversionConfig, ZooConfig
+from experiments.settings.schema import DataConfig, ReportConfig, RunConfig
 from stridenet.cli import torchvision_import
 from tests.command import cli  # noqa: F401  a fixture
 

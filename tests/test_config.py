@@ -19,9 +19,9 @@ from omegaconf import OmegaConf
 from experiments.command import CONF, one_line
 from experiments.settings import identity
 from experiments.settings.checks import resolve
+from experiments.settings.conversions import ZooConfig
 from experiments.settings.identity import (
     experiment_identity,
-    rate_of,
     run_name,
     strided_source,
     variant,
@@ -33,7 +33,6 @@ from experiments.settings.schema import (
     RecipeConfig,
     ReportConfig,
     RunConfig,
-    ZooConfig,
 )
 from stridenet.errors import InputError
 
@@ -158,16 +157,16 @@ def test_each_network_has_its_own_rate_in_one_experiment(
     composed: Composed, arm: str, rate: float
 ) -> None:
     run = composed(BY_NETWORK, f"arm={arm}")
-    assert rate_of(run) == rate
+    assert run.rate == rate
     assert experiment_identity(run) == experiment_identity(composed(BY_NETWORK))
-    assert rate_of(composed("recipe.learning_rate=0.5", f"arm={arm}")) == 0.5
+    assert composed("recipe.learning_rate=0.5", f"arm={arm}").rate == 0.5
 
 
 def test_the_network_with_pooling_and_a_fine_tuned_one_have_rates_too(composed: Composed) -> None:
-    assert rate_of(composed(BY_NETWORK, "model=pooling")) == 0.4
-    assert rate_of(composed(BY_NETWORK, "model=strided", "weights=fine_tune")) == 0.1
+    assert composed(BY_NETWORK, "model=pooling").rate == 0.4
+    assert composed(BY_NETWORK, "model=strided", "weights=fine_tune").rate == 0.1
     tuned = composed(BY_NETWORK, "arm=masked", "weights=fine_tune")
-    assert (rate_of(tuned), rate_of(strided_source(tuned))) == (0.3, 0.1)
+    assert (tuned.rate, strided_source(tuned).rate) == (0.3, 0.1)
 
 
 def test_a_network_without_a_rate_is_an_error_that_names_it_unless_it_is_not_trained(

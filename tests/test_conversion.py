@@ -10,7 +10,7 @@ from torch import nn
 
 from experiments.models import convert, input_size, load_model, random_inputs
 from experiments.runs.networks import build_strided
-from experiments.settings.schema import ConversionConfig
+from experiments.settings.conversions import ConversionConfig
 from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.twin import UnitStrideNetwork

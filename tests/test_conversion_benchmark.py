@@ -17,7 +17,7 @@ from tqdm import tqdm
 from experiments.command import CONF
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import ConversionBenchmarkConfig
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from experiments.studies import conversion as bench
 from experiments.studies.conversion import (
     STEMS,

@@ -1,4 +1,4 @@
-"""Data sets of any number of channels and classes: CIFAR-10 in its own format, and one that is made up."""
+"""Data sets of any number of channels and classes: CIFAR-10 in its own format, and a made-up one."""
 
 import hashlib
 import io
@@ -12,14 +12,12 @@ from typing import Any
 
 import pytest
 import torch
-import yaml
 
-from experiments import benchmark, command, report, sweep, train
+from experiments import command, report, sweep, train
 from experiments.runs import data
-from experiments.runs.data import DATA_SET_FILES, DataSetFiles, load
+from experiments.runs.data import DATA_SET_FILES, load
 from experiments.runs.training import normalise
-from experiments.settings import schema
-from experiments.settings.data_sets import DATA_SETS, DataSetFacts
+from experiments.settings.data_sets import DATA_SETS
 from experiments.settings.schema import DataConfig
 from experiments.studies.training_step import PlainImages
 from stridenet.errors import InputError
@@ -28,7 +26,13 @@ PER_BATCH, TEST = 40, 60
 LAYERS = ["model.layers.conv1.channels=4", "model.layers.conv2.channels=4",
           "model.layers.conv3.channels=6", "model.layers.conv4.channels=6",
           "model.layers.fc1.channels=12"]  # fmt: skip
-SMALL = ["recipe=smoke", "recipe.steps=3", "recipe.batch_size=8", "data.validation_size=20", *LAYERS]
+SMALL = [
+    "recipe=smoke",
+    "recipe.steps=3",
+    "recipe.batch_size=8",
+    "data.validation_size=20",
+    *LAYERS,
+]
 
 
 def record(label: int, image: torch.Tensor) -> bytes:

@@ -12,7 +12,8 @@ from torch import nn
 
 from experiments.runs.files import load_tensors, lock_file, save_tensors, write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import RunConfig, ZooConfig
+from experiments.settings.conversions import ZooConfig
+from experiments.settings.schema import RunConfig
 from stridenet import export_onnx
 from stridenet.errors import InputError
 from stridenet.files import (

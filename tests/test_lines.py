@@ -15,7 +15,7 @@ import pytest
 import yaml
 
 from experiments import command, sweep
-from experiments.settings import schema
+from experiments.settings import conversions, schema
 from experiments.settings.line import in_order
 from stridenet.errors import InputError
 
@@ -23,11 +23,11 @@ COMMANDS: dict[str, Any] = {
     "train": schema.RunConfig,
     "report": schema.ReportConfig,
     "benchmark": schema.BenchmarkConfig,
-    "conversion_benchmark": schema.ConversionBenchmarkConfig,
+    "conversion_benchmark": conversions.ConversionBenchmarkConfig,
     "figures": schema.FiguresConfig,
     "evidence": schema.EvidenceConfig,
-    "zoo": schema.ZooConfig,
-    "survey": schema.SurveyConfig,
+    "zoo": conversions.ZooConfig,
+    "survey": conversions.SurveyConfig,
 }
 BIG = "99999999999999999999999"
 VALUES = {

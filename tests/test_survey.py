@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.settings.schema import SurveyConfig
+from experiments.settings.conversions import SurveyConfig
 from experiments.studies import survey as study
 from experiments.studies.survey import (
     by_source,

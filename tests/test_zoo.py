@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from experiments.command import failed, start
 from experiments.models import convert, load_model
-from experiments.settings.schema import ConversionConfig, ZooConfig
+from experiments.settings.conversions import ConversionConfig, ZooConfig
 from experiments.studies import zoo as surveys
 from experiments.studies.zoo import survey, write_zoo, zoo_for_readers, zoo_table
 from experiments.zoo import main

@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.paper.figures import ink_on, new_page, with_times
-from experiments.settings.checks import require_convolution
+from experiments.settings.fields import require_convolution
 from stridenet.phases import filter_entries
 from stridenet.plan import EliminationPlan, LayerPlan
 

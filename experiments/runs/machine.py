@@ -17,13 +17,8 @@ import torch
 
 import stridenet
 from experiments.runs.result_keys import Circumstances
-from experiments.settings.schema import (
-    BenchmarkConfig,
-    ConversionBenchmarkConfig,
-    RunConfig,
-    SurveyConfig,
-    ZooConfig,
-)
+from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
+from experiments.settings.schema import BenchmarkConfig, RunConfig
 from stridenet.errors import InputError
 
 M_TRIM_THRESHOLD = -1  # of glibc's malloc.h

@@ -35,7 +35,6 @@ from experiments.runs.trust import hashed
 from experiments.settings.identity import (
     LOOP,
     experiment_identity,
-    rate_of,
     strided_source,
     variant,
 )
@@ -179,7 +178,7 @@ def _identity(config: RunConfig, folder: Path) -> RunIdentity:
         "sharing": config.sharing,
         "variant": variant(config),
         "seed": config.seed,
-        "learning_rate": rate_of(config) if config.weights != "copy" else None,
+        "learning_rate": config.rate if config.weights != "copy" else None,
     }
 
 
@@ -219,7 +218,7 @@ def _train(
 
     Returns the git commit, too: "… then …" if the run went on with other code than it began with.
     """
-    rate = rate_of(config) if config.weights != "copy" else 1.0
+    rate = config.rate if config.weights != "copy" else 1.0
     recipe = replace(config.recipe, learning_rate=rate)
     if config.weights == "copy":
         recipe = replace(recipe, epochs=0, steps=None)

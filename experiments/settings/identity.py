@@ -11,10 +11,8 @@ from experiments.settings.schema import (
     STARTING_WEIGHTS,
     ExperimentConfig,
     ModelConfig,
-    RecipeConfig,
     RunConfig,
 )
-from stridenet.errors import InputError
 
 # Counts the versions of the training loop, so that results of two are never in one table. 1: batches
 # of what was left of an epoch too, curves on the test images. 2: docs/protocol.md.
@@ -37,25 +35,6 @@ def _model(model: ModelConfig) -> list[Any]:
     content = asdict(model)
     del content["eliminate_stride"], content["max_pooling"]
     return [list(content.pop("layers").items()), content]  # the layers' order counts
-
-
-def rate_of(config: RunConfig) -> float:
-    """The learning rate of this run's network: that of its sharing where it has one."""
-    shared = config.model.eliminate_stride and config.sharing != "free"
-    return rate_for(config.recipe, config.sharing if shared else config.model.name)
-
-
-def rate_for(recipe: RecipeConfig, name: str) -> float:
-    """The learning rate of one of schema.RATED. Raises InputError where there is none."""
-    rates = recipe.learning_rate
-    if not isinstance(rates, dict):
-        return float(rates)
-    if name not in rates:
-        raise InputError(
-            f"recipe.learning_rate has rates for {', '.join(rates)}, but none for {name}; "
-            f"+recipe.learning_rate.{name}=RATE adds one"
-        )
-    return float(rates[name])
 
 
 def variant(config: RunConfig) -> str:

@@ -18,7 +18,7 @@ from tqdm import tqdm
 from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
 from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.settings.schema import ConversionBenchmarkConfig
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from experiments.studies.training_step import Chunk, seconds
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.by_layer.plan import plan_layers

@@ -24,7 +24,7 @@ from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, short_commit
 from experiments.runs.result_keys import Circumstances
-from experiments.settings.schema import SurveyConfig
+from experiments.settings.conversions import SurveyConfig
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
 from stridenet.errors import InputError

@@ -30,7 +30,7 @@ from experiments.runs.data import generator, load, load_official
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise, require_scores
 from experiments.runs.training import Examples, normalise, synchronise, train
-from experiments.settings.identity import model_identity, rate_for
+from experiments.settings.identity import model_identity
 from experiments.settings.schema import BenchmarkConfig, DataConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.cli import torchvision_import
@@ -104,7 +104,7 @@ def _network(config: BenchmarkConfig, name: str) -> nn.Module:
 
 def _at_its_rate(config: BenchmarkConfig, name: str) -> BenchmarkConfig:
     """Give the recipe this network's own learning rate, where it has one for each network."""
-    rate = rate_for(config.recipe, name)
+    rate = config.recipe.rate_for(name)
     return replace(config, recipe=replace(config.recipe, learning_rate=rate))
 
 

@@ -24,7 +24,7 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare, short_commit
-from experiments.settings.schema import ZooConfig
+from experiments.settings.conversions import ZooConfig
 from experiments.studies.conversion import TIMES
 from stridenet.by_layer.modules import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
