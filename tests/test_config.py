@@ -19,7 +19,11 @@ from omegaconf import OmegaConf
 from experiments.command import CONF, one_line
 from experiments.settings import identity
 from experiments.settings.checks import resolve
-from experiments.settings.conversions import ZooConfig
+from experiments.settings.conversions import (
+    ConversionBenchmarkConfig,
+    SurveyConfig,
+    ZooConfig,
+)
 from experiments.settings.identity import (
     experiment_identity,
     run_name,
@@ -27,7 +31,10 @@ from experiments.settings.identity import (
     variant,
 )
 from experiments.settings.schema import (
+    BenchmarkConfig,
     DataConfig,
+    EvidenceConfig,
+    FiguresConfig,
     LayerConfig,
     ModelConfig,
     RecipeConfig,
@@ -210,6 +217,24 @@ def test_no_recipe_falls_back_on_the_rates_of_another() -> None:
         [],
         ["recipe/validated.yaml"],
     )
+
+
+SCHEMAS = {"train": RunConfig, "report": ReportConfig, "benchmark": BenchmarkConfig,
+            "conversion_benchmark": ConversionBenchmarkConfig, "figures": FiguresConfig,
+            "findings": ReportConfig, "evidence": EvidenceConfig, "zoo": ZooConfig,
+            "survey": SurveyConfig}  # fmt: skip
+
+
+def test_a_default_of_the_schema_is_not_written_again_in_a_file() -> None:
+    """Recipes are an exception: validated.yaml is the protocol's, and is read as a whole."""
+    names = {path.stem for path in Path(CONF).glob("*.yaml")} - {"settings"}
+    assert names == SCHEMAS.keys()
+    for name, schema in SCHEMAS.items():
+        defaults = OmegaConf.structured(schema)
+        for key, value in content(f"{name}.yaml").items():
+            assert key not in defaults or value != defaults[key], f"{name}.yaml: {key}"
+    for name in GROUPS["data"]:
+        assert content(f"data/{name}.yaml").keys() == {"name", "image_size"}
 
 
 def test_one_rate_that_stands_in_two_files_is_the_same_in_both() -> None:
