@@ -12,12 +12,13 @@ from typing import Any
 
 import pytest
 import torch
+import yaml
 
 from experiments import command, report, sweep, train
 from experiments.runs import data
-from experiments.runs.data import DATA_SET_FILES, load
+from experiments.runs.data import DATA_SET_FILES, DataSetFiles, load
 from experiments.runs.training import normalise
-from experiments.settings.data_sets import DATA_SETS
+from experiments.settings.data_sets import DATA_SETS, DataSetFacts
 from experiments.settings.schema import DataConfig
 from experiments.studies.training_step import PlainImages
 from stridenet.errors import InputError
@@ -172,3 +173,66 @@ def test_both_networks_train_on_cifar10_and_are_reported(
     assert table[2].startswith("unit_stride,48x8x8,")
     copied = (cifar10 / "report" / "copied_weights.csv").read_text().splitlines()
     assert copied[1].startswith(f"float32,1,{TEST},{TEST},")
+
+
+# Another one
+
+
+@pytest.fixture
+def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A data set of two channels and seven classes: all that is to be written for one, and no more."""
+    images, labels = generated(140, 2, 20, 7, seed=0)
+    content = io.BytesIO()
+    torch.save({"images": images, "labels": labels}, content)
+
+    def read(files: DataSetFiles, folder: Path, train: bool) -> tuple[torch.Tensor, torch.Tensor]:
+        found = torch.load(folder / files.name / "raw" / "toy.pt", weights_only=True)
+        chosen = slice(100) if train else slice(100, None)
+        return found["images"][chosen], found["labels"][chosen]
+
+    # experiments/settings/data_sets.py
+    monkeypatch.setitem(DATA_SETS, "toy", DataSetFacts(2, 7, 100, 40, (0.4, 0.2), (0.2, 0.1)))
+    # experiments/runs/data.py
+    digest = hashlib.sha256(content.getvalue()).hexdigest()
+    files = DataSetFiles("Toy", {"toy.pt": digest}, {}, "make it again", read)
+    monkeypatch.setitem(DATA_SET_FILES, "toy", files)
+    # conf/data/toy.yaml
+    (tmp_path / "conf" / "data").mkdir(parents=True)
+    settings = yaml.safe_dump({"name": "toy", "image_size": [20, 20]})
+    (tmp_path / "conf" / "data" / "toy.yaml").write_text(settings)
+
+    raw = tmp_path / "outputs" / "data" / "Toy" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "toy.pt").write_bytes(content.getvalue())
+    return [f"hydra.searchpath=[file://{tmp_path / 'conf'}]", "data=toy", *SMALL,
+            "model.layers.conv3.kernel=3", f"outputs={tmp_path / 'outputs'}"]  # fmt: skip
+
+
+def test_another_data_set_needs_settings_files_and_facts_alone(
+    toy: list[str], tmp_path: Path, run: Callable[..., None]
+) -> None:
+    seven = "model.layers.fc2.channels=7"
+    for network in ("strided", "unit_stride"):
+        run(train, *toy, seven, f"model={network}")
+    run(report, *toy, seven)
+    found = results_in(tmp_path / "outputs")
+    assert found.keys() == {"strided", "unit_stride"}
+    assert {one["test_images"] for one in found.values()} == {40}
+    assert {one["fit_images"] for one in found.values()} == {40}
+    weights = torch.load(
+        tmp_path / "outputs/runs" / found["strided"]["run"] / "weights.pt", weights_only=True
+    )
+    assert weights["conv1.weight"].shape == (4, 2, 5, 5)
+    assert weights["fc2.weight"].shape == (7, 12)
+    table = (tmp_path / "outputs/report/table1.csv").read_text().splitlines()
+    assert [line.split(",")[1] for line in table[1:]] == ["2x20x20", "32x5x5"]
+    plain = PlainImages(DataConfig("toy", [20, 20]), tmp_path / "outputs/data")
+    assert plain[0][0].shape == (2, 20, 20)
+
+
+def test_a_network_needs_a_score_for_each_class_of_its_data_set(
+    toy: list[str], run: Callable[..., None], capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(AssertionError):
+        run(train, *toy, "model.layers.fc2.channels=6")
+    assert "6 scores, but there are 7 classes" in capsys.readouterr().err

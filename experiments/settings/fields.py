@@ -16,7 +16,7 @@ PUBLISHED = "outputs/reference"  # in the repository
 NO_VALUE = "{} has no value yet: give it, or make the search that its comment in conf/ names"
 
 
-def setting(default: Any, meaning: str, choices: tuple[Any, ...] = (), most: float = MOST) -> Any:
+def setting(default: Any, meaning: str, choices: Collection[Any] = (), most: float = MOST) -> Any:
     """Return a field of a dataclass, with what `--help` says, its choices and its largest number."""
     metadata = {"meaning": meaning, "choices": choices, "most": most}
     return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)

@@ -114,7 +114,7 @@ class ModelConfig:
 class DataConfig:
     """The images: a data set, and what is taken of it."""
 
-    name: str = setting(MISSING, "the data set", tuple(DATA_SETS))
+    name: str = setting(MISSING, "the data set", DATA_SETS)
     image_size: Any = setting([28, 28], "resized to, if it is not the images' own size")
     train_size: int | None = setting(
         None, "so many training images, drawn by the run's seed; null: all"
