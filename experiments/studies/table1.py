@@ -19,26 +19,51 @@ from experiments.runs.result_keys import Result
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
 from experiments.settings.schema import ReportConfig
-from experiments.studies.table2 import layers_of, maps_of
+from experiments.studies.table2 import layers_text, maps_of
 from stridenet.plan import EliminationPlan
 
 TRAINED = ("scratch", "fine_tune")  # what the runs of Table 1 start from
+COLUMNS = (
+    "network", "input", "layers", "n",
+    "accuracy_percent_mean", "accuracy_percent_std", "paper_accuracy_percent",
+    "training_seconds_mean", "training_seconds_std", "training_cpu_seconds_mean",
+    "training_cpu_seconds_std", "paper_training_seconds",
+)  # fmt: skip
 BUSY = 1.2  # wall seconds over CPU seconds: above it, runs waited for the processor
 
 
 def table1(
     runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
 ) -> pd.DataFrame:
-    """Accuracy and training time of each network over its n seeds, the paper's beside them.
+    """Return accuracy and training time of each network over its n seeds, and the paper's beside them.
 
-    runs: as results.tidy gives them. One row for each network trained from scratch, n = 0 included, and
-    one for each that is treated otherwise, has pooling (which `pooling` is the plan of) or was
-    fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a file of weights
-    are left out: different files are no repetitions.
+    runs: as results.tidy gives them. pooling: the plan of the network with pooling layers, if runs have
+    it. One row for each network trained from scratch, n = 0 included, and one for each that is treated
+    otherwise, has pooling or was fine-tuned. A deviation of fewer than two runs is missing. Runs that
+    started from a file of weights are left out: different files are not repeated measurements.
     """
+    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
+    architecture = pd.DataFrame(
+        [
+            {"built": name, "layers": layers_text(of, name), "maps": " ".join(maps_of(of, name))}
+            for name, of in plans.items()
+        ]
+    )
+    architecture["input"] = architecture.maps.str.partition(" ")[0]
+    paper = PAPER if data == "mnist" else PAPER.iloc[:0]
+    measured = _measured(runs)
+    measured["built"] = measured.network.str.partition(" ")[0]
+    table = measured.merge(architecture, how="left").merge(paper, how="left")
+    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
+    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
+    table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
+    return table[[*COLUMNS]]
+
+
+def _measured(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a network and start, first the two networks of the paper from scratch."""
     trained = runs[runs.weights.isin(TRAINED)].assign(network=arms)
-    started = trained.groupby(["network", "weights"])
-    measured = started.agg(
+    measured = trained.groupby(["network", "weights"]).agg(
         n=("seed", "size"),
         accuracy_percent_mean=("test_accuracy", lambda a: 100 * a.mean()),
         accuracy_percent_std=("test_accuracy", lambda a: 100 * a.std()),
@@ -51,36 +76,7 @@ def table1(
     others = sorted(measured.index.difference(scratch), key=lambda row: (row[1] != "scratch", row))
     measured = measured.reindex([*scratch, *others]).reset_index()
     measured["n"] = measured.n.fillna(0).astype(int)
-    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
-    architecture = pd.DataFrame(
-        [
-            {"built": name, "layers": layers_of(of, name), "maps": " ".join(maps_of(of, name))}
-            for name, of in plans.items()
-        ]
-    )
-    architecture["input"] = architecture.maps.str.partition(" ")[0]
-    paper = PAPER if data == "mnist" else PAPER.iloc[:0]
-    measured["built"] = measured.network.str.partition(" ")[0]
-    table = measured.merge(architecture, how="left").merge(paper, how="left")
-    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
-    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
-    table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
-    return table[
-        [
-            "network",
-            "input",
-            "layers",
-            "n",
-            "accuracy_percent_mean",
-            "accuracy_percent_std",
-            "paper_accuracy_percent",
-            "training_seconds_mean",
-            "training_seconds_std",
-            "training_cpu_seconds_mean",
-            "training_cpu_seconds_std",
-            "paper_training_seconds",
-        ]
-    ]
+    return measured
 
 
 def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:

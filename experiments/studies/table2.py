@@ -45,8 +45,8 @@ def maps_of(plan: EliminationPlan, network: str) -> list[str]:
     ]
 
 
-def layers_of(plan: EliminationPlan, network: str) -> str:
-    """As the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc 500"."""
+def layers_text(plan: EliminationPlan, network: str) -> str:
+    """Return the layers as the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc 500"."""
     return ", ".join(_layer(layer, network != "unit_stride") for layer in layers_of_table(plan))
 
 
