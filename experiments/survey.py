@@ -14,11 +14,11 @@ def main(settings: DictConfig) -> None:
     config = resolve(settings, SurveyConfig)
     from experiments.studies.survey import (
         faulty,
-        survey,
+        survey_packages,
         write_survey,  # slow to import: `--help` should not wait for it
     )
 
-    rows, missing = survey(config)
+    rows, missing = survey_packages(config)
     print(*write_survey(config, rows, missing), sep="\n\n")
     failed.extend(f"{row['source']} {row['model']}" for row in rows if faulty(row))
 

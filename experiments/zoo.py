@@ -13,11 +13,11 @@ from experiments.settings.conversions import ZooConfig
 def main(settings: DictConfig) -> None:
     config = resolve(settings, ZooConfig)
     from experiments.studies.zoo import (
-        survey,
+        measure_zoo,
         write_zoo,  # slow to import: `--help` should not wait for it
     )
 
-    rows = survey(config)
+    rows = measure_zoo(config)
     print(*write_zoo(config, rows), sep="\n\n")
     failed.extend(row["model"] for row in rows if row.get("passed") is False)
 

@@ -22,10 +22,10 @@ from experiments.studies import conversion as bench
 from experiments.studies.conversion import (
     STEMS,
     benchmark_conversion,
-    check,
     conversion_sections,
     conversion_table,
     in_turn,
+    require_equal,
     stem_table,
 )
 from stridenet.by_layer.conversion import convert_layers
@@ -207,8 +207,8 @@ class Plus(nn.Module):
 def test_a_wrong_network_is_named(more: float) -> None:
     model, images = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
     with pytest.raises(StrideEliminationError, match=r"^Stem: .* is not timed"):
-        check("Stem", model, Plus(model, more), images)
-    check("Stem", model, Plus(model, 1e-7), images)
+        require_equal("Stem", model, Plus(model, more), images)
+    require_equal("Stem", model, Plus(model, 1e-7), images)
 
 
 @pytest.mark.usefixtures("same_torch", "small")

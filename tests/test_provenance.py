@@ -35,15 +35,15 @@ HASH = r"sources-[0-9a-f]{40}"
 
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(machine.SAID, raising=False)
+    monkeypatch.delenv(machine.ALREADY_SAID, raising=False)
     yield
-    os.environ.pop(machine.SAID, None)
+    os.environ.pop(machine.ALREADY_SAID, None)
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The sources as out of a zip."""
-    for name in machine.SOURCES:
+    for name in machine.CODE_FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=ignored)
     return tmp_path / "copy"

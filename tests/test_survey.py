@@ -14,25 +14,25 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.settings.conversions import SurveyConfig
-from experiments.studies import survey as study
+from experiments.studies import survey_packages as study
 from experiments.studies.survey import (
     by_source,
     faulty,
     kind_of,
     kinds,
     settled,
-    survey,
+    survey_packages,
     write_survey,
 )
 from experiments.surveying import measure as measuring
 from experiments.surveying import sources
 from experiments.surveying.measure import Task, measure
 from experiments.surveying.observation import (
-    Call,
+    ModuleCall,
     StridedCalls,
     changes,
-    difference,
     fingerprint,
+    output_error,
     share_of_bound,
 )
 from experiments.surveying.sources import SOURCES, small_first
@@ -135,8 +135,8 @@ class Pair(NamedTuple):
 
 def test_results_are_compared_whatever_they_are_made_of() -> None:
     x = torch.arange(6.0)
-    assert difference(Pair(x, [None, {"n": 1}]), Pair(x.clone(), [None, {"n": 1}])) == 0
-    assert difference({"a": x}, {"a": x + 0.05}) == pytest.approx(0.01, rel=1e-5)
+    assert output_error(Pair(x, [None, {"n": 1}]), Pair(x.clone(), [None, {"n": 1}])) == 0
+    assert output_error({"a": x}, {"a": x + 0.05}) == pytest.approx(0.01, rel=1e-5)
     infinite = [
         (Pair(x, None), (x, None)),
         (Pair(x, 1), Pair(x, 2)),
@@ -147,8 +147,8 @@ def test_results_are_compared_whatever_they_are_made_of() -> None:
         (x.int(), x.int() + 1),
         (x / 0, x),
     ]
-    assert all(difference(*pair) == float("inf") for pair in infinite)
-    assert difference(x / x, (x / x).clone()) == 0  # not a number at the same place
+    assert all(output_error(*pair) == float("inf") for pair in infinite)
+    assert output_error(x / x, (x / x).clone()) == 0  # not a number at the same place
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
@@ -157,13 +157,13 @@ def test_a_call_is_held_against_the_bound_of_rounding(kind: type[nn.Module]) -> 
     with torch.no_grad():
         right = layer(x)
         wide = copy.deepcopy(layer).double()(x.double()).float()
-        assert share_of_bound(layer, Call("", (x,), {}, wide)) <= 1
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wide)) <= 1
         wrong = right + 3e-4 * right.abs().max()
-        assert share_of_bound(layer, Call("", (x,), {}, wrong)) > 1
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wrong)) > 1
         wrong = right.clone()
         wrong[1, 2, 3, 4] = float("nan")
-        assert share_of_bound(layer, Call("", (x,), {}, wrong)) == float("inf")
-        assert share_of_bound(layer, Call("", (x,), {}, right[:1])) == float("inf")
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wrong)) == float("inf")
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, right[:1])) == float("inf")
 
 
 # One model
@@ -285,7 +285,7 @@ def config(tmp_path_factory: pytest.TempPathFactory) -> SurveyConfig:
 @pytest.fixture(scope="module")
 def surveyed(config: SurveyConfig) -> tuple[dict[str, Row], dict[str, str]]:
     """Rows by model, of a survey of the fake sources; and what is missing."""
-    rows, missing = survey(config)
+    rows, missing = survey_packages(config)
     return {row["model"]: row for row in rows}, missing
 
 
@@ -356,28 +356,28 @@ def test_what_has_been_measured_is_not_measured_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
-    rows, _ = survey(config)
+    rows, _ = survey_packages(config)
     assert rows == [*surveyed[0].values()]
     for other in (replace(config, force=True), replace(config, seed=1), replace(config, all=True)):
         with pytest.raises(AttributeError, match="has_ended"):  # asked to measure
-            survey(other)
+            survey_packages(other)
     monkeypatch.setattr(NoWorker, "version", "another")
     with pytest.raises(AttributeError, match="has_ended"):
-        survey(config)
+        survey_packages(config)
 
 
 def test_names_choose_models_and_unknown_ones_are_told(
     surveyed: object, config: SurveyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
-    rows, _ = survey(replace(config, every=3))
+    rows, _ = survey_packages(replace(config, every=3))
     assert [row["model"] for row in rows] == ["Plain", "Aborts", "Grows", "pointwise"]
-    rows, _ = survey(replace(config, models=["Plain"]))
+    rows, _ = survey_packages(replace(config, models=["Plain"]))
     assert [row["model"] for row in rows] == ["Plain"]
     with pytest.raises(InputError, match="models: Plane is in none of tests"):
-        survey(replace(config, models=["Plane"]))
+        survey_packages(replace(config, models=["Plane"]))
     with pytest.raises(InputError, match="none of the sources can be used"):
-        survey(replace(config, sources=[f"{HERE}:Absent"]))
+        survey_packages(replace(config, sources=[f"{HERE}:Absent"]))
 
 
 # Sources and tables

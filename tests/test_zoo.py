@@ -16,7 +16,7 @@ from experiments.command import failed, start
 from experiments.models import convert, load_model
 from experiments.settings.conversions import ConversionConfig, ZooConfig
 from experiments.studies import zoo as surveys
-from experiments.studies.zoo import survey, write_zoo, zoo_for_readers, zoo_table
+from experiments.studies.zoo import measure_zoo, write_zoo, zoo_for_readers, zoo_table
 from experiments.zoo import main
 from stridenet.errors import InputError
 from stridenet.zoo import ZOO, Block, all_cnn_c, calibrate, lenet, resnet20
@@ -160,18 +160,18 @@ def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ZooConfig:
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the models that are measured from now on."""
     measured: list[str] = []
-    measure = surveys.measure
+    measure_model = surveys.measure_model
 
     def counted(name: str, *rest: Any, **options: Any) -> dict[str, Any]:
         measured.append(name)
-        return measure(name, *rest, **options)
+        return measure_model(name, *rest, **options)
 
-    monkeypatch.setattr(surveys, "measure", counted)
+    monkeypatch.setattr(surveys, "measure_model", counted)
     return measured
 
 
 def test_a_row_says_what_a_twin_costs_and_how_near_it_is(config: ZooConfig) -> None:
-    row, _, wide = survey(config)
+    row, _, wide = measure_zoo(config)
     # By hand: a 3x3 filter at stride 2 becomes 2x2 on 4 phases; the maps are 4x4, then 3x3.
     assert (row["strided_layers"], row["strided_parameters"]) == (1, 4 * 18 + 4 + 3 * 16 + 3)
     assert row["unit_stride_parameters"] == 4 * 8 * 4 + 4 + 3 * 16 + 3
@@ -189,7 +189,7 @@ def test_a_row_says_what_a_twin_costs_and_how_near_it_is(config: ZooConfig) -> N
 
 
 def test_a_model_without_a_twin_has_a_row_with_the_reason(config: ZooConfig) -> None:
-    rows = survey(config)
+    rows = measure_zoo(config)
     assert [row["model"] for row in rows] == ["narrow", "impossible", "wide"]
     assert ["reason" in row for row in rows] == [False, True, False]
     assert "passed" not in rows[1]
@@ -200,21 +200,21 @@ def test_an_interrupted_survey_goes_on_where_it_was(
     config: ZooConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = counting(monkeypatch)
-    counted = surveys.measure
+    counted = surveys.measure_model
 
     def stopped(name: str, *rest: Any, **options: Any) -> dict[str, Any]:
         if name == "wide":
             raise KeyboardInterrupt
         return counted(name, *rest, **options)
 
-    monkeypatch.setattr(surveys, "measure", stopped)
+    monkeypatch.setattr(surveys, "measure_model", stopped)
     with pytest.raises(KeyboardInterrupt):
-        survey(config)
+        measure_zoo(config)
     assert measured == ["narrow", "impossible"]
-    monkeypatch.setattr(surveys, "measure", counted)
-    rows = survey(config)
+    monkeypatch.setattr(surveys, "measure_model", counted)
+    rows = measure_zoo(config)
     assert measured == ["narrow", "impossible", "wide"]
-    assert survey(config) == rows
+    assert measure_zoo(config) == rows
     assert len(measured) == 3
 
 
@@ -222,19 +222,19 @@ def test_rows_of_other_settings_and_damaged_ones_are_measured_again(
     config: ZooConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.models = ["narrow"]
-    survey(config)
+    measure_zoo(config)
     measured = counting(monkeypatch)
-    survey(config)
+    measure_zoo(config)
     assert measured == []
-    survey(replace(config, rounds=2))
-    survey(replace(config, rounds=2, force=True))
+    measure_zoo(replace(config, rounds=2))
+    measure_zoo(replace(config, rounds=2, force=True))
     assert len(measured) == 2
-    survey(config)
+    measure_zoo(config)
     assert len(measured) == 3
     path = Path(config.outputs) / "zoo" / "narrow.json"
     for damage in ("", "[]", "{}", path.read_text()[:50]):
         path.write_text(damage)
-        survey(config)
+        measure_zoo(config)
     assert len(measured) == 7
     assert json.loads(path.read_text())["model"] == "narrow"
 
@@ -247,10 +247,10 @@ def test_a_twin_that_differs_is_told(config: ZooConfig, monkeypatch: pytest.Monk
         return twin
 
     monkeypatch.setattr(surveys, "convert", wrong)
-    row, *_ = survey(config)
+    row, *_ = measure_zoo(config)
     assert not row["passed"]
     assert row["first_failure"] == "0"
-    assert surveys.verdict(row) == "NOT equal, from 0 on"
+    assert surveys.outcome_line(row) == "NOT equal, from 0 on"
 
 
 def test_a_model_of_ones_own_is_measured_every_time_and_as_it_is(
@@ -261,17 +261,17 @@ def test_a_model_of_ones_own_is_measured_every_time_and_as_it_is(
     calibrated = []
     monkeypatch.setattr(surveys, "calibrate", lambda *_: calibrated.append(True))
     for _ in range(2):
-        (row,) = survey(own)
+        (row,) = measure_zoo(own)
     assert measured == [f"{__name__}.tiny"] * 2
     assert row["unit_stride_parameters"] == 6 * 8 * 4 + 6 + 3 * 24 + 3
     assert calibrated == []
-    survey(config)
+    measure_zoo(config)
     assert len(calibrated) == 3
 
 
 def test_a_name_that_is_not_in_the_zoo_is_told_with_those_that_are(config: ZooConfig) -> None:
     with pytest.raises(InputError, match="resnet1 is not in the zoo; it has narrow, impossible"):
-        survey(replace(config, models=["narrow", "resnet1"]))
+        measure_zoo(replace(config, models=["narrow", "resnet1"]))
 
 
 @pytest.mark.parametrize(
@@ -431,7 +431,7 @@ def test_a_mistake_is_one_line(
 @pytest.mark.parametrize("name", ["all_cnn_c", "resnet20"])
 def test_the_small_networks_have_twins_as_a_whole(name: str, tmp_path: Path) -> None:
     config = ZooConfig(model={"_target_": None}, models=[name], rounds=1, outputs=str(tmp_path))
-    (row,) = survey(config)
+    (row,) = measure_zoo(config)
     assert row.get("reason") is None
     assert row["passed"]
     assert row["strided_layers"] == 2

@@ -268,7 +268,7 @@ def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, tw
     colour = _colour(twin)
     size = with_times((in_channels, out_channels, *kernel))
     text = {"ha": "center", "color": colour}
-    axes.text(x, middle - 1.6, _named(name, twin), fontweight="bold", fontsize=12, **text)
+    axes.text(x, middle - 1.6, _primed(name, twin), fontweight="bold", fontsize=12, **text)
     axes.text(x, middle - 0.8, size, fontsize=11, **text)
     weight = "bold" if stride > 1 else "normal"
     axes.text(x, middle + 1, f"stride {stride}", fontsize=11, fontweight=weight, **text)
@@ -288,7 +288,7 @@ def _sheets(
         axes.add_patch(
             Rectangle(corner, width, height, facecolor=_colour(twin), edgecolor="white", lw=0.8)
         )
-    label = f"{_named(name, twin)}  {with_times(size)}"
+    label = f"{_primed(name, twin)}  {with_times(size)}"
     axes.text(x, middle + 2.8, label, ha="center", fontsize=12, color=_colour(twin))
     return left, left + width + shift * (sheets - 1)
 
@@ -297,7 +297,7 @@ def _colour(twin: bool) -> Colour:
     return COLOURS["unit_stride" if twin else "strided"]
 
 
-def _named(name: str, twin: bool) -> str:
+def _primed(name: str, twin: bool) -> str:
     return f"{name}′" if twin else name
 
 

@@ -19,7 +19,7 @@ MOST_WEIGHTS = 36  # of a filter that is shown whole, not one pair of channels a
 MOST_PHASES = 16  # of its twin, in either direction
 UNIT = 0.36  # inches, of a sharing map; all below are in it
 LEGIBLE = 0.4  # a cell with a number in it
-SMALL = 0.5  # a tile without lines and a label
+SMALLEST_TILE = 0.5  # a tile without lines and a label
 
 
 class Phases(NamedTuple):
@@ -123,7 +123,7 @@ def _tiles(
     if cell > LEGIBLE:
         _grid(axes, xs, ys, color="0.85", lw=0.5)
         _numbers(axes, xs, ys, picture, colours)
-    height, width = tile if cell * min(tile) > SMALL else (rows, columns)
+    height, width = tile if cell * min(tile) > SMALLEST_TILE else (rows, columns)
     _grid(axes, xs[::width], ys[::height], color="0.3", lw=0.8)
 
 
@@ -144,7 +144,7 @@ def _numbers(
 
 def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phases) -> None:
     step = height / len(phases.labels)
-    for place, label in enumerate(phases.labels) if step > SMALL else ():
+    for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         y = top + step * (place + 0.5)
         axes.text(left - 0.2, y, label, ha="right", va="center", fontsize=8)
     title = phases.title.replace(" phase", "\nphase")
@@ -154,11 +154,11 @@ def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phas
 def _label_columns(axes: Axes, left: float, top: float, width: float, phases: Phases) -> None:
     step, length = width / len(phases.labels), 0.2 * len(phases.labels[-1])  # of a label
     turned = step < length
-    for place, label in enumerate(phases.labels) if step > SMALL else ():
+    for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         x = left + step * (place + 0.5)
         angle = 90 if turned else 0
         axes.text(x, top - 0.2, label, ha="center", va="bottom", fontsize=8, rotation=angle)
-    away = 0.4 + (length if turned else 0.5) * (step > SMALL)
+    away = 0.4 + (length if turned else 0.5) * (step > SMALLEST_TILE)
     axes.text(left, top - away, phases.title, va="bottom")
 
 

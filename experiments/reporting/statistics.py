@@ -23,7 +23,7 @@ RESAMPLES = 9_999
 
 
 @dataclass(frozen=True)
-class Difference:
+class PairedDifference:
     """The mean of paired differences, and what can be said of it. What too few pairs cannot give is
     None, and `blank` is the reason."""
 
@@ -46,15 +46,15 @@ class Difference:
         return None if self.margin_p is None else self.margin_p < LEVEL
 
 
-def difference(differences: ArrayLike, margin: float | None = None) -> Difference:
+def paired_difference(differences: ArrayLike, margin: float | None = None) -> PairedDifference:
     """What one difference a pair says. margin: for the question of size, if there is one."""
     values = np.asarray(differences, dtype=float).round(9)  # 1e-14 is no spread
     n, ahead = len(values), int((values > 0).sum())
     if n < FEWEST:
         few = "one pair is" if n == 1 else f"{n} pairs are"
         blank = f"{few} too few to judge by: {FEWEST} are needed"
-        return Difference(n, ahead, margin=margin, blank=blank)
-    known = Difference(
+        return PairedDifference(n, ahead, margin=margin, blank=blank)
+    known = PairedDifference(
         n,
         ahead,
         mean=float(values.mean()),

@@ -25,10 +25,10 @@ M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
 M_MMAP_THRESHOLD = -3
 
 
-SOURCES = ("stridenet", "experiments", "conf")  # what decides a run's numbers
-IN_GIT = tuple(f":/{name}" for name in SOURCES)
+CODE_FOLDERS = ("stridenet", "experiments", "conf")  # what decides a run's numbers
+IN_GIT = tuple(f":/{name}" for name in CODE_FOLDERS)
 BY_HASH = "sources-"  # begins what stands in a commit's place
-SAID = "STRIDENET_SOURCES_SAID"
+ALREADY_SAID = "STRIDENET_SOURCES_SAID"
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
@@ -102,11 +102,11 @@ def _commit() -> str:
         )
     except (OSError, subprocess.SubprocessError) as error:
         found = f"{BY_HASH}{_hash_of_sources()}"
-        if not os.environ.get(SAID):  # which the processes that this one starts see, too
-            os.environ[SAID] = "1"
+        if not os.environ.get(ALREADY_SAID):  # which the processes that this one starts see, too
+            os.environ[ALREADY_SAID] = "1"
             print(
                 f"git tells no commit ({_why_not(error)}): {found}, a hash of the files in "
-                f"{', '.join(SOURCES)}, stands in its place",
+                f"{', '.join(CODE_FOLDERS)}, stands in its place",
                 file=sys.stderr,
                 flush=True,
             )
@@ -143,7 +143,9 @@ def _why_not(error: Exception) -> str:
 def _hash_of_sources() -> str:
     """Forty digits of a SHA-256 over names and contents of the files that decide a run's numbers."""
     here = Path(__file__).resolve().parents[2]
-    roots = {name: here / name for name in SOURCES} | {"stridenet": Path(stridenet.__file__).parent}
+    roots = {name: here / name for name in CODE_FOLDERS} | {
+        "stridenet": Path(stridenet.__file__).parent
+    }
     paths = {
         f"{name}/{path.relative_to(root).as_posix()}": path
         for name, root in roots.items()

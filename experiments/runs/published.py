@@ -26,8 +26,10 @@ from stridenet.files import make_folder, read
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE = dict.fromkeys(("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64")
-TEXT = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
+WHOLE_NUMBERS = dict.fromkeys(
+    ("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64"
+)
+TEXTS = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
 # What reading a damaged file raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and their kind
@@ -106,7 +108,7 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXT)
+        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXTS)
         table = _with_whole_numbers(table).astype(NEEDED[path.name])
         for column in ("variant", "experiment"):
             if column in table:
@@ -135,7 +137,7 @@ def _possible(runs: "pd.DataFrame") -> bool:
 
 def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
     """The same with whole numbers as such, where some are missing too (else pandas writes 300.0)."""
-    return table.astype({name: kind for name, kind in WHOLE.items() if name in table})
+    return table.astype({name: kind for name, kind in WHOLE_NUMBERS.items() if name in table})
 
 
 def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> int:
@@ -154,9 +156,9 @@ def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> in
         if not new:
             return len(known)
         tables = {
-            "epochs": (before.epochs, [row for result in new for row in _epochs(result)]),
-            "rho": (before.rho, [row for result in new for row in _rho(result)]),
-            "runs": (before.runs, [_row(result) for result in new]),
+            "epochs": (before.epochs, [row for result in new for row in _epoch_rows(result)]),
+            "rho": (before.rho, [row for result in new for row in _rho_rows(result)]),
+            "runs": (before.runs, [_run_row(result) for result in new]),
         }
         right = before.right | {
             r["run"]: unpack_bits(r["test_bits"], r["test_images"]) for r in new
@@ -177,7 +179,7 @@ def _pack(right: dict[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def _row(result: Mapping[str, Any]) -> dict[str, Any]:
+def _run_row(result: Mapping[str, Any]) -> dict[str, Any]:
     """What runs.csv says of a run."""
     data = result["config"]["data"]
     whole = ("run", "loop", "experiment", "network", "sharing", "variant", "weights", "seed")
@@ -196,7 +198,7 @@ def _row(result: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def _epochs(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _epoch_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("epoch", "training_loss", "validation_loss", "validation_correct")
     return [
         {"run": result["run"], **{key: row.get(key) for key in keys}, **distance(row)}
@@ -215,7 +217,7 @@ def distance(row: Mapping[str, Any]) -> dict[str, float | None]:
     return {part: parts[part] / parts["norm"] if layers else None for part in ("zeros", "copies")}
 
 
-def _rho(result: Mapping[str, Any]) -> list[dict[str, Any]]:
+def _rho_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"run": result["run"], "step": row["step"], "layer": layer, "rho": ratio}
         for row in result["rho"]

@@ -97,7 +97,7 @@ def _check_agreement(result: dict[str, Any]) -> None:
         raise DamagedError(
             f"test_accuracy is {result['test_accuracy']}, but {correct} of {images} are right"
         )
-    if _right(result["test_bits"], images) != correct:
+    if _count_right(result["test_bits"], images) != correct:
         raise DamagedError(f"test_bits have another sum than test_correct, {correct}")
     if not result["epochs"]:
         raise DamagedError("it has no epochs")
@@ -111,7 +111,7 @@ def _check_agreement(result: dict[str, Any]) -> None:
     _check(result["versions"], {"torch": FILLED_TEXT.or_none()}, needed=True, place="versions.")
 
 
-def _right(packed: str, images: int) -> int:
+def _count_right(packed: str, images: int) -> int:
     """How many of so many images the packed bits call right."""
     octets = np.frombuffer(_octets(packed), dtype=np.uint8)
     if len(octets) != -(-images // 8):

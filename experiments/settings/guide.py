@@ -32,7 +32,7 @@ def settings_text(settings: DictConfig) -> str:
     """
     loader = GlobalHydra.instance().config_loader()
     groups = [
-        _line(f"{group}={_written(option)}", " | ".join(loader.get_group_options(group)))
+        _line(f"{group}={_as_typed(option)}", " | ".join(loader.get_group_options(group)))
         for group, option in reversed(settings.hydra.runtime.choices.items())
         if not group.startswith("hydra/")
     ]
@@ -58,11 +58,11 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
         if key == "model.layers":
             yield from _layers(value, meaning)
         elif isinstance(value, DictConfig):
-            (first, *more) = (f"{key}.{name!s}={_written(value[name])}" for name in value)
+            (first, *more) = (f"{key}.{name!s}={_as_typed(value[name])}" for name in value)
             yield from (_line(first, meaning), *(_line(other, "") for other in more))
         else:
             left_open = OmegaConf.is_missing(settings, one.name)
-            yield _line(key if left_open else f"{key}={_written(value)}", meaning)
+            yield _line(key if left_open else f"{key}={_as_typed(value)}", meaning)
 
 
 def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
@@ -70,7 +70,7 @@ def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
     defaults = OmegaConf.structured(LayerConfig)
     yield _line("model.layers", meaning)
     for name, layer in layers.items():
-        chosen = [f"{k}={_written(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
+        chosen = [f"{k}={_as_typed(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
         yield _line(f"  {name!s}", " ".join(chosen))
     yield from _lines(LayerConfig, defaults, "model.layers.LAYER.")
 
@@ -86,10 +86,10 @@ def _line(setting: str, meaning: str) -> str:
     return textwrap.fill(meaning, WIDTH, initial_indent=beside, subsequent_indent=blank)
 
 
-def _written(value: Any) -> str:
+def _as_typed(value: Any) -> str:
     """A value as on the command line."""
     if isinstance(value, ListConfig):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(_as_typed, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 

@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import LEVEL, difference, holm, verdict
+from experiments.reporting.statistics import LEVEL, holm, paired_difference, verdict
 from experiments.runs.published import Published
 from experiments.runs.results import arms
 from experiments.studies.rates import diverged
@@ -161,14 +161,14 @@ def _judged(
     select: Callable[[Published], Published],
 ) -> dict[str, dict[str, Any]]:
     """Each claim's difference, adjusted p-value and verdicts, on the runs that `select` leaves."""
-    found = {key: difference([]) for key in CLAIMS}
+    found = {key: paired_difference([]) for key in CLAIMS}
     for key, claim in complete.items():
         values = claim.outcome(select(published[claim.experiment]))
         margin = claim.margin
         if claim.equality:
             gap = CLAIMS["C2"].outcome(select(published[claim.experiment])).mean()
             margin = SHARE_OF_GAP * abs(float(gap))
-        found[key] = difference(values, margin)
+        found[key] = paired_difference(values, margin)
     by_t = holm({key: each.p for key, each in found.items()})
     by_wilcoxon = holm({key: each.wilcoxon_p for key, each in found.items()})
     return {

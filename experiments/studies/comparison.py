@@ -13,7 +13,7 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import difference, new_images, seeds_needed
+from experiments.reporting.statistics import new_images, paired_difference, seeds_needed
 from experiments.runs.results import arms, unpack_bits
 from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import is_the_papers
@@ -22,7 +22,7 @@ from stridenet.plan import EliminationPlan
 CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for: make evidence."
 
 
-def compare(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
+def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
     """One row: the difference unit stride − strided in test accuracy, in points, pair by pair.
 
     runs: as results.tidy gives them; a pair is a seed with which both networks were trained from
@@ -36,18 +36,20 @@ def compare(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
           for network in ("strided", "unit_stride")}  # fmt: skip
     seeds = of["strided"].index.intersection(of["unit_stride"].index).sort_values()
     strided, twin = (rows.loc[seeds] for rows in of.values())
-    found = difference(100 * (twin.test_accuracy - strided.test_accuracy), paper)
+    found = paired_difference(100 * (twin.test_accuracy - strided.test_accuracy), paper)
     row: dict[str, Any] = {**asdict(found), "within": found.within, "paper": paper}
     row |= dict.fromkeys(("new_low", "new_high", "seeds_needed"))
     if found.low is not None and found.deviation:
         if "test_bits" in runs:
-            row["new_low"], row["new_high"] = new_images(_right(twin), _right(strided))
+            row["new_low"], row["new_high"] = new_images(
+                _right_images(twin), _right_images(strided)
+            )
         if paper is not None:
             row["seeds_needed"] = seeds_needed(paper, found.deviation)
     return pd.DataFrame([row])
 
 
-def _right(runs: pd.DataFrame) -> np.ndarray:
+def _right_images(runs: pd.DataFrame) -> np.ndarray:
     """Which images each run classifies rightly: bool (runs, images)."""
     return np.stack([unpack_bits(*of) for of in zip(runs.test_bits, runs.test_images, strict=True)])
 
@@ -100,6 +102,6 @@ def comparison_section(
 ) -> Section:
     """The comparison as a table of the report."""
     papers = is_the_papers(plan, config.data.name)
-    table = compare(runs, PAPER_DIFFERENCE if papers else None)
+    table = compare_accuracy(runs, PAPER_DIFFERENCE if papers else None)
     title, readable = "Unity Stride − Non-Unity Stride", comparison_for_readers(table)
     return Section("comparison", title, sentence(table.iloc[0]), about, table, readable)

@@ -97,7 +97,7 @@ def _conversion(config: ConversionBenchmarkConfig, bar: "tqdm[Any]") -> dict[str
         "fuse": lambda: fuse(model),
     }
     for name, convert in converters.items():
-        check(name, model, convert(), images)
+        require_equal(name, model, convert(), images)
     timed = {
         name: partial(seconds, convert, 1, images.device) for name, convert in converters.items()
     }
@@ -119,7 +119,7 @@ def _stem(
     networks = dict(zip(NETWORKS, (model, twin), strict=True))
     for each in networks.values():
         each.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    check(name, model, twin, images)
+    require_equal(name, model, twin, images)
     timed = {
         network: partial(seconds, partial(each, images), config.steps, device)
         for network, each in networks.items()
@@ -128,12 +128,12 @@ def _stem(
         "stem": name,
         "layer": str(stem),
         "layout": layout,
-        "multiply_adds": dict(zip(NETWORKS, _multiply_adds(model), strict=True)),
+        "multiply_adds": dict(zip(NETWORKS, _planned_multiply_adds(model), strict=True)),
         "seconds": in_turn(timed, config.rounds, bar),
     }
 
 
-def _multiply_adds(model: nn.Module) -> tuple[int, int]:
+def _planned_multiply_adds(model: nn.Module) -> tuple[int, int]:
     """Count those of the only layer and of its unit-stride form, for one image."""
     (layer,) = plan_layers(model, example_inputs=torch.randn(1, *SIZE)).layers
     assert layer.multiply_adds is not None
@@ -150,7 +150,7 @@ def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[d
 
 
 @torch.no_grad()
-def check(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None:
+def require_equal(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None:
     """Raise StrideEliminationError unless both give the same on these images, up to rounding."""
     expected, obtained = model(images), other(images)
     difference = float((obtained - expected).abs().max())

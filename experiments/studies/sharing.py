@@ -17,7 +17,7 @@ from experiments.reporting.figures import save_figure
 from experiments.reporting.formats import blank_or, mean_and_deviation
 from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH, Section
-from experiments.reporting.statistics import difference
+from experiments.reporting.statistics import paired_difference
 from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write_json
 from experiments.runs.published import distance
@@ -114,7 +114,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                 f"{quantity}_std": group[quantity].std(),
             }
         paired = differences(runs, "test accuracy", weights, arm)
-        found = difference([] if arm == "strided" else paired)
+        found = paired_difference([] if arm == "strided" else paired)
         row |= {f"difference_{key}": getattr(found, key) for key in ("mean", "low", "high")}
         rows.append(row)
     return pd.DataFrame(rows)

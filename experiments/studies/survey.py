@@ -49,7 +49,7 @@ class Chosen:
 # Which models ---------------------------------------------------------------------------------------
 
 
-def survey(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
+def survey_packages(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
     """A row for each model, in the order of sources and families; and which sources are missing, why.
 
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
@@ -65,7 +65,7 @@ def survey(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
                 continue
             about = circumstances(config, torch.device("cpu"), config.jobs)  # as its code is now
             chosen = [*choose(config, source, families)]
-            found = {} if config.force else _kept(config, chosen, worker.version)
+            found = {} if config.force else _kept_rows(config, chosen, worker.version)
             waiting = [one for one in chosen if one not in found]
             found |= _measure_all(config, about, waiting, worker)
             rows += [found[one] for one in chosen]
@@ -151,15 +151,15 @@ def _wait_for(threads: list[threading.Thread]) -> None:
 def _keep(config: SurveyConfig, one: Chosen, row: Row, bar: "tqdm[Any]") -> Row:
     """Write the row of a model into its file, and a line into the terminal; return the row."""
     write_json(_path(config, one), row)
-    bar.write(f"{one.source} {one.model}: {verdict(row)}")
+    bar.write(f"{one.source} {one.model}: {outcome_line(row)}")
     bar.update()
     return row
 
 
 def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
     """The row of a model."""
-    said = worker.measure(model=one.model, **_identity(config))
-    row = {**asdict(one), "version": worker.version, "config": _identity(config), **said}
+    said = worker.measure(model=one.model, **_deciding_settings(config))
+    row = {**asdict(one), "version": worker.version, "config": _deciding_settings(config), **said}
     return settled(row)
 
 
@@ -179,7 +179,7 @@ def settled(row: Row) -> Row:
     return row
 
 
-def verdict(row: Row) -> str:
+def outcome_line(row: Row) -> str:
     """What became of one model, in a line."""
     if not row["runs"]:
         return f"does not run: {row['why_not']}"
@@ -211,14 +211,16 @@ def _path(config: SurveyConfig, one: Chosen) -> Path:
     return folder / f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', one.model)}.json"
 
 
-def _identity(config: SurveyConfig) -> Row:
+def _deciding_settings(config: SurveyConfig) -> Row:
     """What decides a row: not where it is kept, nor which others were asked for."""
     return {key: getattr(config, key) for key in DECIDING}
 
 
-def _kept(config: SurveyConfig, chosen: list[Chosen], version: str | None) -> dict[Chosen, Row]:
+def _kept_rows(
+    config: SurveyConfig, chosen: list[Chosen], version: str | None
+) -> dict[Chosen, Row]:
     """The rows that were measured with the same settings and version."""
-    wanted = {"config": _identity(config), "version": version}
+    wanted = {"config": _deciding_settings(config), "version": version}
     rows: dict[Chosen, Row] = {}
     for one in chosen:
         with suppress(OSError, ValueError, TypeError):  # missing or damaged

@@ -97,7 +97,7 @@ def _time_in_turn(
         1, multiprocessing.get_context("spawn"), _start_plain, (config, device)
     ) as plain:
         for name in NETWORKS:
-            timed[f"plain_{name}"] = partial(_result, plain, name)
+            timed[f"plain_{name}"] = partial(_run_plain_chunk, plain, name)
         for chunk in timed.values():
             chunk()  # the first time is slower
         return [
@@ -132,7 +132,7 @@ def _our_loop(
     return chunk
 
 
-_plain: dict[str, Chunk] = {}  # in the process of the plain loop
+_plain_loops: dict[str, Chunk] = {}  # in the process of the plain loop
 
 
 class PlainImages(Dataset[tuple[Any, int]]):
@@ -169,7 +169,7 @@ def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
     for name in NETWORKS:
         network = _network(config, name).to(device)
         own = _at_its_rate(config, name)
-        _plain[name] = _plain_loop(network, _batches(loader), own, device)
+        _plain_loops[name] = _plain_loop(network, _batches(loader), own, device)
 
 
 def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
@@ -203,10 +203,10 @@ def _plain_loop(
 
 
 def _plain_chunk(name: str) -> float:
-    return _plain[name]()
+    return _plain_loops[name]()
 
 
-def _result(plain: ProcessPoolExecutor, name: str) -> float:
+def _run_plain_chunk(plain: ProcessPoolExecutor, name: str) -> float:
     return plain.submit(_plain_chunk, name).result()
 
 

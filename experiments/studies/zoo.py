@@ -38,7 +38,7 @@ BATCH = 2  # images on which a twin is verified
 CALIBRATION = 4  # images from which an untrained network's BatchNorm layers take their statistics
 
 
-def survey(config: ZooConfig) -> list[dict[str, Any]]:
+def measure_zoo(config: ZooConfig) -> list[dict[str, Any]]:
     """A row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
 
     What was measured with the same settings is not measured again, unless `force`. A model of the
@@ -48,20 +48,20 @@ def survey(config: ZooConfig) -> list[dict[str, Any]]:
     folder = Path(config.outputs) / "zoo"
     make_folder(folder)
     rows = []
-    with tqdm(_chosen(config).items(), disable=None) as bar:
+    with tqdm(_chosen_models(config).items(), disable=None) as bar:
         for name, chosen in bar:
             bar.set_description(name)
             path = folder / f"{name}.json"
-            row = None if config.force or config.of_user else _kept(path, chosen)
+            row = None if config.force or config.of_user else _kept_row(path, chosen)
             if row is None:
-                row = measure(name, chosen, calibrated=not config.of_user)
+                row = measure_model(name, chosen, calibrated=not config.of_user)
                 write_json(path, row)
-                bar.write(f"{name}: {verdict(row)}")
+                bar.write(f"{name}: {outcome_line(row)}")
             rows.append(row)
     return rows
 
 
-def verdict(row: dict[str, Any]) -> str:
+def outcome_line(row: dict[str, Any]) -> str:
     """What became of one model, in a line."""
     if "reason" in row:
         return f"no twin: {row['reason']}"
@@ -70,7 +70,7 @@ def verdict(row: dict[str, Any]) -> str:
     return f"NOT equal, from {row['first_failure']} on"
 
 
-def measure(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
+def measure_model(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
     """Convert, verify and time one model. Where it has no twin, the row has the reason instead.
 
     calibrated: its BatchNorm layers first get the statistics of random images.
@@ -79,7 +79,7 @@ def measure(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
         "model": name,
         "input": " and ".join(format_size(images.shape[1:]) for images in random_inputs(config, 1)),
         **circumstances(config, torch.device("cpu")),
-        "config": _identity(config),
+        "config": _deciding_settings(config),
     }
     model = load_model(config).float()
     if calibrated:
@@ -89,7 +89,9 @@ def measure(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
         twin = convert(model, config, check=False)  # it is verified at once
         row["conversion_seconds"] = time.perf_counter() - began
         row |= _costs(model, twin, config)
-        row |= _verified(verify(model, twin, _one_or_several(random_inputs(config, BATCH))))
+        row |= _verification_columns(
+            verify(model, twin, _one_or_several(random_inputs(config, BATCH)))
+        )
     except StrideEliminationError as error:
         return {**row, "reason": str(error)}
     return {**row, "seconds": forward_seconds(model, twin, random_inputs(config, 1), config.rounds)}
@@ -120,7 +122,7 @@ def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, in
         layers = len(converted_layers(twin))
         both, inputs = (model, twin), random_inputs(config, 1)
         before, after = ([p.numel() for p in each.parameters()] for each in both)
-        adds = _multiply_adds(model, inputs), _multiply_adds(twin, inputs)
+        adds = _count_multiply_adds(model, inputs), _count_multiply_adds(twin, inputs)
         costs = {"parameters": (sum(before), sum(after)), "multiply_adds": adds}
     return {"strided_layers": layers} | {
         f"{network}_{quantity}": number
@@ -130,14 +132,14 @@ def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, in
 
 
 @torch.no_grad()
-def _multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _count_multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Count those of convolutions and matrix products; torch counts two operations for each."""
     with FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() // 2
 
 
-def _verified(report: VerificationReport) -> dict[str, Any]:
+def _verification_columns(report: VerificationReport) -> dict[str, Any]:
     """How far the twin is from the model; None stands for a number that is not finite."""
     numbers = {
         "relative_error": max(map(_relative_error, report.layers)),
@@ -163,7 +165,7 @@ def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:
     return inputs if len(inputs) > 1 else inputs[0]
 
 
-def _chosen(config: ZooConfig) -> dict[str, ZooConfig]:
+def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
     """The settings of each model that is asked for, by name."""
     if config.of_user:
         return {config.model["_target_"]: config}
@@ -174,7 +176,7 @@ def _chosen(config: ZooConfig) -> dict[str, ZooConfig]:
     return {name: replace(config, **ZOO[name]) for name in ZOO if name in names}
 
 
-def _identity(config: ZooConfig) -> dict[str, Any]:
+def _deciding_settings(config: ZooConfig) -> dict[str, Any]:
     """What decides a row: not where it is kept, nor which others were asked for."""
     settings = asdict(config)
     for name in ("outputs", "models", "force"):
@@ -182,11 +184,11 @@ def _identity(config: ZooConfig) -> dict[str, Any]:
     return settings
 
 
-def _kept(path: Path, config: ZooConfig) -> dict[str, Any] | None:
+def _kept_row(path: Path, config: ZooConfig) -> dict[str, Any] | None:
     """The row that was measured with the same settings; None if there is none."""
     try:
         row = json.loads(path.read_text())
-        return row if row["config"] == _identity(config) else None
+        return row if row["config"] == _deciding_settings(config) else None
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
 
@@ -239,7 +241,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
         return (strided + " → " + twin).where(strided != "", "")
 
     reasons = {"Reason": table.reason.fillna("")} if table.reason.notna().any() else {}
-    verdict = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
+    outcome_line = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
     return pd.DataFrame(
         {
             "Network": table.model,
@@ -248,7 +250,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Strided layers": table.strided_layers.map(blank_or("{}")),
             "Parameters (M)": pair("parameters"),
             "Multiply-adds (M)": pair("multiply_adds"),
-            "Twin is": verdict,
+            "Twin is": outcome_line,
             "Error": table.relative_error.map(blank_or("{:.1e}")),
             "of bound": table.share_of_bound.map(blank_or("{:.2g}")),
             **spreads(table, TIMES),

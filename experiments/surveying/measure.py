@@ -24,9 +24,9 @@ from experiments.surveying.observation import (
     StridedCalls,
     calls_of,
     changes,
-    difference,
+    copied,
     fingerprint,
-    kept,
+    output_error,
     random_state,
     share_of_bound,
 )
@@ -67,7 +67,7 @@ class Running:
     @cached_property
     def reference(self) -> "Reference":
         """What its twins are held against."""
-        return referred(self.task, self.example)
+        return make_reference(self.task, self.example)
 
     def begin(self) -> None:
         """Set the random state, which forwards have moved since the last look."""
@@ -117,7 +117,7 @@ def measure(task: Task, say: Say) -> None:
 # Its own forward ------------------------------------------------------------------------------------
 
 
-def made(task: Task) -> nn.Module:
+def make_model(task: Task) -> nn.Module:
     """The model in evaluation mode, the same at each call."""
     seed(task.seed)
     return task.source.make(task.name).eval()
@@ -134,9 +134,9 @@ def _run_itself(task: Task, say: Say) -> Running | None:
     """The model with the first example that it runs on; None, and why, if it runs on none."""
     say({"stage": "own forward", "runs": False})
     try:
-        model = made(task)
+        model = make_model(task)
     except Exception as error:
-        say({"why_not": f"cannot be made: {_told(error)}"})
+        say({"why_not": f"cannot be made: {_message(error)}"})
         return None
     reasons = []
     seed(task.seed)
@@ -148,12 +148,12 @@ def _run_itself(task: Task, say: Say) -> Running | None:
                 call(model, example, task.seed)
             seconds = time.perf_counter() - began
         except Exception as error:
-            reasons.append(_told(error))
+            reasons.append(_message(error))
             continue
         say(
             {
                 "runs": True,
-                "input": _written(example),
+                "input": _input_sizes(example),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "strided_convolutions": len(calls.convolutions),
                 "strided_poolings": len(calls.poolings),
@@ -169,7 +169,7 @@ def _run_itself(task: Task, say: Say) -> Running | None:
 def call(model: nn.Module, example: Example, number: int) -> Any:
     """What the model gives on copies of its inputs, from the same random state each time."""
     seed(number)
-    return model(*kept(example.args), **kept(example.kwargs))
+    return model(*copied(example.args), **copied(example.kwargs))
 
 
 # By layers ------------------------------------------------------------------------------------------
@@ -213,8 +213,8 @@ def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
         if _is_of_memory(error):
             raise MemoryError from error
         if isinstance(error, StrideEliminationError):
-            return {"outcome": "refused", "reason": _told(error)}, None
-        reason = f"{_told(error)} ({_place(error)})"
+            return {"outcome": "refused", "reason": _message(error)}, None
+        reason = f"{_message(error)} ({_where_raised(error)})"
         return {"outcome": "crashed", "reason": reason}, None
 
 
@@ -235,16 +235,16 @@ def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]
     return {"outcome": "converted", **_finite(found)}
 
 
-def referred(task: Task, example: Example) -> Reference:
+def make_reference(task: Task, example: Example) -> Reference:
     """The model made again; as it is, where it does not run in float64."""
-    model = made(task)
+    model = make_model(task)
     wide = Example(*tree_map(_widened, (example.args, example.kwargs)))
     try:
         return Reference(model, wide, call(model.double(), wide, task.seed))
     except Exception as error:  # it has float32 written somewhere
         if _is_of_memory(error):
             raise
-    model = made(task)
+    model = make_model(task)
     return Reference(model, example, call(model, example, task.seed))
 
 
@@ -271,7 +271,7 @@ def _compared(reference: Reference, twin: nn.Module, number: int) -> dict[str, A
         "calls_compared": len(made_calls),
         "share_of_bound": 0.0 if worst is None else shares[worst],
         "worst_call": worst,
-        "output_error": difference(reference.outputs, obtained),
+        "output_error": output_error(reference.outputs, obtained),
     }
 
 
@@ -313,7 +313,7 @@ def _is_of_memory(error: BaseException) -> bool:
 # What is said ---------------------------------------------------------------------------------------
 
 
-def _told(error: BaseException) -> str:
+def _message(error: BaseException) -> str:
     """The message in one line; where it is no error of the library's, with its type."""
     message = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, (StrideEliminationError, InputError)):
@@ -321,7 +321,7 @@ def _told(error: BaseException) -> str:
     return f"{type(error).__name__}: {message}"
 
 
-def _place(error: BaseException) -> str:
+def _where_raised(error: BaseException) -> str:
     """Where it was raised: the last place in the library, and the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "stridenet" in Path(frame.filename).parts]
@@ -329,7 +329,7 @@ def _place(error: BaseException) -> str:
     return ", ".join(dict.fromkeys(places))
 
 
-def _written(example: Example) -> str:
+def _input_sizes(example: Example) -> str:
     """Sizes of the tensors in it, batch first."""
     tensors = [v for v in tree_leaves((example.args, example.kwargs)) if isinstance(v, Tensor)]
     return " and ".join("x".join(map(str, tensor.shape)) for tensor in tensors)

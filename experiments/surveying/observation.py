@@ -148,7 +148,7 @@ def _digest(tensor: Tensor) -> str:
 # Differences ----------------------------------------------------------------------------------------
 
 
-def difference(expected: Any, obtained: Any) -> float:
+def output_error(expected: Any, obtained: Any) -> float:
     """How far two results of a forward lie apart, whatever they are made of.
 
     The largest error of any tensor in them, as a share of that tensor's largest number; infinite where
@@ -163,7 +163,7 @@ def difference(expected: Any, obtained: Any) -> float:
         return 0.0 if _same(expected, obtained) else float("inf")
     if [*parts[0]] != [*parts[1]]:
         return float("inf")
-    return max((difference(parts[0][key], parts[1][key]) for key in parts[0]), default=0.0)
+    return max((output_error(parts[0][key], parts[1][key]) for key in parts[0]), default=0.0)
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
@@ -203,7 +203,7 @@ def _tensor_difference(expected: Tensor, obtained: Tensor) -> float:
 
 
 @dataclasses.dataclass
-class Call:
+class ModuleCall:
     """One call of a module: on what, and what it gave."""
 
     name: str
@@ -213,17 +213,17 @@ class Call:
 
 
 @contextmanager
-def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
+def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[ModuleCall]]:
     """The calls of some of a model's modules meanwhile, with copies of their inputs and results."""
-    calls: list[Call] = []
+    calls: list[ModuleCall] = []
     handles = []
     waiting: list[tuple[Any, Any]] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        waiting.append((kept(args), kept(kwargs)))
+        waiting.append((copied(args), copied(kwargs)))
 
     def after(name: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        calls.append(Call(name, *waiting.pop(), kept(result)))
+        calls.append(ModuleCall(name, *waiting.pop(), copied(result)))
 
     for name in names:
         module = model.get_submodule(name)
@@ -241,18 +241,18 @@ def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def kept(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copy the tensors in a value, so that what is written into them later is not seen."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) in (list, tuple):
-        return type(value)(kept(item) for item in value)
+        return type(value)(copied(item) for item in value)
     if type(value) is dict:
-        return {key: kept(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     return copy.copy(value)
 
 
-def share_of_bound(layer: nn.Module, call: Call) -> float:
+def share_of_bound(layer: nn.Module, call: ModuleCall) -> float:
     """How far a converted call lies from the strided one at its own input, as a share of what rounding
     can explain: above 1, it is wrong.
 
@@ -262,7 +262,7 @@ def share_of_bound(layer: nn.Module, call: Call) -> float:
     """
     expected = layer(*call.args, **call.kwargs)
     if not isinstance(expected, Tensor) or not isinstance(call.result, Tensor):
-        return difference(expected, call.result) / (4096 * torch.finfo(_dtype(call)).eps)
+        return output_error(expected, call.result) / (4096 * torch.finfo(_dtype(call)).eps)
     if expected.shape != call.result.shape or expected.dtype != call.result.dtype:
         return float("inf")
     finite = torch.isfinite(expected)
@@ -274,7 +274,7 @@ def share_of_bound(layer: nn.Module, call: Call) -> float:
     return float(exceeds[finite].max()) if bool(finite.any()) else 0.0
 
 
-def _bound(layer: nn.Module, call: Call, expected: Tensor) -> Tensor:
+def _bound(layer: nn.Module, call: ModuleCall, expected: Tensor) -> Tensor:
     eps = torch.finfo(expected.dtype).eps
     weight = getattr(layer, "weight", None)
     known = isinstance(layer, _CONVOLUTIONS) and inspect.unwrap(type(layer).forward) in _FORWARDS
@@ -297,6 +297,6 @@ _CONVOLUTIONS = (
 _FORWARDS: tuple[Callable[..., Any], ...] = tuple(kind.forward for kind in _CONVOLUTIONS)
 
 
-def _dtype(call: Call) -> torch.dtype:
+def _dtype(call: ModuleCall) -> torch.dtype:
     return next((v.dtype for v in call.args if isinstance(v, Tensor) and v.is_floating_point()),
                 torch.get_default_dtype())  # fmt: skip

@@ -26,7 +26,7 @@ SOURCES = {  # package.module:Class of each, by the name that a user gives
     "diffusers": "experiments.surveying.catalogues:Diffusers",
     "transformers": "experiments.surveying.transformer_models:Transformers",
 }
-SMALL = ("atto", "femto", "pico", "zepto", "nano", "tiny", "mini", "small", "xxs", "xs", "s")
+SIZE_WORDS = ("atto", "femto", "pico", "zepto", "nano", "tiny", "mini", "small", "xxs", "xs", "s")
 
 
 @dataclass(frozen=True)
@@ -103,7 +103,10 @@ def small_first(names: Sequence[str]) -> list[str]:
 
     def size(name: str) -> tuple[Any, ...]:
         words = re.split(r"[_\-.]", name.lower())
-        rank = min([SMALL.index(word) for word in words if word in SMALL], default=len(SMALL))
+        rank = min(
+            [SIZE_WORDS.index(word) for word in words if word in SIZE_WORDS],
+            default=len(SIZE_WORDS),
+        )
         for_tests = words[0] == "test"  # toys of the package's own tests
         numbers = [int(number) for number in re.findall(r"\d+", name)]
         return (for_tests, rank, numbers[:1], len(name), name)
