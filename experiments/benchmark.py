@@ -1,4 +1,5 @@
-"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE …]."""
+"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE
+…]."""
 
 import os
 

@@ -69,7 +69,8 @@ _stopping = threading.Event()
 
 
 def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """A Hydra task that says what failed in one line, and lets the other jobs of a sweep go on."""
+    """Return the Hydra task with its errors caught: it reports each in one line, and lets other
+    jobs go on."""
 
     @functools.wraps(task)
     def guarded_task(settings: DictConfig) -> None:
@@ -138,7 +139,7 @@ def _run(main: Callable[[], None], missing: Callable[[], list[str]]) -> None:
 
 
 def _only_asked() -> bool:
-    """Whether the command line wants to be told something, and nothing done."""
+    """Tell whether the command line only asks for information, as --help does."""
     try:
         given, _ = get_args_parser().parse_known_args()
     except SystemExit:  # --version
@@ -156,7 +157,8 @@ def _listen() -> None:
 
 
 def _stop(number: int, _: object) -> None:
-    """A signal: it stops the runs' processes too, of which joblib may tell first."""
+    """Handle a signal that ends the program. It reaches the runs' processes, too, and joblib may
+    report that first."""
     global stopped_by
     if not stopped_by:  # a second one would break off what is done about the first
         stopped_by = number
@@ -172,7 +174,7 @@ def _insist() -> None:
 
 
 def _say_stopped(missing: Callable[[], list[str]]) -> None:
-    """The last line. Where the terminal has gone, nobody hears it, and that changes nothing."""
+    """Print the last line. That the terminal may be gone is no error."""
     undone = len(missing())
     stopped = f"stopped, {undone} runs are missing" if undone else "stopped"
     for stream in (sys.stderr, sys.stdout):
@@ -189,7 +191,7 @@ def _wants_traceback() -> bool:
 
 
 def _lacks_memory(error: BaseException) -> str | None:
-    """What to do about memory that the machine does not have, or that no number can count."""
+    """Return what to do about an error for lack of memory; None for any other error."""
     of_torch = r"can't allocate memory|out of memory|(calculation|multiplication) overflowed"
     if not isinstance(error, MemoryError) and not re.search(of_torch, str(error)):
         return None
@@ -201,7 +203,7 @@ def _lacks_memory(error: BaseException) -> str | None:
 
 
 def _is_foreseen(error: BaseException) -> bool:
-    """Whether the cause lies outside the program, and the message says what to do."""
+    """Tell whether the cause lies outside the program, so that a traceback would not help."""
     if _lacks_memory(error):
         return True
     if isinstance(error, (InputError, OSError, SystemExit)):
@@ -212,7 +214,8 @@ def _is_foreseen(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
+    """Return the message and its cause in one line, without the internals that OmegaConf and Hydra
+    add."""
     if isinstance(error, SystemExit):
         return _exited(error)
     if match := re.match(r"InputError raised while resolving interpolation: (.*)", str(error)):
@@ -229,7 +232,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _exited(error: SystemExit) -> str:
-    """Who called sys.exit within a job, of which nothing is to end the program."""
+    """Return a message that says where a job called sys.exit, which must not end the program."""
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {frame.filename}:{frame.lineno}" for frame in place)
     return (

@@ -1,4 +1,5 @@
-"""What experiment=sharing found, tables and figure: python -m experiments.findings [KEY=VALUE …]."""
+"""What experiment=sharing found, tables and figure: python -m experiments.findings [KEY=VALUE
+…]."""
 
 import hydra
 from omegaconf import DictConfig

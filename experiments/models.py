@@ -17,7 +17,8 @@ from stridenet.errors import InputError
 
 
 def load_model(config: ConversionConfig) -> nn.Module:
-    """The network that `model` describes, drawn from `seed`, in evaluation mode, with its `weights`.
+    """Return the network that `model` describes, drawn from `seed`, in evaluation mode, with its
+    `weights`.
 
     Raises InputError where the target is not there, does not take the arguments beside it or gives
     no network, and where the file of weights does not fit.
@@ -45,13 +46,15 @@ def load_model(config: ConversionConfig) -> nn.Module:
 
 
 def input_size(config: ConversionConfig) -> Any:
-    """One size (channels, height, width), or a tuple of those where there are several inputs."""
+    """Return one size (channels, height, width), or a tuple of sizes where there are several
+    inputs."""
     sizes = config.input_size
     return tuple(map(tuple, sizes)) if isinstance(sizes[0], list) else tuple(sizes)
 
 
 def convert(model: nn.Module, config: ConversionConfig, check: bool = True) -> nn.Module:
-    """The model with unit strides, as the settings say. Raises StrideEliminationError where that fails.
+    """Return the model with unit strides, as the settings say. Raises StrideEliminationError where
+    that fails.
 
     check: see that it is equal, which is not needed where it is verified afterwards.
     """
@@ -66,7 +69,7 @@ def convert(model: nn.Module, config: ConversionConfig, check: bool = True) -> n
 
 
 def random_inputs(config: ConversionConfig, batch: int) -> tuple[Tensor, ...]:
-    """One normally distributed tensor (batch, c, h, w) for each input, always the same."""
+    """Return one normally distributed tensor (batch, c, h, w) for each input, always the same."""
     sizes = input_size(config)
     generator = torch.Generator().manual_seed(config.seed)
     several = sizes if isinstance(sizes[0], tuple) else (sizes,)

@@ -56,7 +56,7 @@ _watch: "Watch | None" = None  # in the process that started the sweep
 
 @dataclass
 class Job:
-    """One run of the sweep."""
+    """Describes one run of the sweep."""
 
     overrides: list[str]
     config: RunConfig
@@ -87,7 +87,7 @@ class Job:
             publish(folder.name, [result], folder)
 
     def reason(self, of_sweep: str) -> str:
-        """Why there is no result, or none published, in the sweep with this token."""
+        """Return why there is no result, or none published, in the sweep with this token."""
         if self.unpublished:
             return f"done, but not published: {self.unpublished}"
         try:
@@ -103,7 +103,8 @@ class Job:
 
 
 class Watch(threading.Thread):
-    """Prints a line for each run that is done, and below them a progress bar where it can be seen."""
+    """Prints a line for each run that is done, and below them a progress bar where it can be
+    seen."""
 
     def __init__(self, jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         super().__init__(daemon=True)
@@ -151,7 +152,8 @@ class Watch(threading.Thread):
 
 
 class Sweep(Callback):
-    """Hydra calls this at the start and the end of a sweep, and at the start of each of its jobs."""
+    """Hydra calls this at the start and the end of a sweep, and at the start of each of its
+    jobs."""
 
     def __init__(self) -> None:
         # These go along to the processes that do the jobs.
@@ -161,7 +163,8 @@ class Sweep(Callback):
         self.starter: int | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
+        """Say what is to be done, and begin to watch. Ends the program where nothing is to be
+        done."""
         if config.hydra.sweeper._target_ != SWEEPER:
             sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
@@ -196,7 +199,7 @@ class Sweep(Callback):
         _watch.start()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """In the process that does the job, which may have been started in another folder."""
+        """Prepare the process that does the job, which may have been started in another folder."""
         global watched, jobs_at_once, token
         os.chdir(self.folder)
         watched, jobs_at_once, token = self.watched, self.at_once, self.token
@@ -205,8 +208,8 @@ class Sweep(Callback):
 
 
 def _start_tracker() -> None:
-    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done
-    so, and is to ignore HUP as well, which a terminal that closes sends to all."""
+    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has
+    done so, and is to ignore HUP as well, which a terminal that closes sends to all."""
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up is not None:
         before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
@@ -239,14 +242,14 @@ def line(folder: Path, result: Mapping[str, Any]) -> str:
 
 
 def jobs_of(experiment: str) -> list[Job]:
-    """The jobs of conf/experiment/NAME.yaml, in a process that Hydra has been started in."""
+    """Return the jobs of conf/experiment/NAME.yaml, in a process that Hydra has been started in."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [f"experiment={experiment}"]
     return _jobs(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
 
 
 def names_of(experiment: str) -> list[str] | None:
-    """The names of an experiment's runs; None where a setting of it has no value yet."""
+    """Return the names of an experiment's runs; None where a setting of it has no value yet."""
     try:
         return [job.folder.name for job in jobs_of(experiment)]
     except InputError as error:
@@ -256,7 +259,7 @@ def names_of(experiment: str) -> list[str] | None:
 
 
 def _jobs(config: DictConfig) -> list[Job]:
-    """The sweep's jobs as Hydra's sweeper and launcher will make them."""
+    """Return the sweep's jobs as Hydra's sweeper and launcher will make them."""
     loader = GlobalHydra.instance().config_loader()
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
@@ -289,7 +292,7 @@ def _jobs(config: DictConfig) -> list[Job]:
 
 
 def _at_once(launcher: DictConfig) -> int | None:
-    """How many jobs the launcher does side by side; None where it does not tell."""
+    """Return how many jobs the launcher does side by side; None where it does not tell."""
     if launcher._target_.endswith(BasicLauncher.__name__):
         return 1
     if launcher._target_.endswith(DaskLauncher.__name__) and launcher.address is None:
@@ -307,7 +310,8 @@ def _fetch_data(missing: list[Job]) -> None:
 
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
-    """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
+    """Say how many runs there are to do, and what they take. Ends the program if there is no
+    room."""
     from experiments.runs.estimate import estimate
     from experiments.runs.machine import commit  # imports torch
 

@@ -1,4 +1,5 @@
-"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE …]."""
+"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE
+…]."""
 
 import hydra
 from omegaconf import DictConfig

@@ -24,8 +24,8 @@ RESAMPLES = 9_999
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """The mean of paired differences, and what can be said of it. What too few pairs cannot give is
-    None, and `blank` is the reason."""
+    """Holds the mean of paired differences, and what can be said of it. What too few pairs cannot
+    give is None, and `blank` is the reason."""
 
     n: int
     ahead: int = 0  # pairs whose difference is above zero
@@ -42,12 +42,13 @@ class PairedDifference:
 
     @property
     def within(self) -> bool | None:
-        """Whether the mean lies within ±margin, at 5 %; None if there is no margin or no test."""
+        """Tell whether the mean lies within ±margin, at 5 %; None if there is no margin or no
+        test."""
         return None if self.margin_p is None else self.margin_p < LEVEL
 
 
 def paired_difference(differences: ArrayLike, margin: float | None = None) -> PairedDifference:
-    """What one difference a pair says. margin: for the question of size, if there is one."""
+    """Return what can be said of the differences, one for each pair, in the units of `margin`."""
     values = np.asarray(differences, dtype=float).round(9)  # 1e-14 is no spread
     n, ahead = len(values), int((values > 0).sum())
     if n < FEWEST:
@@ -77,14 +78,15 @@ def paired_difference(differences: ArrayLike, margin: float | None = None) -> Pa
 
 
 def tost(values: np.ndarray, margin: float) -> float:
-    """The p-value of "the mean does not lie within ±margin": the larger of two one-sided t-tests'."""
+    """Return the p-value of "the mean does not lie within ±margin": the larger of two one-sided
+    t-tests'."""
     from statsmodels.stats.weightstats import DescrStatsW  # slow to import
 
     return float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
 
 
 def hodges_lehmann(values: np.ndarray) -> float:
-    """The median of the means of all pairs of differences, each with itself too."""
+    """Return the median of the means of all pairs of differences, each with itself too."""
     first, second = np.triu_indices(len(values))
     return float(np.median((values[first] + values[second]) / 2))
 
@@ -92,8 +94,8 @@ def hodges_lehmann(values: np.ndarray) -> float:
 def new_images(
     first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
 ) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference first − second, in points, for new seeds and new
-    images: seeds and images are both drawn again (crossed bootstrap).
+    """Return the 95 % percentile interval of the mean difference first − second, in points, for new
+    seeds and new images: seeds and images are both drawn again (crossed bootstrap).
 
     first, second: bool (seeds, images), which images each network classifies rightly. The interval is
     slightly too wide, as the noise of one image and seed counts three times in it (Owen, The pigeonhole
@@ -119,7 +121,8 @@ def new_images(
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
-    """The p-values of a family of claims, adjusted by Holm's method; a missing one counts as 1."""
+    """Return the p-values of a family of claims, adjusted by Holm's method; a missing one counts as
+    1."""
     from statsmodels.stats.multitest import multipletests  # slow to import
 
     given = [1.0 if p is None else p for p in p_values.values()]
@@ -127,14 +130,16 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def verdict(mean: float | None, p: float | None) -> str:
-    """On a claim that a difference is above zero: supported, contradicted or undecided."""
+    """Return the verdict on the claim that a difference is above zero: supported, contradicted or
+    undecided."""
     if mean is None or p is None or not p < LEVEL:
         return "undecided"
     return "supported" if mean > 0 else "contradicted"
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:
-    """The fewest pairs with which a paired t-test (two-sided, 5 %) sees a difference in 80 % of cases.
+    """Return the fewest pairs with which a paired t-test (5 %) finds the difference in 80 % of
+    cases.
 
     deviation: of the paired differences. None if more than a million are needed.
     """

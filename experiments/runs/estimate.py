@@ -16,14 +16,15 @@ START = 3.0  # seconds that a run takes before its first step
 
 
 class Estimate(NamedTuple):
-    """What a run will take."""
+    """Says what a run will take."""
 
     seconds: float
     weight_bytes: int
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Estimate the seconds of a run by timing a few steps, and return the bytes of its weights, too."""
+    """Estimate the seconds of a run by timing a few steps, and return the bytes of its weights,
+    too."""
     network = build_network(config.model, config.data.input_size, config.sharing)
     weight_bytes = sum(tensor.nbytes for tensor in weights_to_keep(network).values())
     step, facts = _seconds_of_a_step(config, network), config.data.facts
@@ -39,7 +40,8 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def _seconds_of_a_step(config: RunConfig, network: torch.nn.Module) -> float:
-    """Train four steps twice on blank images, and return the seconds of a step in the faster time."""
+    """Train four steps twice on blank images, and return the seconds of a step in the faster
+    time."""
     device = choose_device(config.device)
     prepare(config.threads)
     images, layers = torch.zeros(4 * config.recipe.batch_size, *config.data.input_size), network

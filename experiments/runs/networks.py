@@ -29,7 +29,7 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 def build_strided(
     model: ModelConfig, input_size: tuple[int, int, int], max_pooling: bool = False
 ) -> nn.Sequential:
-    """The network that the settings describe, before any stride is eliminated.
+    """Return the network that the settings describe, before any stride is eliminated.
 
     Takes images (n, c, h, w) of `input_size` (c, h, w) and returns scores (n, classes). With
     max_pooling, it has the pooling layers that its strided convolutions stand for (Springenberg et al.,
@@ -56,7 +56,8 @@ def build_strided(
 
 
 def require_scores(network: nn.Module, data: DataConfig) -> None:
-    """Raise InputError unless the network gives a score, at least, for each class of the data set."""
+    """Raise InputError unless the network gives a score, at least, for each class of the data
+    set."""
     with torch.no_grad():
         scores = network(torch.zeros(1, *data.input_size)).shape[1]
     if scores < data.facts.classes:
@@ -69,7 +70,7 @@ def require_scores(network: nn.Module, data: DataConfig) -> None:
 def build_network(
     model: ModelConfig, input_size: tuple[int, int, int], sharing: str = "free"
 ) -> nn.Module:
-    """The network that the settings name: strided, with pooling, or the unit-stride twin.
+    """Return the network that the settings name: strided, with pooling, or the unit-stride twin.
 
     Its weights are arbitrary; a twin's are copies of a strided network's, and shared as `sharing` says.
     """
@@ -80,7 +81,10 @@ def build_network(
 
 
 def twin_of(strided: nn.Module, input_size: tuple[int, int, int]) -> UnitStrideNetwork:
-    """The unit-stride twin of what `build_strided` made. Raises InputError if it is too large."""
+    """Return the unit-stride twin of what `build_strided` made.
+
+    Raises InputError if it is too large.
+    """
     before, after = plan_elimination(strided, input_size).parameters
     if after > MOST_PARAMETERS:
         raise InputError(
@@ -97,7 +101,8 @@ def draw_network(
     sharing: str,
     generator: torch.Generator,
 ) -> nn.Module:
-    """The network that the settings name with weights drawn as the recipe says, to be trained.
+    """Return the network that the settings name with weights drawn as the recipe says, to be
+    trained.
 
     A tied twin starts from the strided network's draw. A masked one draws by the inputs that its
     filters' non-zero entries have (recipe.fan_in=nonzero) or by all; a free one by all.
@@ -131,7 +136,7 @@ def _flatten(network: nn.Sequential, channels: int, size: list[int]) -> int:
 def _size_after(
     name: str, layer: LayerConfig, size: list[int], input_size: tuple[int, int, int]
 ) -> list[int]:
-    """The size of the map after a convolution, or the pooling in its place, from that before."""
+    """Return the size of the map after a convolution, or after the pooling in its place."""
     padded = [extent + 2 * zeros for extent, zeros in zip(size, layer.padding, strict=True)]
     window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True)]
     if any(w > p for w, p in zip(window, padded, strict=True)):
@@ -166,7 +171,7 @@ def _layer(name: str, layer: LayerConfig, channels: int) -> nn.Module:
 
 
 def _pooling(name: str, layer: LayerConfig, channels: int) -> nn.Module:
-    """What the strided convolution stands for, with the same window and stride."""
+    """Return max pooling with the window and stride of the strided convolution that replaced it."""
     if layer.channels != channels:
         raise InputError(
             f"model.layers.{name}.channels={layer.channels}: pooling in its place keeps the {channels} "

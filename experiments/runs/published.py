@@ -41,7 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and th
 
 @dataclass
 class Published:
-    """The published results of one experiment."""
+    """Holds the published results of one experiment."""
 
     runs: "pd.DataFrame"  # one row a run
     epochs: "pd.DataFrame"  # one row a run and point of its curves
@@ -50,7 +50,7 @@ class Published:
 
 
 def published_result(config: RunConfig) -> dict[str, Any] | None:
-    """The row of this run in the settings' folder `published`; None if there is none.
+    """Return the row of this run in the settings' folder `published`; None if there is none.
 
     It has the columns of runs.csv, which are fewer than a result's keys.
     """
@@ -72,7 +72,7 @@ def _rows(path: Path, _state: tuple[int, ...]) -> dict[str, dict[str, Any]]:
 
 
 def read_published(folder: Path) -> Published:
-    """What is published in a folder; no rows if there is nothing yet.
+    """Return the published results in a folder; they have no rows if there is nothing yet.
 
     Raises InputError where files are damaged, do not belong together, or are of another loop.
     """
@@ -136,12 +136,14 @@ def _possible(runs: "pd.DataFrame") -> bool:
 
 
 def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The same with whole numbers as such, where some are missing too (else pandas writes 300.0)."""
+    """Return the table with whole numbers kept whole: where some are missing, pandas would write
+    300.0."""
     return table.astype({name: kind for name, kind in WHOLE_NUMBERS.items() if name in table})
 
 
 def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> int:
-    """Add finished runs to the published ones of experiment `name`; returns how many those are then.
+    """Add finished runs to the published ones of experiment `name`; returns how many those are
+    then.
 
     A run that is published already stays as it is. Each file is written whole, runs.csv last, so that
     a run with a row has everything else too.
@@ -180,7 +182,7 @@ def _pack(right: dict[str, np.ndarray]) -> bytes:
 
 
 def _run_row(result: Mapping[str, Any]) -> dict[str, Any]:
-    """What runs.csv says of a run."""
+    """Return the row of a run in runs.csv."""
     data = result["config"]["data"]
     whole = ("run", "loop", "experiment", "network", "sharing", "variant", "weights", "seed")
     tested = ("learning_rate", "diverged", "test_correct", "test_images", "test_loss")
@@ -207,8 +209,8 @@ def _epoch_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def distance(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """How far a twin is from the tied ones at a point of its curves: two parts, as shares of the norm
-    of all shared weights; None for a network that is no twin."""
+    """Return how far a twin is from the tied ones at a point of its curves: two parts, as shares of
+    the norm of all shared weights; None for a network that is no twin."""
     layers = row.get("distance") or {}
     parts = {
         part: sum(layer[part] ** 2 for layer in layers.values()) ** 0.5
@@ -227,7 +229,7 @@ def _rho_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def _about(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
-    """Where published results are from; settings are those of the last run that was added."""
+    """Return where published results are from, with the settings of the last run that was added."""
     config = result["config"]
     return {
         "experiment": name,

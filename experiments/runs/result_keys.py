@@ -152,7 +152,7 @@ class Result(RunIdentity, Measurements, Circumstances):
 
 
 class Keys(NamedTuple):
-    """The keys of a schema, each with the kind of its value."""
+    """Holds the keys of a schema, each with the kind of its value."""
 
     required: dict[str, Kind]
     optional: dict[str, Kind]

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DamagedResultError(InputError):
-    """A result that cannot be trusted. reason: what is wrong with it, and where."""
+    """Says that a result cannot be trusted. reason: what is wrong with it, and where."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.reason = f"{path} is damaged ({what})"
@@ -76,12 +76,12 @@ def _finite(text: str) -> float:
 
 
 def pack_bits(right: "Tensor") -> str:
-    """Which of some examples are classified rightly, as text: eight in a byte, in base64."""
+    """Return which of some examples are classified rightly, as text: eight in a byte, in base64."""
     return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
 
 
 def unpack_bits(packed: str, many: int) -> np.ndarray:
-    """The inverse of pack_bits, for so many examples: bool (many,)."""
+    """Return the inverse of pack_bits, for so many examples: bool (many,)."""
     octets = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
     return np.unpackbits(octets, count=many).astype(bool)
 
@@ -132,6 +132,7 @@ def tidy(results: Sequence[Result]) -> "pd.DataFrame":
 
 
 def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
-    """The network of each run and how it is treated, as in "unit_stride masked by_copies"."""
+    """Return the network of each run and how it is treated, as in "unit_stride masked
+    by_copies"."""
     treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
     return (runs.network + " " + treated).str.strip()

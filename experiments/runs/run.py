@@ -45,7 +45,7 @@ from stridenet.verification import compare_scores
 
 
 class Outcome(NamedTuple):
-    """A run that is done."""
+    """Describes a run that is done."""
 
     folder: Path
     result: Mapping[str, Any]  # a Result, or the row of runs.csv of a published run
@@ -112,7 +112,8 @@ def _done(
 
 
 class Prepared(NamedTuple):
-    """What is trained: layers and examples on the device, in the form in which the layers take them."""
+    """Holds what is trained: layers and examples on the device, in the form in which the layers
+    take them."""
 
     layers: nn.Module
     splits: dict[str, Examples]
@@ -141,7 +142,8 @@ def _prepared(
 def _execute(
     config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool
 ) -> tuple[Result, str]:
-    """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights' file."""
+    """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights'
+    file."""
     device = choose_device(config.device)
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)

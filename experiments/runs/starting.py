@@ -34,7 +34,7 @@ from stridenet.twin import UnitStrideNetwork
 
 
 class Start(NamedTuple):
-    """The network of a run with its starting weights."""
+    """Holds the network of a run with its starting weights."""
 
     network: nn.Module
     source: nn.Module | None  # the strided network whose weights a twin has copied

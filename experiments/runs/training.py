@@ -24,7 +24,7 @@ LOSS_EVERY = 20  # steps; to read the loss makes the device wait
 
 
 class Examples:
-    """A network's inputs with their labels, held channels-last on the device.
+    """Holds a network's inputs with their labels, channels-last on the device.
 
     inputs: float (n, c, h, w); labels: int64 (n,).
     """
@@ -73,7 +73,7 @@ class History:
 
 
 class Seconds(NamedTuple):
-    """One reading of both clocks."""
+    """Holds one reading of both clocks."""
 
     wall: float
     cpu: float
@@ -100,7 +100,7 @@ Checkpoint = dict[str, Any]
 
 
 class Split(NamedTuple):
-    """Images, float (n, channels, h, w), and their labels, int64 (n,)."""
+    """Holds images, float (n, channels, h, w), and their labels, int64 (n,)."""
 
     images: Tensor
     labels: Tensor
@@ -155,7 +155,8 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
-    """Classify the examples in order, in evaluation mode, and leave the network's mode as it was."""
+    """Classify the examples in order, in evaluation mode, and leave the network's mode as it
+    was."""
     training = network.training
     network.eval()
     right, loss = [], 0.0
@@ -170,7 +171,7 @@ def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
 
 
 class Length(NamedTuple):
-    """How long training is: steps in all, and in an epoch of whole batches."""
+    """Says how long training is: steps in all, and in an epoch of whole batches."""
 
     steps: int
     per_epoch: int
@@ -211,8 +212,8 @@ def train(
     save: Callable[[Checkpoint], None] | None = None,
     twin: TwinTraining | None = None,
 ) -> History:
-    """Train on splits["training"]; before the first step and at each point of the curves, evaluate on
-    splits["validation"], if there is one. Splits of other names are not looked at.
+    """Train on splits["training"]; before the first step and at each point of the curves, evaluate
+    on splits["validation"], if there is one. Splits of other names are not looked at.
 
     recipe.learning_rate is one number. The order of the examples depends on the seed and their number
     alone. title: of the progress bar; None shows no bar. `save` is given a checkpoint at each point;

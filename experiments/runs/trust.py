@@ -1,4 +1,5 @@
-"""Checks whether a run's result can be trusted: keys, types and ranges, agreement of its parts, hashes.
+"""Checks whether a run's result can be trusted: keys, types and ranges, agreement of its parts,
+hashes.
 
 A result of this training loop has all required keys of `Result`. Results of other loops may lack some
 of them: only what is there is checked. Results from before there were hashes have none.
@@ -35,7 +36,7 @@ ALWAYS = {name: RESULT.required[name] for name in ("experiment", "config")}
 
 
 class DamagedError(ValueError):
-    """What is wrong with a result, in a few words."""
+    """Says what is wrong with a result, in a few words."""
 
 
 def require(result: Any, run: str) -> None:
@@ -70,7 +71,7 @@ def _check(
 
 
 def _check_parts(result: dict[str, Any]) -> None:
-    """The rows of the curves, of what was seen of gradients, and of copied weights."""
+    """Check the points of the curves, what was noted of gradients, and copied weights."""
     for key in ("epochs", "rho"):
         for number, row in enumerate(result.get(key, [])):
             _check({"": row}, {"": TABLE}, needed=True, place=f"{key}[{number}]")
@@ -91,7 +92,7 @@ def _check_parts(result: dict[str, Any]) -> None:
 
 
 def _check_agreement(result: dict[str, Any]) -> None:
-    """What several parts of a result say of one thing."""
+    """Check that parts of a result which say the same thing agree."""
     correct, images = result["test_correct"], result["test_images"]
     if not math.isclose(result["test_accuracy"] * images, correct, abs_tol=1e-6):
         raise DamagedError(
@@ -112,7 +113,7 @@ def _check_agreement(result: dict[str, Any]) -> None:
 
 
 def _count_right(packed: str, images: int) -> int:
-    """How many of so many images the packed bits call right."""
+    """Return how many of the images are classified rightly, by the packed bits."""
     octets = np.frombuffer(_octets(packed), dtype=np.uint8)
     if len(octets) != -(-images // 8):
         raise DamagedError(f"test_bits are of another number of images than {images}")
@@ -149,7 +150,7 @@ def _hash_of(result: Mapping[str, Any]) -> str:
 
 
 def _check_hashes(result: dict[str, Any]) -> None:
-    """Those that can be checked without the weights."""
+    """Check the hashes for which the weights are not needed."""
     if "sha256" not in result:
         if "run_seconds" in result:  # which came with them
             raise DamagedError("it has no sha256")

@@ -14,18 +14,21 @@ PATHS = ("outputs", "published", "reference", "file")  # settings that name a fi
 
 
 class Checked(Protocol):
-    """Settings of a command, which check themselves."""
+    """Describes the settings of a command, which check themselves."""
 
     def check(self) -> None:
-        """Write everything in one way only. Raises InputError where settings do not hold together."""
+        """Write everything in one way only.
+
+        Raises InputError where settings do not hold together.
+        """
 
 
 Settings = TypeVar("Settings", bound=Checked)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
-    """Return settings as a checked dataclass, with everything written in one way only: sizes as [h, w],
-    convolutions before fully connected layers. Raises InputError."""
+    """Return settings as a checked dataclass, with everything written in one way only: sizes as [h,
+    w], convolutions before fully connected layers. Raises InputError."""
     config = _typed(schema, OmegaConf.to_container(settings), "")
     check_choices(config)
     for key in PATHS:

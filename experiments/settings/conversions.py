@@ -29,7 +29,8 @@ _OF_THEOREM = {
 
 @dataclass
 class ConversionBenchmarkConfig:
-    """What is timed: two conversions of one network, and the stems of several beside their twins."""
+    """What is timed: two conversions of one network, and the stems of several beside their
+    twins."""
 
     rounds: int = setting(20, "in each, all is timed in turn")
     steps: int = setting(3, "forward passes of each first layer and of its twin in a round")
@@ -119,7 +120,7 @@ class ZooConfig(ConversionConfig):
 
     @property
     def of_user(self) -> bool:
-        """Whether it is one model of the user's own."""
+        """Tell whether it is one model of the user's own."""
         return self.model.get("_target_") is not None
 
     def check(self) -> None:

@@ -17,7 +17,8 @@ NO_VALUE = "{} has no value yet: give it, or make the search that its comment in
 
 
 def setting(default: Any, meaning: str, choices: Collection[Any] = (), most: float = MOST) -> Any:
-    """Return a field of a dataclass, with what `--help` says, its choices and its largest number."""
+    """Return a field of a dataclass, with what `--help` says, its choices and its largest
+    number."""
     metadata = {"meaning": meaning, "choices": choices, "most": most}
     return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
 
@@ -46,7 +47,10 @@ def check_numbers(config: Any, place: str = "") -> None:
 
 
 def check_path(key: str, path: str) -> str:
-    """Return the path of a setting. Raises InputError where no file or folder can have that name."""
+    """Return the path of a setting.
+
+    Raises InputError where no file or folder can have that name.
+    """
     if not path.strip() or "\0" in path:
         raise InputError(f"{key}={path!r} names no file or folder; name one, or leave {key}= out")
     return path
@@ -83,7 +87,10 @@ def one_of(key: str, value: Any, known: Iterable[Any]) -> None:
 
 
 def as_names(key: str, value: Any) -> list[str] | None:
-    """Return one name or several as a list; None stays None. Raises InputError for anything else."""
+    """Return one name or several as a list; None stays None.
+
+    Raises InputError for anything else.
+    """
     names = [value] if isinstance(value, str) else value
     if names == []:
         raise InputError(f"{key}=[] names nothing; name one at least, or leave {key}= out for all")

@@ -1,4 +1,5 @@
-"""What a user is told of the settings: all of them for `--help`, and the nearest to a mistyped one."""
+"""What a user is told of the settings: all of them for `--help`, and the nearest to a mistyped
+one."""
 
 import difflib
 import json
@@ -26,7 +27,8 @@ SEVERAL_SEEDS = "not a whole number; several are given as seed=range(0,4) or see
 
 
 def settings_text(settings: DictConfig) -> str:
-    """The groups and settings that a command takes: each with its value, its meaning and choices.
+    """Return the groups and settings that a command takes: each with its value, its meaning and
+    choices.
 
     settings: as Hydra composed them, the type of whose root is the command's dataclass.
     """
@@ -48,7 +50,7 @@ def settings_text(settings: DictConfig) -> str:
 
 
 def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
-    """The settings of a dataclass but for the dataclasses in it."""
+    """Yield the settings of a dataclass but for the dataclasses in it."""
     for one in fields(schema):
         if is_dataclass(one.type):
             continue
@@ -66,7 +68,8 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
 
 
 def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
-    """The layers with what is not a layer's default, and the settings that each of them has."""
+    """Yield the layers with what is not a layer's default, and the settings that each of them
+    has."""
     defaults = OmegaConf.structured(LayerConfig)
     yield _line("model.layers", meaning)
     for name, layer in layers.items():
@@ -76,7 +79,7 @@ def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
 
 
 def _line(setting: str, meaning: str) -> str:
-    """What the setting means beside it, or below it where it is long."""
+    """Return a setting with its meaning beside it, or below it where the setting is long."""
     blank = " " * MEANINGS
     if len(setting) + 4 > MEANINGS:
         long = textwrap.wrap(setting, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -87,14 +90,15 @@ def _line(setting: str, meaning: str) -> str:
 
 
 def _as_typed(value: Any) -> str:
-    """A value as on the command line."""
+    """Return a value as it is typed on the command line."""
     if isinstance(value, ListConfig):
         return f"[{','.join(map(_as_typed, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def advice(error: BaseException, place: str = "") -> str | None:
-    """One line that says what a mistyped setting or option may have meant; None of other errors.
+    """Return one line that says what a mistyped setting or option may have meant; None for other
+    errors.
 
     place: in all settings, where those stand that the error is of.
     """
@@ -125,7 +129,7 @@ def advice(error: BaseException, place: str = "") -> str | None:
 
 
 def _wrong_type(override: str, reason: str) -> str | None:
-    """What the value of an override has to be."""
+    """Return what the value of an override has to be."""
     wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
     if match := re.search(r"could not be converted to (\w+)", reason):
         return f"{override} must be {wanted.get(match[1], match[1])}"
@@ -135,7 +139,7 @@ def _wrong_type(override: str, reason: str) -> str | None:
 
 
 def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
-    """What a key that is not there may have meant."""
+    """Return what a key that is not there may have meant."""
     if not isinstance(error.parent_node, DictConfig) or error.full_key is None:
         return None
     key, full = str(error.key), ".".join(filter(None, [place, str(error.full_key)]))
@@ -150,7 +154,7 @@ def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
 
 
 def _nearest(word: str, known: Collection[str], before: str) -> str:
-    """What was meant, by its initials or its letters; or all that there is."""
+    """Return what was meant, by its initials or its letters; or all that there is."""
     near = [name for name in known if word.lower() == "".join(re.findall(r"(?:^|_)(.)", name))]
     near = near or difflib.get_close_matches(word.lower(), known, n=1)
     return f"did you mean {before}{near[0]}?" if near else f"take one of {', '.join(known)}"

@@ -20,7 +20,8 @@ LOOP = 2
 
 
 def experiment_identity(experiment: ExperimentConfig) -> str:
-    """The same for all runs that may stand in one table: one strided network, data and recipe."""
+    """Return a hash that is equal for all runs that may stand in one table: same network, data,
+    recipe."""
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
     del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_scaling"]
     return content_hash([LOOP, *_model(experiment.model), data, recipe])
@@ -38,7 +39,7 @@ def _model(model: ModelConfig) -> list[Any]:
 
 
 def variant(config: RunConfig) -> str:
-    """How the network is treated otherwise than in the paper, in words; "" if in no way."""
+    """Return, in words, how the network is treated otherwise than in the paper; "" if it is not."""
     parts = {
         config.sharing: config.sharing != "free",
         "fan_in=filter": config.recipe.fan_in == "filter",
@@ -48,7 +49,8 @@ def variant(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig) -> str:
-    """A run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or unit_stride-tied-scratch-….
+    """Return a run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or
+    unit_stride-tied-scratch-….
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
     the way in which settings were written are not in it; of a file of weights, the content is.
@@ -66,7 +68,7 @@ def run_name(config: RunConfig) -> str:
 
 
 def strided_source(config: RunConfig) -> RunConfig:
-    """The run whose weights `weights=copy` and `fine_tune` start from."""
+    """Return the run whose weights `weights=copy` and `fine_tune` start from."""
     model = replace(config.model, eliminate_stride=False)
     recipe = replace(config.recipe, rate_scaling="none", fan_in="nonzero")
     return replace(config, model=model, recipe=recipe, weights="scratch", sharing="free")

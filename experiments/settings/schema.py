@@ -40,7 +40,8 @@ RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: 
 
 @dataclass
 class LayerConfig:
-    """One layer of the strided network; sizes along the axes are written as one number or [h, w]."""
+    """One layer of the strided network; sizes along the axes are written as one number or [h,
+    w]."""
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
     channels: int = setting(MISSING, "output channels; of a fully connected layer, its features")
@@ -83,7 +84,7 @@ class ModelConfig:
 
     @property
     def name(self) -> str:
-        """Which of the three networks it is, in folders and tables."""
+        """Return which of the three networks it is, in folders and tables."""
         if self.max_pooling:
             return "pooling"
         return "unit_stride" if self.eliminate_stride else "strided"

@@ -23,7 +23,8 @@ CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for:
 
 
 def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
-    """One row: the difference unit stride − strided in test accuracy, in points, pair by pair.
+    """Return one row about the difference unit stride − strided in test accuracy, in points, by
+    pairs.
 
     runs: as results.tidy gives them; a pair is a seed with which both networks were trained from
     scratch. paper: the paper's difference in points, if this is its experiment; it is the margin of the
@@ -50,12 +51,12 @@ def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataF
 
 
 def _right_images(runs: pd.DataFrame) -> np.ndarray:
-    """Which images each run classifies rightly: bool (runs, images)."""
+    """Return which images each run classifies rightly: bool (runs, images)."""
     return np.stack([unpack_bits(*of) for of in zip(runs.test_bits, runs.test_images, strict=True)])
 
 
 def sentence(row: "pd.Series[Any]") -> str:
-    """What the numbers say, in one or two sentences. row: as compare gives it."""
+    """Return what the numbers say, in one or two sentences. row: as compare_accuracy gives it."""
     if row.blank:
         return f"The twin's test accuracy minus the strided network's: {row.blank}. {CLAIM}"
     text = (
@@ -70,7 +71,7 @@ def sentence(row: "pd.Series[Any]") -> str:
 
 
 def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """One line a quantity; blank where too few pairs cannot tell."""
+    """Return one line for each quantity, which is blank where there are too few pairs."""
     row = table.iloc[0]
     points = blank_or("{:+.3f}")
 
@@ -100,7 +101,7 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 def comparison_section(
     config: ReportConfig, runs: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
-    """The comparison as a table of the report."""
+    """Return the comparison as a table of the report."""
     papers = is_the_papers(plan, config.data.name)
     table = compare_accuracy(runs, PAPER_DIFFERENCE if papers else None)
     title, readable = "Unity Stride − Non-Unity Stride", comparison_for_readers(table)

@@ -1,4 +1,5 @@
-"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either form.
+"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either
+form.
 
 Of each pair, both are timed in turn, round by round, as in training_step.py; a network that does not
 give what the strided one gives is not timed.
@@ -47,7 +48,7 @@ class Stem:
         return f"{self.kernel}x{self.kernel} conv {self.channels} stride {self.stride}{padded}"
 
     def build(self) -> nn.Module:
-        """The layer alone, with weights as torch's layers start."""
+        """Return the layer alone, with weights as torch's layers start."""
         layer = nn.Conv2d(3, self.channels, self.kernel, self.stride, self.padding)
         return nn.Sequential(layer).eval()
 
@@ -89,7 +90,7 @@ def benchmark_conversion(config: ConversionBenchmarkConfig) -> dict[str, Any]:
 
 
 def _conversion(config: ConversionBenchmarkConfig, bar: "tqdm[Any]") -> dict[str, Any]:
-    """Both conversions of one network, on the processor."""
+    """Time both conversions of one network, on the processor."""
     model, images = _network(), torch.randn(2, *SIZE)
     fuse = _fuse()
     converters: dict[str, Callable[[], nn.Module]] = {
@@ -111,7 +112,7 @@ def _stem(
     device: torch.device,
     bar: "tqdm[Any]",
 ) -> dict[str, Any]:
-    """A forward pass of one stem and of its twin, on images in one layout."""
+    """Time a forward pass of one stem and of its twin, on images in one layout."""
     stem = STEMS[name]
     model = stem.build()
     twin = convert_layers(model)
@@ -141,7 +142,7 @@ def _planned_multiply_adds(model: nn.Module) -> tuple[int, int]:
 
 
 def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[dict[str, float]]:
-    """The seconds of each, in turn, round by round, after a round that is not counted."""
+    """Return the seconds of each, in turn, round by round, after a round that is not counted."""
     measured = []
     for _ in range(rounds + 1):
         measured.append({name: chunk() for name, chunk in timed.items()})
@@ -163,7 +164,8 @@ def require_equal(name: str, model: nn.Module, other: nn.Module, images: Tensor)
 
 
 def _network() -> nn.Module:
-    """The network to be converted, with random weights and the statistics of random images."""
+    """Return the network to be converted, with random weights and the statistics of random
+    images."""
     torchvision_import.watch()
     from torchvision import models
 
@@ -173,7 +175,7 @@ def _network() -> nn.Module:
 
 
 def _fuse() -> Callable[[nn.Module], nn.Module]:
-    """torch.fx's fusion of convolutions with the BatchNorm behind them, in a copy of the network."""
+    """Return torch.fx's function that fuses convolutions and BatchNorms in a copy of a network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports
         from torch.fx.experimental.optimization import fuse
@@ -184,8 +186,8 @@ TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a 
 
 
 def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """Milliseconds of both conversions of one network: median and quartiles over the rounds, and how
-    many times as long as torch.fx's fuse convert_layers takes in a round."""
+    """Return milliseconds of both conversions of one network: median and quartiles over the rounds,
+    and how many times as long as torch.fx's fuse convert_layers takes in a round."""
     milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
     columns = {
         "convert_layers": milliseconds.convert_layers,
@@ -196,13 +198,14 @@ def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry."""
+    """Return medians with their quartiles in one entry."""
     titles = {"convert_layers": "convert_layers", "fuse": "torch.fx's fuse", "ratio": "ratio"}
     return pd.DataFrame({"Network": table.model, **spreads(table, titles)})
 
 
 def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """Milliseconds of a forward pass of each stem and of its twin, and the ratio of each round."""
+    """Return milliseconds of a forward pass of each stem and of its twin, and the ratio of each
+    round."""
     rows = []
     for stem in measured["stems"]:
         milliseconds = 1000 * pd.DataFrame(stem["seconds"])
@@ -218,7 +221,7 @@ def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry; multiply-adds as a ratio."""
+    """Return medians with their quartiles in one entry; multiply-adds as a ratio."""
     adds = table.unit_stride_multiply_adds / table.strided_multiply_adds
     return pd.DataFrame(
         {
@@ -232,7 +235,7 @@ def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def conversion_sections(measured: dict[str, Any]) -> list[Section]:
-    """What experiments.conversion_benchmark measured."""
+    """Return the tables of what experiments.conversion_benchmark measured."""
     config, size = measured["config"], format_size(measured["size"])
     rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
     about = (

@@ -51,8 +51,9 @@ QUANTITIES = {  # of a run: the unit of its differences
 
 
 def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
-    """One row a run and epoch: arm, weights, seed, epoch, accuracy on validation images, training loss,
-    and the distance from the tied twins in its two parts (published.distance)."""
+    """Return one row for each run and epoch: arm, weights, seed, epoch, accuracy on validation
+    images, training loss, and the distance from the tied twins in its two parts
+    (published.distance)."""
     rows = [
         {
             "run": result["run"],
@@ -72,7 +73,8 @@ def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def by_run(results: Sequence[Result]) -> pd.DataFrame:
-    """One row a run: arm, weights, seed, and QUANTITIES, with the distance after the last epoch."""
+    """Return one row for each run: arm, weights, seed, and QUANTITIES, with the distance after the
+    last epoch."""
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
@@ -94,7 +96,8 @@ def by_run(results: Sequence[Result]) -> pd.DataFrame:
 def differences(
     runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
 ) -> "pd.Series[float]":
-    """Return one arm's quantity minus the other's for each seed that both have; time is in percent."""
+    """Return one arm's quantity minus the other's for each seed that both have; time is in
+    percent."""
     wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
     pairs = wide.reindex(columns=[arm, against]).dropna()
     if QUANTITIES[quantity] == "%":
@@ -103,8 +106,8 @@ def differences(
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a start and arm: n, mean and deviation of every quantity, and the paired difference of
-    accuracy from the strided network with its interval."""
+    """Return one row for each start and arm: n, mean and deviation of every quantity, and the
+    paired difference of accuracy from the strided network with its interval."""
     rows = []
     for (weights, arm), group in runs.groupby(["weights", "arm"], sort=False):
         row: dict[str, Any] = {"start": STARTS[weights], "arm": arm, "n": len(group)}
@@ -121,7 +124,7 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """The arms of experiment=sharing, a mean and its deviation in one entry."""
+    """Return the table of arms as people read it, a mean and its deviation in one entry."""
     mean = table.difference_mean.map(blank_or("{:+.2f}"))
     bounds = table.difference_low.map(blank_or(" [{:+.2f}, ")) + table.difference_high.map(
         blank_or("{:+.2f}]")
@@ -204,8 +207,8 @@ def freedom_section(plan: EliminationPlan) -> Section:
 
 
 def sharing_figure(epochs: pd.DataFrame) -> Figure:
-    """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
-    above and fine-tuned below. epochs: as by_epoch gives them."""
+    """Draw the arms of experiment=sharing by epoch: mean and standard deviation over seeds, from
+    scratch above and fine-tuned below. epochs: as by_epoch gives them."""
     panels = {
         "validation_accuracy": ("Validation accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),

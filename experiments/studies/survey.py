@@ -39,7 +39,7 @@ DECIDING = ("seed", "pooling", "network", "seconds", "gigabytes", "threads")  # 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model that is to be measured."""
+    """Names a model that is to be measured."""
 
     source: str
     family: str
@@ -50,7 +50,8 @@ class Chosen:
 
 
 def survey_packages(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
-    """A row for each model, in the order of sources and families; and which sources are missing, why.
+    """Return a row for each model, in the order of sources and families; and which sources are
+    missing, why.
 
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
     the same version of the package, is not measured again, unless `force`.
@@ -74,7 +75,8 @@ def survey_packages(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
 
 
 def choose(config: SurveyConfig, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
-    """The first model of each family (of every so many-th), all of them, or those that are named."""
+    """Yield the first model of each family (of every so many-th), all of them, or those that are
+    named."""
     for family in [*families][:: config.every]:
         names = families[family]
         wanted = names if config.all or config.models is not None else names[:1]
@@ -157,14 +159,14 @@ def _keep(config: SurveyConfig, one: Chosen, row: Row, bar: "tqdm[Any]") -> Row:
 
 
 def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
-    """The row of a model."""
+    """Return the row of a model."""
     said = worker.measure(model=one.model, **_deciding_settings(config))
     row = {**asdict(one), "version": worker.version, "config": _deciding_settings(config), **said}
     return settled(row)
 
 
 def settled(row: Row) -> Row:
-    """A row in which what was not finished has an outcome, too."""
+    """Return the row with an outcome for a conversion that was not finished, too."""
     ending = str(row["ended"])
     how = (
         "timeout" if ending == "timeout" else "out of memory" if row.get("exhausted") else "crashed"
@@ -180,7 +182,7 @@ def settled(row: Row) -> Row:
 
 
 def outcome_line(row: Row) -> str:
-    """What became of one model, in a line."""
+    """Return one line that says what became of a model."""
     if not row["runs"]:
         return f"does not run: {row['why_not']}"
     parts = [
@@ -194,14 +196,14 @@ def outcome_line(row: Row) -> str:
 
 
 def faulty(row: Row) -> bool:
-    """Whether a conversion did what it must not do: be wrong, leave strides, touch, crash."""
+    """Tell whether a conversion was wrong, left strides, changed the model or crashed."""
     outcomes = {row.get(column) for column in BY_LAYERS}
     crashed = row.get("network") == "crashed"
     return bool(outcomes & {"wrong", "strides left", "crashed"} or crashed or touched(row))
 
 
 def touched(row: Row, columns: tuple[str, ...] = COLUMNS) -> list[str]:
-    """What was changed of the model, by some of the conversions."""
+    """Return the places in the model that some of the conversions changed."""
     return [place for column in columns for place in row.get(f"{column}_touched", ())]
 
 
@@ -212,14 +214,15 @@ def _path(config: SurveyConfig, one: Chosen) -> Path:
 
 
 def _deciding_settings(config: SurveyConfig) -> Row:
-    """What decides a row: not where it is kept, nor which others were asked for."""
+    """Return the settings that decide a row: not where it is kept, nor which others were asked
+    for."""
     return {key: getattr(config, key) for key in DECIDING}
 
 
 def _kept_rows(
     config: SurveyConfig, chosen: list[Chosen], version: str | None
 ) -> dict[Chosen, Row]:
-    """The rows that were measured with the same settings and version."""
+    """Return the rows that were measured with the same settings and version."""
     wanted = {"config": _deciding_settings(config), "version": version}
     rows: dict[Chosen, Row] = {}
     for one in chosen:
@@ -234,8 +237,8 @@ def _kept_rows(
 
 
 def by_source(rows: list[Row]) -> pd.DataFrame:
-    """How many models of each source were tried, ran, have strided convolutions and were converted;
-    the last line is of all."""
+    """Return how many models of each source were tried, ran, have strided convolutions and were
+    converted; the last line is of all."""
     sources = [*dict.fromkeys(row["source"] for row in rows)]
     lines = [_counted(source, [r for r in rows if r["source"] == source]) for source in sources]
     return pd.DataFrame([*lines, _counted("all", rows)])
@@ -304,7 +307,7 @@ def by_source_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def kind_of(reason: str) -> str:
-    """A message without names and numbers: what messages of one kind have in common."""
+    """Return a message without its names and numbers, so that messages of one kind are equal."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "…", reason)
     text = re.sub(r"[\w.\[\]]+ \([A-Za-z]\w*\)", "… (…)", text)  # layer1.0.conv (Conv2d)
     text = re.sub(r"[\w/.\-]+\.py(:\d+)?", "….py", text)
@@ -319,7 +322,8 @@ KINDS = {"layers": "by layers", "pooling": "with pooling", "network": "Theorem 2
 
 
 def kinds(rows: list[Row]) -> pd.DataFrame:
-    """Why models were not converted: how many for each kind of reason, the most frequent first."""
+    """Return why models were not converted: how many for each kind of reason, the most frequent
+    first."""
     found = [
         {
             "conversion": KINDS[column],

@@ -35,7 +35,8 @@ BUSY = 1.2  # wall seconds over CPU seconds: above it, runs waited for the proce
 def table1(
     runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
 ) -> pd.DataFrame:
-    """Return accuracy and training time of each network over its n seeds, and the paper's beside them.
+    """Return accuracy and training time of each network over its n seeds, and the paper's beside
+    them.
 
     runs: as results.tidy gives them. pooling: the plan of the network with pooling layers, if runs have
     it. One row for each network trained from scratch, n = 0 included, and one for each that is treated
@@ -80,7 +81,7 @@ def _measured(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 with a mean and its deviation in one entry, and the paper's names.
+    """Return table 1 with a mean and its deviation in one entry, and the paper's names.
 
     With columns reference_…, those of published results stand between ours and the paper's.
     """
@@ -105,7 +106,7 @@ def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def busy(runs: pd.DataFrame) -> str:
-    """A sentence where some network's runs had to wait for the processor; or "".
+    """Return a sentence where some network's runs had to wait for the processor; or "".
 
     Where the device is no processor, CPU seconds say little, and so does this.
     """
@@ -142,7 +143,8 @@ def table1_section(
 
 
 def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
-    """The published means of this experiment by network, if there are any, and where they are from."""
+    """Return the published means of this experiment by network, if there are any, and where they
+    are from."""
     if config.reference is None:
         return None
     wanted = experiment_identity(config)
@@ -159,7 +161,8 @@ def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFram
 
 
 def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
-    """Accuracy on validation images after each epoch: a thin line a seed, a thick one their mean."""
+    """Draw accuracy on validation images after each epoch: a thin line a seed, a thick one their
+    mean."""
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
     epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
@@ -183,7 +186,7 @@ def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
 
 
 def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """The last test accuracy of every seed, the two networks of a seed joined by a line."""
+    """Draw the last test accuracy of every seed, the two networks of a seed joined by a line."""
     figure, axes = new_figure()
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
@@ -205,7 +208,7 @@ def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def training_time(runs: pd.DataFrame) -> Figure:
-    """Seconds of training steps of every run, the mean as a bar."""
+    """Draw the seconds of the training steps of every run, and their mean as a bar."""
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     networks = sorted({*scratch.network}, key=order_of)
     figure, axes = new_figure(width=max(6.4, 1.6 * len(networks)))  # inches; for the labels

@@ -44,7 +44,8 @@ Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
 
 
 def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
-    """Time everything. Returns the seconds of every round, and what a reader needs to judge them."""
+    """Time everything. Returns the seconds of every round, and what a reader needs to judge
+    them."""
     prepare(config.threads)
     device = choose_device(config.device)
     data = load(config.data, Path(config.outputs) / "data")
@@ -136,7 +137,7 @@ _plain_loops: dict[str, Chunk] = {}  # in the process of the plain loop
 
 
 class PlainImages(Dataset[tuple[Any, int]]):
-    """The official training images one by one, as torchvision's data sets give them.
+    """Gives the official training images one by one, as torchvision's data sets give them.
 
     Each is made a PIL image, resized where the settings want another size, and normalised by the data
     set's published mean and standard deviation, as in PyTorch's MNIST example.
@@ -173,7 +174,8 @@ def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
 
 
 def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Epoch after epoch, so that a chunk of steps does not pay for the start of one."""
+    """Yield batches epoch after epoch, so that only one chunk of steps pays for the start of an
+    epoch."""
     while True:
         yield from loader
 
@@ -211,7 +213,7 @@ def _run_plain_chunk(plain: ProcessPoolExecutor, name: str) -> float:
 
 
 def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Of one time of the work, when it is done so many times."""
+    """Return the mean seconds of doing the work once, when it is done so many times in a row."""
     synchronise(device)
     began = time.perf_counter()
     for _ in range(times):
@@ -221,7 +223,7 @@ def seconds(work: Callable[[], object], times: int, device: torch.device) -> flo
 
 
 def _operators(chunk: Chunk) -> dict[str, float]:
-    """Share of the processor's time of each of torch's operators, the largest first."""
+    """Return the share of the processor's time of each of torch's operators, the largest first."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         chunk()
     spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
@@ -232,8 +234,8 @@ def _operators(chunk: Chunk) -> dict[str, float]:
 
 
 def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """What experiments.benchmark measured: median and quartiles over the rounds, by network, and the
-    ratio of the networks, unit stride over strided, of each round."""
+    """Return the table of what experiments.benchmark measured: median and quartiles over the
+    rounds, by network, and the ratio of the networks, unit stride over strided, of each round."""
     seconds = pd.DataFrame(measured["seconds"])
     batch = measured["config"]["recipe"]["batch_size"]
     rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product
@@ -272,7 +274,7 @@ def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry."""
+    """Return medians with their quartiles in one entry."""
     titles = {network: PRINTED[network] for network in NETWORKS}
     entries = spreads(table, {**titles, "ratio": "ratio"})
     entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
@@ -283,7 +285,7 @@ OPERATORS = 4  # of torch, of which the share of the time is told
 
 
 def benchmark_section(measured: dict[str, Any]) -> Section:
-    """What experiments.benchmark measured."""
+    """Return what experiments.benchmark measured as a table of the report."""
     config, table = measured["config"], benchmark_table(measured)
     operators = "; ".join(
         f"{PRINTED[network]}: "
@@ -308,7 +310,7 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
 
 
 def benchmark_sections(config: ReportConfig) -> list[Section]:
-    """What was measured of this network, if anything."""
+    """Return the table of what was measured of this network, if anything was."""
     path = Path(config.outputs) / "benchmark.json"
     if not path.exists():
         return []

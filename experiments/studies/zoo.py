@@ -39,7 +39,7 @@ CALIBRATION = 4  # images from which an untrained network's BatchNorm layers tak
 
 
 def measure_zoo(config: ZooConfig) -> list[dict[str, Any]]:
-    """A row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
+    """Return a row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
 
     What was measured with the same settings is not measured again, unless `force`. A model of the
     user's own always is: its source may have changed.
@@ -62,7 +62,7 @@ def measure_zoo(config: ZooConfig) -> list[dict[str, Any]]:
 
 
 def outcome_line(row: dict[str, Any]) -> str:
-    """What became of one model, in a line."""
+    """Return one line that says what became of a model."""
     if "reason" in row:
         return f"no twin: {row['reason']}"
     if row["passed"]:
@@ -101,7 +101,8 @@ def measure_model(name: str, config: ZooConfig, calibrated: bool) -> dict[str, A
 def forward_seconds(
     model: nn.Module, twin: nn.Module, inputs: tuple[Tensor, ...], rounds: int
 ) -> list[dict[str, float]]:
-    """Seconds of a forward pass of both networks, in turn, round by round, after one not counted."""
+    """Return the seconds of a forward pass of both networks, in turn, round by round, after one not
+    counted."""
 
     def once(network: nn.Module) -> float:
         began = time.perf_counter()
@@ -114,7 +115,8 @@ def forward_seconds(
 
 
 def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, int]:
-    """What the twin costs: as planned, or where layers were converted, as torch counts it."""
+    """Return what the twin costs: as planned, or where layers were converted, as torch counts
+    it."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
         costs = {"parameters": twin.plan.parameters, "multiply_adds": twin.plan.multiply_adds}
@@ -140,7 +142,7 @@ def _count_multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
 
 
 def _verification_columns(report: VerificationReport) -> dict[str, Any]:
-    """How far the twin is from the model; None stands for a number that is not finite."""
+    """Return how far the twin is from the model; None stands for a number that is not finite."""
     numbers = {
         "relative_error": max(map(_relative_error, report.layers)),
         "share_of_bound": max(layer.share_of_bound for layer in report.layers),
@@ -155,7 +157,7 @@ def _verification_columns(report: VerificationReport) -> dict[str, Any]:
 
 
 def _relative_error(layer: LayerReport) -> float:
-    """The layer's largest error as a share of the largest value of its map."""
+    """Return the layer's largest error as a share of the largest value of its map."""
     if not layer.largest_error:
         return 0.0
     return layer.largest_error / layer.largest_value if layer.largest_value else math.inf
@@ -166,7 +168,7 @@ def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:
 
 
 def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
-    """The settings of each model that is asked for, by name."""
+    """Return the settings of each model that is asked for, by name."""
     if config.of_user:
         return {config.model["_target_"]: config}
     names = [*ZOO] if config.models is None else config.models
@@ -177,7 +179,8 @@ def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
 
 
 def _deciding_settings(config: ZooConfig) -> dict[str, Any]:
-    """What decides a row: not where it is kept, nor which others were asked for."""
+    """Return the settings that decide a row: not where it is kept, nor which others were asked
+    for."""
     settings = asdict(config)
     for name in ("outputs", "models", "force"):
         del settings[name]
@@ -185,7 +188,7 @@ def _deciding_settings(config: ZooConfig) -> dict[str, Any]:
 
 
 def _kept_row(path: Path, config: ZooConfig) -> dict[str, Any] | None:
-    """The row that was measured with the same settings; None if there is none."""
+    """Return the row that was measured with the same settings; None if there is none."""
     try:
         row = json.loads(path.read_text())
         return row if row["config"] == _deciding_settings(config) else None
@@ -218,8 +221,8 @@ ZOO_COLUMNS = (
 
 
 def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The survey's rows: what each twin costs, how far it is from its network, milliseconds of a
-    forward pass of both; or the reason why there is no twin."""
+    """Return the survey's rows: what each twin costs, how far it is from its network, milliseconds
+    of a forward pass of both; or the reason why there is no twin."""
 
     def timed(row: dict[str, Any]) -> dict[str, float]:
         milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
@@ -232,7 +235,7 @@ def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Both networks' numbers in one entry; blanks and the reason where there is no twin."""
+    """Return both networks' numbers in one entry; blanks and the reason where there is no twin."""
 
     def pair(quantity: str) -> "pd.Series[str]":
         strided, twin = (

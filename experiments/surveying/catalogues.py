@@ -12,7 +12,8 @@ from experiments.surveying.sources import Example, images, imported
 
 @dataclass(frozen=True)
 class Entry:
-    """A network: its class, the class's arguments, and the sizes of its inputs, without batch."""
+    """Describes a network: its class, the class's arguments, and the sizes of its inputs, without
+    batch."""
 
     kind: str
     arguments: dict[str, Any]
@@ -21,7 +22,8 @@ class Entry:
 
 
 class Catalogue:
-    """A source that is a table; a family is an entry. Classes that this version lacks are left out."""
+    """A source that is a table; a family is an entry. Classes that this version lacks are left
+    out."""
 
     package: str
     distribution: str
@@ -29,18 +31,18 @@ class Catalogue:
     entries: ClassVar[dict[str, Entry]]
 
     def families(self) -> dict[str, list[str]]:
-        """Each entry for itself."""
+        """Return a family of its own for each entry."""
         module = imported(self.module)
         return {name: [name] for name, entry in self.entries.items() if hasattr(module, entry.kind)}
 
     def make(self, name: str) -> nn.Module:
-        """The network of an entry."""
+        """Return the network of an entry."""
         entry = self.entries[name]
         network: nn.Module = getattr(imported(self.module), entry.kind)(**entry.arguments)
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Random tensors of the entry's sizes."""
+        """Yield random tensors of the entry's sizes."""
         entry = self.entries[name]
         kwargs = {
             key: images(*value) if isinstance(value, tuple) else value

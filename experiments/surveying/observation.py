@@ -1,4 +1,5 @@
-"""What a survey looks at, without the library's help: strided calls, traces on a model, differences."""
+"""What a survey looks at, without the library's help: strided calls, traces on a model,
+differences."""
 
 import copy
 import dataclasses
@@ -44,20 +45,20 @@ class StridedCalls(TorchDispatchMode):
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of an operator by name."""
+    """Return the arguments of an operator by name."""
     names = [argument.name for argument in func._schema.arguments]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _numbers(value: Any) -> list[int]:
-    """One number or several, as a list."""
+    """Return one number or several, as a list."""
     if value is None:
         return []
     return [*value] if isinstance(value, (list, tuple)) else [value]
 
 
 def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
-    """Whether its windows are a stride above one apart; windows of different sizes, which adaptive
+    """Tell whether the pooling has a stride above one; windows of different sizes, which adaptive
     pooling has where the sizes do not divide, have no stride."""
     if "kernel_size" in given:
         strides = _numbers(given.get("stride")) or _numbers(given["kernel_size"])
@@ -75,8 +76,9 @@ def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """All that a user could find changed, by its place: what the attributes of each module hold, their
-    identity and numbers, classes and hooks; the random state; and what torch's own classes have."""
+    """Return everything that a user could find changed, by its place: what the attributes of each
+    module hold, their identity and numbers, classes and hooks; the random state; and what torch's
+    own classes have."""
     seen: dict[int, str] = {}
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -96,7 +98,7 @@ def random_state() -> tuple[str, ...]:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The places at which two fingerprints differ."""
+    """Return the places at which two fingerprints differ."""
     return [
         place for place in before | after if before.get(place, _NONE) != after.get(place, _NONE)
     ]
@@ -149,7 +151,7 @@ def _digest(tensor: Tensor) -> str:
 
 
 def output_error(expected: Any, obtained: Any) -> float:
-    """How far two results of a forward lie apart, whatever they are made of.
+    """Return how far two results of a forward pass lie apart, whatever they are made of.
 
     The largest error of any tensor in them, as a share of that tensor's largest number; infinite where
     types, sizes, or anything but floating-point numbers differ.
@@ -167,7 +169,7 @@ def output_error(expected: Any, obtained: Any) -> float:
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
-    """What a value is made of; None where it is not made of others."""
+    """Return the parts of a value by name; None where it has no parts."""
     if isinstance(value, Mapping):
         return {repr(key): value[key] for key in value}
     if isinstance(value, (list, tuple)):
@@ -204,7 +206,7 @@ def _tensor_difference(expected: Tensor, obtained: Tensor) -> float:
 
 @dataclasses.dataclass
 class ModuleCall:
-    """One call of a module: on what, and what it gave."""
+    """Holds one call of a module: its arguments and its result."""
 
     name: str
     args: Any
@@ -214,7 +216,8 @@ class ModuleCall:
 
 @contextmanager
 def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[ModuleCall]]:
-    """The calls of some of a model's modules meanwhile, with copies of their inputs and results."""
+    """Yield the calls of some of a model's modules meanwhile, with copies of their inputs and
+    results."""
     calls: list[ModuleCall] = []
     handles = []
     waiting: list[tuple[Any, Any]] = []
@@ -253,8 +256,8 @@ def copied(value: Any) -> Any:
 
 
 def share_of_bound(layer: nn.Module, call: ModuleCall) -> float:
-    """How far a converted call lies from the strided one at its own input, as a share of what rounding
-    can explain: above 1, it is wrong.
+    """Return how far a converted call lies from the strided one at its own input, as a share of
+    what rounding can explain: above 1, it is wrong.
 
     layer: the strided one. Two orders of summing n products differ by no more than 2·n·ε times the sum
     of their absolute values, which the layer gives for absolute weights and inputs. Of a module that
