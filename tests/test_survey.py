@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from experiments.settings.conversions import SurveyConfig
-from experiments.studies import survey_packages as study
+from experiments.studies import survey as study
 from experiments.studies.survey import (
     by_source,
     faulty,
