@@ -1,6 +1,14 @@
 """What a sweep adds to its runs: an estimate before, a line for each that is done, and the account.
 
-The runs go on in processes of their own, so all that is told here is read from their folders.
+Runs are done by whatever launcher Hydra has: processes on this machine, workers of a Dask cluster, jobs
+of Slurm. These have no channel back to here, and some end without a word (killed, out of memory, out of
+time). So a thread, the watch, learns everything from the runs' folders: a run is done when its
+result.json is there and can be trusted, and not before; failure.json says why one is not.
+
+A sweep is in three places. `Sweep` is Hydra's callback: it is made in the process that starts the
+sweep, and copied to each process that does jobs. The module's variables `watched`, `jobs_at_once` and
+`token` carry what a job has to know of its sweep, and are set in the job's own process. `missing` is
+called at the end, in the starting process, and decides the exit code.
 """
 
 import contextlib
@@ -46,11 +54,10 @@ from stridenet.files import read
 POLL = 0.5  # seconds between two looks at the folders
 BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
 
-# In a process that does jobs: whether they are of a watched sweep, and how many are done at once (None:
-# the launcher does not tell).
-watched = False
-jobs_at_once: int | None = 1
-token: str | None = None  # of the sweep, for failure.json: whose failure it is, no clock can say
+# These are set in a process that does jobs.
+watched = False  # whether a watch reports the run, so that the run itself has to print nothing
+jobs_at_once: int | None = 1  # how many jobs the sweep does side by side; None where nobody knows
+token: str | None = None  # of the sweep, which failure.json names
 _watch: "Watch | None" = None  # in the process that started the sweep
 
 
@@ -63,7 +70,7 @@ class Job:
     folder: Path
     seconds: float = 0.0  # expected
     took: float = 0.0  # from the start of the finished run to its end
-    seen: bool = False  # whether its result is there, with the weights that it tells of
+    seen: bool = False  # whether its result has been seen, with weights of the right hash
     published: dict[str, Any] | None = None  # its row, if it has been published
     unpublished: str = ""  # why its result could not be published
 
@@ -103,8 +110,19 @@ class Job:
 
 
 class Watch(threading.Thread):
-    """Prints a line for each run that is done, and below them a progress bar where it can be
-    seen."""
+    """Prints a line for each run that is done, and below them a progress bar on a terminal.
+
+    It looks at the folders of all runs that are waited for, twice a second. Looking is cheap: a folder
+    without result.json costs one look, and weights are hashed only until a result has been seen once.
+    Three things are deliberate. The thread is a daemon, so that it cannot keep a program alive that was
+    told to stop. `stop` lets it make one more round, because runs may have ended since the last one,
+    and each has to be counted, and published, before the account is given. An error in publishing is
+    kept with its job: raised here, it would end the watch, and nobody would hear of it.
+
+    The time that is left is estimated from the estimates of the runs (runs/estimate.py) times the pace
+    so far, which is what finished runs took over what was expected of them: estimates are made while
+    nothing else runs, and runs side by side are slower.
+    """
 
     def __init__(self, jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         super().__init__(daemon=True)
@@ -114,7 +132,7 @@ class Watch(threading.Thread):
         self.token = secrets.token_hex(8)
 
     def run(self) -> None:
-        """Look at the folders until stopped, and once more then."""
+        """Look at the folders until `stop` is called, and once more then."""
         began, waiting, over = time.monotonic(), list(self._missing), False
         done_before = len(self.jobs) - len(waiting)
         with tqdm(total=len(self.jobs), initial=done_before, bar_format=BAR, disable=None) as bar:
@@ -127,7 +145,7 @@ class Watch(threading.Thread):
                         job.took = result.get("run_seconds", job.seconds)
                         try:
                             job.publish()
-                        except Exception as error:  # which would end the watch, and be lost with it
+                        except Exception as error:  # raised, it would end the watch, and be lost
                             job.unpublished = one_line(error)
                         bar.update()
                         left = self._left(waiting, time.monotonic() - began)
@@ -137,7 +155,7 @@ class Watch(threading.Thread):
                 bar.set_postfix_str(self._left(waiting, time.monotonic() - began))
 
     def stop(self) -> None:
-        """Stop once all that is done has been told."""
+        """End the watch once every run that is done has been reported."""
         self._over.set()
         self.join()
 
@@ -218,7 +236,11 @@ def _start_tracker() -> None:
 
 
 def missing() -> list[str]:
-    """Stop watching; what the sweep of this process was to do and has not done, with the reason."""
+    """Stop watching, and return the runs that the sweep has not done, each with the reason.
+
+    The token tells failures of this sweep from those that an earlier one left in the same folder; their
+    times cannot, since the machines of a cluster have clocks of their own.
+    """
     if _watch is None:
         return []
     _watch.stop()
@@ -345,8 +367,8 @@ def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         time_needed = f"as the launcher has room: {_duration(seconds)} if one after the other"
     else:
         time_needed = f"{at_once} at once: {_duration(seconds / at_once)}"
-    told = f"{len(missing)} of {len(jobs)} runs to do, {time_needed}, {room / 1e6:.0f} MB of disk"
-    print(told, flush=True)
+    plan = f"{len(missing)} of {len(jobs)} runs to do, {time_needed}, {room / 1e6:.0f} MB of disk"
+    print(plan, flush=True)
     if free < room:
         sys.exit(f"error: outputs={outputs} has {free / 1e6:.0f} MB left, which is not enough")
 

@@ -541,7 +541,9 @@ def test_two_sweeps_at_once_do_every_run_once(outputs: Path) -> None:
     assert [code for *_, code in ends] == [0, 0]
     for out, errors, _ in ends:
         assert sum("test accuracy" in line for line in out.splitlines()) == 3
-        assert all("waiting, another process holds this run" in line for line in errors.splitlines())
+        assert all(
+            "waiting, another process holds this run" in line for line in errors.splitlines()
+        )
     assert len(runs_in(outputs)) == 3
 
 

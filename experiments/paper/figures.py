@@ -238,7 +238,7 @@ def _network(
     maps: Sequence[FeatureMap],
     twins: Sequence[bool],
 ) -> None:
-    """A row of maps, and between them the convolutions, each as it was or the twin's."""
+    """Draw a row of maps, and between them the convolutions, each as it was or the twin's."""
     rearranged = (*twins, False)
     sizes = [
         m.unit_stride_size if twin else m.size for m, twin in zip(maps, rearranged, strict=True)
@@ -262,7 +262,7 @@ def _network(
 
 
 def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, twin: bool) -> None:
-    """Name, filter and stride of a convolution, around its arrow."""
+    """Write name, filter and stride of a convolution around its arrow."""
     out_channels, in_channels, *kernel = (
         layer.unit_stride_weight_size if twin else layer.weight_size
     )

@@ -15,7 +15,7 @@ _parents: set[int] = set()  # that are looked after
 def end_with(parent: int) -> None:
     """Let this process end, with all that it does, once its parent is another than that one.
 
-    parent: the process that started this one. Whatever ended it, it is then past being told.
+    parent: the process that started this one. Whatever ended the parent, it can no longer be asked.
     """
     if parent not in _parents:
         _parents.add(parent)

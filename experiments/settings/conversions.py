@@ -32,13 +32,13 @@ class ConversionBenchmarkConfig:
     """What is timed: two conversions of one network, and the stems of several beside their
     twins."""
 
-    rounds: int = setting(20, "in each, all is timed in turn")
+    rounds: int = setting(20, "rounds; in each, everything is timed in turn")
     steps: int = setting(3, "forward passes of each first layer and of its twin in a round")
     batch_size: int = setting(8, "images in a forward pass")
     device: str = setting(
         "auto", "where the first layers are; auto takes an accelerator if there is one", DEVICES
     )
-    threads: int = setting(1, "of torch")
+    threads: int = setting(1, "threads that torch uses")
     outputs: str = setting("outputs", "folder of the results")
 
     def check(self) -> None:
@@ -50,7 +50,7 @@ class ConversionBenchmarkConfig:
 
 @dataclass
 class ConversionConfig:
-    """Any network, and how its strides are to be eliminated."""
+    """Describes any network, and how its strides are to be eliminated."""
 
     model: dict[str, Any] = setting(
         {"_target_": "stridenet.zoo.lenet"},
@@ -77,7 +77,7 @@ class ConversionConfig:
     max_parameters: int = setting(
         MOST_PARAMETERS, "theorem=2: a larger twin is refused", most=2**53
     )
-    seed: int = setting(0, "of weights and inputs that are drawn", most=math.inf)
+    seed: int = setting(0, "decides the weights and inputs that are drawn", most=math.inf)
     outputs: str = setting("outputs", "folder of the results")
 
     def check(self) -> None:
@@ -111,12 +111,12 @@ class ConversionConfig:
 
 @dataclass
 class ZooConfig(ConversionConfig):
-    """What is converted, verified and timed: models of stridenet.zoo, or one of the user's own."""
+    """Says which models are converted, verified and timed: those of stridenet.zoo, or a user's own."""
 
     models: Any = setting(None, "some of the zoo, as in [lenet,resnet18]; null: all")
     force: bool = setting(False, "measure again what has been measured")
-    rounds: int = setting(20, "forward passes of each network")
-    threads: int = setting(1, "of torch")
+    rounds: int = setting(20, "forward passes of each network that are timed")
+    threads: int = setting(1, "threads that torch uses")
 
     @property
     def of_user(self) -> bool:
@@ -149,7 +149,7 @@ class ZooConfig(ConversionConfig):
 
 @dataclass
 class SurveyConfig:
-    """Which of other people's networks are converted, and with what limits."""
+    """Says which of other people's networks are converted, and with what limits."""
 
     sources: Any = setting(
         None,
@@ -160,11 +160,11 @@ class SurveyConfig:
     every: int = setting(1, "only the first of so many families")
     pooling: bool = setting(True, "also convert with pooling")
     network: bool = setting(True, "also plan the unit-stride network (Theorem 2)")
-    seconds: float = setting(120.0, "for each model, in a process of its own")
-    gigabytes: float = setting(8.0, "of memory for each model")
+    seconds: float = setting(120.0, "seconds for each model, in a process of its own")
+    gigabytes: float = setting(8.0, "GiB of memory for each model")
     jobs: int = setting(1, "models at once")
-    threads: int = setting(1, "of torch, for each model")
-    seed: int = setting(0, "of weights and inputs", most=math.inf)
+    threads: int = setting(1, "threads that torch uses for each model")
+    seed: int = setting(0, "decides weights and inputs", most=math.inf)
     force: bool = setting(False, "measure again what has been measured")
     outputs: str = setting("outputs", "folder of the results")
 

@@ -40,7 +40,7 @@ RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: 
 
 @dataclass
 class LayerConfig:
-    """One layer of the strided network; sizes along the axes are written as one number or [h,
+    """Describes one layer of the strided network; sizes along the axes are written as one number or [h,
     w]."""
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
@@ -50,7 +50,7 @@ class LayerConfig:
     dilation: Any = setting(1, "steps between two of its taps")
     padding: Any = setting(0, "zeros on both sides")
     groups: int = setting(1, "parts into which the channels are divided")
-    bias: bool = setting(True, "whether it adds one")
+    bias: bool = setting(True, "whether it adds a bias")
     activation: str | None = setting(
         None, "after this layer; null: model.activation, after all but the last", ACTIVATIONS
     )
@@ -72,8 +72,8 @@ class LayerConfig:
 
 @dataclass
 class ModelConfig:
-    """The strided network, and whether one of two others is to be derived from it: its unit-stride
-    twin, or the network with pooling layers that it stands for."""
+    """Describes the strided network, and whether one of two others is to be derived from it: its
+    unit-stride twin, or the network with pooling layers that it stands for."""
 
     eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
     max_pooling: bool = setting(False, "max pooling in place of each strided convolution")
@@ -113,17 +113,17 @@ class ModelConfig:
 
 @dataclass
 class DataConfig:
-    """The images: a data set, and what is taken of it."""
+    """Describes the images: a data set, and what is taken of it."""
 
     name: str = setting(MISSING, "the data set", DATA_SETS)
-    image_size: Any = setting([28, 28], "resized to, if it is not the images' own size")
+    image_size: Any = setting([28, 28], "images of another size are resized to this")
     train_size: int | None = setting(
-        None, "so many training images, drawn by the run's seed; null: all"
+        None, "how many training images are drawn, by the run's seed; null: all"
     )
     validation_size: int = setting(
-        5000, "so many of the last training images are kept apart, for the curves"
+        5000, "how many of the last training images are kept apart, for the curves"
     )
-    download_timeout: float = setting(300.0, "seconds, for each source")
+    download_timeout: float = setting(300.0, "seconds that each source may take")
 
     @property
     def facts(self) -> DataSetFacts:
@@ -146,7 +146,7 @@ class DataConfig:
 
 @dataclass
 class RecipeConfig:
-    """How a network is trained: by gradients of the cross-entropy, in whole batches."""
+    """Says how a network is trained: by gradients of the cross-entropy, in whole batches."""
 
     name: str = setting(MISSING, "part of the runs' names: letters, digits, _")
     epochs: int | None = setting(
@@ -154,7 +154,7 @@ class RecipeConfig:
     )
     steps: int | None = setting(None, "batches in all; null where epochs are given")
     evaluations: int | None = setting(
-        None, "so many points of the curves, evenly spread; null: one an epoch"
+        None, "number of points of the curves, evenly spread; null: one an epoch"
     )
     batch_size: int = setting(
         64, "images in a step; what is left behind an epoch's last whole batch is not trained on"
@@ -167,11 +167,11 @@ class RecipeConfig:
     )
     schedule: str = setting(
         "linear",
-        "of the rate: falls to zero, stays, or is (1 + rate_decay * t) ** -rate_power at step t",
+        "how the rate goes on: to zero, unchanged, or (1 + rate_decay * t) ** -rate_power at step t",
         ("linear", "constant", "inverse"),
     )
-    rate_decay: float = setting(0.0001, "of schedule=inverse")
-    rate_power: float = setting(0.75, "of schedule=inverse")
+    rate_decay: float = setting(0.0001, "the decay of schedule=inverse")
+    rate_power: float = setting(0.75, "the power of schedule=inverse")
     bias_rate_factor: float = setting(1.0, "rate of the biases over that of the weights")
     momentum: float = setting(0.9, "from 0 to below 1; of adam, its beta_1")
     weight_decay: float = setting(0.0005, "share of a parameter that is added to its gradient")
@@ -185,7 +185,7 @@ class RecipeConfig:
     )
     rate_scaling: str = setting(
         "none",
-        "of a twin: rates times the copies of each strided weight, or by the step account of "
+        "a twin's rates times the copies of each strided weight, or by the step account of "
         "docs/protocol.md",
         ("none", "copies", "effective"),
     )
@@ -236,7 +236,7 @@ class RecipeConfig:
 
 @dataclass
 class NetworkConfig:
-    """The strided network and the images that it is for."""
+    """Describes the strided network and the images that it is for."""
 
     model: ModelConfig = field(default_factory=ModelConfig)
     data: DataConfig = field(default_factory=DataConfig)
@@ -249,7 +249,7 @@ class NetworkConfig:
 
 @dataclass
 class ExperimentConfig(NetworkConfig):
-    """One strided network, data set and recipe: what may stand in one table."""
+    """Describes an experiment: one strided network, data set and recipe, whose runs make one table."""
 
     recipe: RecipeConfig = field(default_factory=RecipeConfig)
     outputs: str = setting("outputs", "folder of data, runs and reports")
@@ -262,7 +262,7 @@ class ExperimentConfig(NetworkConfig):
 
 @dataclass
 class ReportConfig(ExperimentConfig):
-    """Tables and figures of an experiment's runs."""
+    """Says of which runs tables and figures are made."""
 
     reference: str | None = setting(
         None, "folder of published results to show beside them; null: none"
@@ -276,7 +276,7 @@ class ReportConfig(ExperimentConfig):
 
 @dataclass
 class EvidenceConfig:
-    """The experiments of docs/protocol.md: what is published of them, and what it says."""
+    """Says where the published runs of docs/protocol.md are, and where the report goes."""
 
     published: str = setting(PUBLISHED, "what is published: a folder for each experiment")
     outputs: str = setting("outputs", "folder of the report")
@@ -288,9 +288,9 @@ class EvidenceConfig:
 
 @dataclass
 class FiguresConfig(NetworkConfig):
-    """What is drawn: the paper's figures, and how one layer's weights are shared."""
+    """Says of which network and layer the figures are drawn."""
 
-    layer: str = setting("conv1", "whose sharing map is drawn")
+    layer: str = setting("conv1", "the layer whose sharing map is drawn")
     outputs: str = setting("outputs", "folder of the figures")
 
     def check(self) -> None:
@@ -301,10 +301,10 @@ class FiguresConfig(NetworkConfig):
 
 @dataclass
 class RunConfig(ExperimentConfig):
-    """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
+    """Describes one run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
-    seed: int = setting(0, "of the weights and of the order of the images", most=math.inf)
+    seed: int = setting(0, "decides the weights and the order of the images", most=math.inf)
     weights: str = setting(
         "scratch",
         f"{' | '.join(STARTING_WEIGHTS)} | a file of weights: what it starts from; to copy is to "
@@ -312,7 +312,7 @@ class RunConfig(ExperimentConfig):
     )
     sharing: str = setting(
         "free",
-        "of a twin's parameters: one weight in several places, zeros that stay, or neither",
+        "what a twin's parameters keep: one weight in several places, zeros that stay, or neither",
         SHARING,
     )
     rho_every: int = setting(
@@ -321,8 +321,12 @@ class RunConfig(ExperimentConfig):
     published: str | None = setting(
         None, "a folder of published results: a run in it counts as done, and those done are added"
     )
-    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
-    threads: int = setting(1, "of torch; one makes numbers the same on any number of cores")
+    device: str = setting(
+        "auto", "where it is done; auto takes an accelerator if there is one", DEVICES
+    )
+    threads: int = setting(
+        1, "threads that torch uses; with one, numbers are the same on any number of cores"
+    )
 
     @property
     def rate(self) -> float:
@@ -377,12 +381,14 @@ class RunConfig(ExperimentConfig):
 
 @dataclass
 class BenchmarkConfig(ExperimentConfig):
-    """What is timed: both networks and the recipe's steps, round by round."""
+    """Says how the training steps of both networks are timed, round by round."""
 
-    rounds: int = setting(10, "in each, all is timed in turn")
-    steps: int = setting(30, "of each network and loop in a round")
-    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
-    threads: int = setting(1, "of torch")
+    rounds: int = setting(10, "rounds; in each, everything is timed in turn")
+    steps: int = setting(30, "steps of each network and loop in a round")
+    device: str = setting(
+        "auto", "where it is done; auto takes an accelerator if there is one", DEVICES
+    )
+    threads: int = setting(1, "threads that torch uses")
 
     def check(self) -> None:
         """Check the experiment, and how often what is timed."""

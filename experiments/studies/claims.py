@@ -28,7 +28,8 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the outcome that decides it: one difference a seed, of one experiment."""
+    """Describes a claim: a sentence, and the outcome that decides it: one difference a seed, of
+    one experiment."""
 
     text: str
     experiment: str

@@ -36,7 +36,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Stem:
-    """The first convolution of a network of torchvision: of images with three channels."""
+    """Describes the first convolution of a network of torchvision, for images of three channels."""
 
     channels: int
     kernel: int

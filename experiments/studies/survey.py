@@ -122,7 +122,10 @@ def _measure_all(
                     row = {**about, **_measured(worker, one, config)}
                     if faults:  # its worker was ended from outside
                         return
-                    found[one] = _keep(config, one, row, bar)
+                    write_json(_path(config, one), row)
+                    found[one] = row
+                    bar.write(f"{one.source} {one.model}: {outcome_line(row)}")
+                    bar.update()
             except queue.Empty:
                 return
             except BaseException as error:  # is raised where the threads are waited for
@@ -133,7 +136,9 @@ def _measure_all(
         try:
             for thread in threads:
                 thread.start()
-            _wait_for(threads)
+            for thread in threads:
+                while thread.is_alive():  # waits in short steps, so that Ctrl-C is heard
+                    thread.join(0.2)
         except BaseException as error:
             faults.append(error)
         for each in workers[1:] if not faults else workers:
@@ -141,21 +146,6 @@ def _measure_all(
     if faults:
         raise faults[0]
     return found
-
-
-def _wait_for(threads: list[threading.Thread]) -> None:
-    """Wait until all threads have ended, in short steps, so that Ctrl-C is heard."""
-    for thread in threads:
-        while thread.is_alive():
-            thread.join(0.2)
-
-
-def _keep(config: SurveyConfig, one: Chosen, row: Row, bar: "tqdm[Any]") -> Row:
-    """Write the row of a model into its file, and a line into the terminal; return the row."""
-    write_json(_path(config, one), row)
-    bar.write(f"{one.source} {one.model}: {outcome_line(row)}")
-    bar.update()
-    return row
 
 
 def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:

@@ -22,8 +22,8 @@ class Entry:
 
 
 class Catalogue:
-    """A source that is a table; a family is an entry. Classes that this version lacks are left
-    out."""
+    """Is a source that is a table, with a family for each entry. Classes that this version lacks
+    are left out."""
 
     package: str
     distribution: str
@@ -61,7 +61,7 @@ _SMALL_RESNET = {"block": "basic", "layers": (1, 1, 1, 1), "block_inplanes": (8,
 
 
 class Monai(Catalogue):
-    """Networks of images and of volumes."""
+    """Has networks for images and volumes."""
 
     package = distribution = "monai"
     module = "monai.networks.nets"
@@ -158,7 +158,7 @@ _CROSS = {
 
 
 class Diffusers(Catalogue):
-    """Networks of images and of videos."""
+    """Has networks for images and videos."""
 
     package = distribution = module = "diffusers"
     entries: ClassVar[dict[str, Entry]] = {

@@ -99,7 +99,7 @@ def _in_a_process(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
-    """What the process of one model does."""
+    """Measure one model, in the process that is forked for it."""
     import warnings
 
     import torch
