@@ -18,9 +18,9 @@ def main(settings: DictConfig) -> None:
         write_survey,  # slow to import: `--help` should not wait for it
     )
 
-    rows, missing = survey_packages(config)
-    print(*write_survey(config, rows, missing), sep="\n\n")
-    failed.extend(f"{row['source']} {row['model']}" for row in rows if faulty(row))
+    found = survey_packages(config)
+    print(*write_survey(config, found.rows, found.missing), sep="\n\n")
+    failed.extend(f"{row['source']} {row['model']}" for row in found.rows if faulty(row))
 
 
 if __name__ == "__main__":

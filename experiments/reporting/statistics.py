@@ -9,6 +9,7 @@ other images, too. All differences are in the units of what was measured.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -20,6 +21,13 @@ POWER = 0.80
 MOST = 1_000_000  # seeds that we are ready to ask for
 FEWEST = 3  # pairs to judge by
 RESAMPLES = 9_999
+
+
+class Interval(NamedTuple):
+    """Holds the bounds of an interval."""
+
+    low: float
+    high: float
 
 
 @dataclass(frozen=True)
@@ -91,9 +99,7 @@ def hodges_lehmann(values: np.ndarray) -> float:
     return float(np.median((values[first] + values[second]) / 2))
 
 
-def new_images(
-    first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
-) -> tuple[float, float]:
+def new_images(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES) -> Interval:
     """Return the 95 % percentile interval of the mean difference first − second, in points, for new
     seeds and new images: seeds and images are both drawn again (crossed bootstrap).
 
@@ -117,7 +123,7 @@ def new_images(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return 100 * float(drawn.low), 100 * float(drawn.high)
+    return Interval(100 * float(drawn.low), 100 * float(drawn.high))
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:

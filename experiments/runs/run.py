@@ -111,6 +111,13 @@ def _done(
     return result
 
 
+class Trained(NamedTuple):
+    """Holds what training measured, and the code that did it."""
+
+    history: History
+    commit: str | None  # "… then …" if the run went on with other code than it began with
+
+
 class Prepared(NamedTuple):
     """Holds what is trained: layers and examples on the device, in the form in which the layers
     take them."""
@@ -215,11 +222,8 @@ def _fit(config: RunConfig, prepared: Prepared) -> Fit:
 
 def _train(
     config: RunConfig, folder: Path, prepared: Prepared, commit: str | None, title: str | None
-) -> tuple[History, str | None]:
-    """Train from the run's checkpoint, if it has one, and keep one after each epoch.
-
-    Returns the git commit, too: "… then …" if the run went on with other code than it began with.
-    """
+) -> Trained:
+    """Train from the run's checkpoint, if it has one, and keep one after each epoch."""
     rate = config.rate if config.weights != "copy" else 1.0
     recipe = replace(config.recipe, learning_rate=rate)
     if config.weights == "copy":
@@ -239,4 +243,4 @@ def _train(
         prepared.layers, prepared.splits, recipe, config.seed, device,
         title=title, resume=resume, save=save, twin=prepared.twin,
     )  # fmt: skip
-    return history, commit if len(commits) == 1 else " then ".join(map(str, commits))
+    return Trained(history, commit if len(commits) == 1 else " then ".join(map(str, commits)))

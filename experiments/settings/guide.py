@@ -1,5 +1,4 @@
-"""What a user is told of the settings: all of them for `--help`, and the nearest to a mistyped
-one."""
+"""Tells a user about settings: all of them for `--help`, and the nearest one to a mistyped one."""
 
 import difflib
 import json

@@ -28,6 +28,7 @@ from stridenet.errors import StrideEliminationError
 from stridenet.sizes import format_size
 from stridenet.zoo import calibrate
 
+Measured = dict[str, Any]  # the content of conversion.json
 SIZE = (3, 224, 224)  # of an image
 NETWORK = "resnet50"  # of torchvision, which is converted
 TOLERANCE = 1e-4  # of the largest number that the strided network gives
@@ -62,7 +63,7 @@ STEMS = {
 
 
 @torch.no_grad()
-def benchmark_conversion(config: ConversionBenchmarkConfig) -> dict[str, Any]:
+def benchmark_conversion(config: ConversionBenchmarkConfig) -> Measured:
     """Time everything. Returns the seconds of every round, and what a reader needs to judge them.
 
     Raises StrideEliminationError for a network that does not give what the strided one gives.
@@ -185,7 +186,7 @@ def _fuse() -> Callable[[nn.Module], nn.Module]:
 TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a forward pass
 
 
-def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
+def conversion_table(measured: Measured) -> pd.DataFrame:
     """Return milliseconds of both conversions of one network: median and quartiles over the rounds,
     and how many times as long as torch.fx's fuse convert_layers takes in a round."""
     milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
@@ -203,7 +204,7 @@ def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"Network": table.model, **spreads(table, titles)})
 
 
-def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
+def stem_table(measured: Measured) -> pd.DataFrame:
     """Return milliseconds of a forward pass of each stem and of its twin, and the ratio of each
     round."""
     rows = []
@@ -234,7 +235,7 @@ def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def conversion_sections(measured: dict[str, Any]) -> list[Section]:
+def conversion_sections(measured: Measured) -> list[Section]:
     """Return the tables of what experiments.conversion_benchmark measured."""
     config, size = measured["config"], format_size(measured["size"])
     rounds = f"median (quartiles) of {config['rounds']} rounds in turn"

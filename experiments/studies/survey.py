@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -46,10 +46,14 @@ class Chosen:
     model: str
 
 
-# Which models ---------------------------------------------------------------------------------------
+class Surveyed(NamedTuple):
+    """Holds what a survey found."""
+
+    rows: list[Row]
+    missing: dict[str, str]  # why a source is missing, by its name
 
 
-def survey_packages(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
+def survey_packages(config: SurveyConfig) -> Surveyed:
     """Return a row for each model, in the order of sources and families; and which sources are
     missing, why.
 
@@ -71,7 +75,7 @@ def survey_packages(config: SurveyConfig) -> tuple[list[Row], dict[str, str]]:
             found |= _measure_all(config, about, waiting, worker)
             rows += [found[one] for one in chosen]
     _require_models(config, rows, missing)
-    return rows, missing
+    return Surveyed(rows, missing)
 
 
 def choose(config: SurveyConfig, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
@@ -95,9 +99,6 @@ def _require_models(config: SurveyConfig, rows: list[Row], missing: dict[str, st
         if name not in {row["model"] for row in rows}:
             here = ", ".join(source for source in sources if source not in missing)
             raise InputError(f"models: {name} is in none of {here}")
-
-
-# Measuring ------------------------------------------------------------------------------------------
 
 
 def _measure_all(
@@ -221,9 +222,6 @@ def _kept_rows(
             if row | wanted | asdict(one) == row:
                 rows[one] = row
     return rows
-
-
-# Tables ---------------------------------------------------------------------------------------------
 
 
 def by_source(rows: list[Row]) -> pd.DataFrame:

@@ -38,12 +38,13 @@ from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError
 from stridenet.twin import UnitStrideNetwork
 
+Measured = dict[str, Any]  # the content of benchmark.json
 MATRIX = 2048  # rows and columns of the product
 PRODUCTS = 3  # of them a round
 Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
 
 
-def benchmark(config: BenchmarkConfig) -> dict[str, Any]:
+def benchmark(config: BenchmarkConfig) -> Measured:
     """Time everything. Returns the seconds of every round, and what a reader needs to judge
     them."""
     prepare(config.threads)
@@ -233,7 +234,7 @@ def _operators(chunk: Chunk) -> dict[str, float]:
     }
 
 
-def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
+def benchmark_table(measured: Measured) -> pd.DataFrame:
     """Return the table of what experiments.benchmark measured: median and quartiles over the
     rounds, by network, and the ratio of the networks, unit stride over strided, of each round."""
     seconds = pd.DataFrame(measured["seconds"])
@@ -281,10 +282,10 @@ def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame({"": table.quantity, **entries})
 
 
-OPERATORS = 4  # of torch, of which the share of the time is told
+OPERATORS = 4  # how many of torch's operators the caption names, with their shares of the time
 
 
-def benchmark_section(measured: dict[str, Any]) -> Section:
+def benchmark_section(measured: Measured) -> Section:
     """Return what experiments.benchmark measured as a table of the report."""
     config, table = measured["config"], benchmark_table(measured)
     operators = "; ".join(

@@ -34,11 +34,12 @@ from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import LayerReport, VerificationReport, verify
 from stridenet.zoo import ZOO, calibrate
 
+Row = dict[str, Any]  # what is measured of a model, as its file in outputs/zoo has it
 BATCH = 2  # images on which a twin is verified
 CALIBRATION = 4  # images from which an untrained network's BatchNorm layers take their statistics
 
 
-def measure_zoo(config: ZooConfig) -> list[dict[str, Any]]:
+def measure_zoo(config: ZooConfig) -> list[Row]:
     """Return a row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
 
     What was measured with the same settings is not measured again, unless `force`. A model of the
@@ -61,7 +62,7 @@ def measure_zoo(config: ZooConfig) -> list[dict[str, Any]]:
     return rows
 
 
-def outcome_line(row: dict[str, Any]) -> str:
+def outcome_line(row: Row) -> str:
     """Return one line that says what became of a model."""
     if "reason" in row:
         return f"no twin: {row['reason']}"
@@ -70,7 +71,7 @@ def outcome_line(row: dict[str, Any]) -> str:
     return f"NOT equal, from {row['first_failure']} on"
 
 
-def measure_model(name: str, config: ZooConfig, calibrated: bool) -> dict[str, Any]:
+def measure_model(name: str, config: ZooConfig, calibrated: bool) -> Row:
     """Convert, verify and time one model. Where it has no twin, the row has the reason instead.
 
     calibrated: its BatchNorm layers first get the statistics of random images.
@@ -141,7 +142,7 @@ def _count_multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     return counter.get_total_flops() // 2
 
 
-def _verification_columns(report: VerificationReport) -> dict[str, Any]:
+def _verification_columns(report: VerificationReport) -> Row:
     """Return how far the twin is from the model; None stands for a number that is not finite."""
     numbers = {
         "relative_error": max(map(_relative_error, report.layers)),
@@ -178,7 +179,7 @@ def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
     return {name: replace(config, **ZOO[name]) for name in ZOO if name in names}
 
 
-def _deciding_settings(config: ZooConfig) -> dict[str, Any]:
+def _deciding_settings(config: ZooConfig) -> Row:
     """Return the settings that decide a row: not where it is kept, nor which others were asked
     for."""
     settings = asdict(config)
@@ -187,7 +188,7 @@ def _deciding_settings(config: ZooConfig) -> dict[str, Any]:
     return settings
 
 
-def _kept_row(path: Path, config: ZooConfig) -> dict[str, Any] | None:
+def _kept_row(path: Path, config: ZooConfig) -> Row | None:
     """Return the row that was measured with the same settings; None if there is none."""
     try:
         row = json.loads(path.read_text())
@@ -220,11 +221,11 @@ ZOO_COLUMNS = (
 )
 
 
-def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
+def zoo_table(rows: list[Row]) -> pd.DataFrame:
     """Return the survey's rows: what each twin costs, how far it is from its network, milliseconds
     of a forward pass of both; or the reason why there is no twin."""
 
-    def timed(row: dict[str, Any]) -> dict[str, float]:
+    def timed(row: Row) -> dict[str, float]:
         milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
         return of_rounds(milliseconds.strided, milliseconds.unit_stride)
 
@@ -262,7 +263,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_zoo(config: ZooConfig, rows: list[dict[str, Any]]) -> list[str]:
+def write_zoo(config: ZooConfig, rows: list[Row]) -> list[str]:
     """Write the survey's table and all its rounds into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     make_folder(folder)
