@@ -909,7 +909,7 @@ def test_every_choice_is_of_one_setting_and_each_is_checked() -> None:
         for place, group in places:
             for one in fields(group):
                 if choices := one.metadata.get("choices"):
-                    wrong = "nonsense" if isinstance(choices[0], str) else 7
+                    wrong = "nonsense" if isinstance(next(iter(choices)), str) else 7
                     bad = changed(settings, f"{place}{one.name}", wrong)
                     with pytest.raises(InputError) as caught:
                         resolve(OmegaConf.create(bad), schema)
