@@ -1,4 +1,5 @@
-"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE …]."""
+"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE
+…]."""
 
 import os
 
@@ -8,14 +9,14 @@ from omegaconf import DictConfig
 from experiments.command import CONF, guarded, start
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Bench
+from experiments.settings.schema import BenchmarkConfig
 from stridenet.files import make_folder
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="benchmark")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Bench)
+    config = resolve(settings, BenchmarkConfig)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells of its own stages
     from experiments.studies.training_step import (
         benchmark,  # imports torch, which `--help` should not wait for

@@ -21,18 +21,16 @@ from omegaconf import DictConfig, OmegaConf
 from tqdm import tqdm
 
 from experiments import engines
-from experiments.settings.checks import named
+from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
+from experiments.settings.fields import check_path
 from experiments.settings.guide import advice, settings_text
 from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
-    Bench,
-    Config,
-    ConversionBench,
-    Evidence,
-    Figures,
-    Report,
-    Survey,
-    Zoo,
+    BenchmarkConfig,
+    EvidenceConfig,
+    FiguresConfig,
+    ReportConfig,
+    RunConfig,
 )
 from stridenet.errors import InputError
 
@@ -42,20 +40,20 @@ INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and H
 # As many jobs as the cores allow, where each has so many threads.
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
 # A folder that Hydra makes before the settings are checked: with none, it would be at the root.
-OmegaConf.register_new_resolver("folder", lambda path: named("outputs", path))
+OmegaConf.register_new_resolver("folder", lambda path: check_path("outputs", path))
 # The text of --help below its examples; Hydra's template takes $$ for $.
 OmegaConf.register_new_resolver("settings", lambda _root_: settings_text(_root_).replace("$", "$$"))
 # Bars belong to one process each; tqdm's own lock would be called leaked where a sweep is stopped.
 tqdm.set_lock(threading.RLock())
 engines.register()
-ConfigStore.instance().store("run_schema", Config)
-ConfigStore.instance().store("report_schema", Report)
-ConfigStore.instance().store("evidence_schema", Evidence)
-ConfigStore.instance().store("figures_schema", Figures)
-ConfigStore.instance().store("bench_schema", Bench)
-ConfigStore.instance().store("conversion_bench_schema", ConversionBench)
-ConfigStore.instance().store("survey_schema", Survey)
-zoo_schema = OmegaConf.structured(Zoo)
+ConfigStore.instance().store("run_schema", RunConfig)
+ConfigStore.instance().store("report_schema", ReportConfig)
+ConfigStore.instance().store("evidence_schema", EvidenceConfig)
+ConfigStore.instance().store("figures_schema", FiguresConfig)
+ConfigStore.instance().store("bench_schema", BenchmarkConfig)
+ConfigStore.instance().store("conversion_bench_schema", ConversionBenchmarkConfig)
+ConfigStore.instance().store("survey_schema", SurveyConfig)
+zoo_schema = OmegaConf.structured(ZooConfig)
 OmegaConf.set_struct(zoo_schema.model, False)  # takes any argument: model.num_classes=10
 ConfigStore.instance().store("zoo_schema", zoo_schema)
 
@@ -71,7 +69,8 @@ _stopping = threading.Event()
 
 
 def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """A Hydra task that says what failed in one line, and lets the other jobs of a sweep go on."""
+    """Return the Hydra task with its errors caught: it reports each in one line, and lets other
+    jobs go on."""
 
     @functools.wraps(task)
     def guarded_task(settings: DictConfig) -> None:
@@ -140,7 +139,7 @@ def _run(main: Callable[[], None], missing: Callable[[], list[str]]) -> None:
 
 
 def _only_asked() -> bool:
-    """Whether the command line wants to be told something, and nothing done."""
+    """Tell whether the command line only asks for information, as --help does."""
     try:
         given, _ = get_args_parser().parse_known_args()
     except SystemExit:  # --version
@@ -158,7 +157,8 @@ def _listen() -> None:
 
 
 def _stop(number: int, _: object) -> None:
-    """A signal: it stops the runs' processes too, of which joblib may tell first."""
+    """Handle a signal that ends the program. It reaches the runs' processes, too, and joblib may
+    report that first."""
     global stopped_by
     if not stopped_by:  # a second one would break off what is done about the first
         stopped_by = number
@@ -174,7 +174,7 @@ def _insist() -> None:
 
 
 def _say_stopped(missing: Callable[[], list[str]]) -> None:
-    """The last line. Where the terminal has gone, nobody hears it, and that changes nothing."""
+    """Print the last line. That the terminal may be gone is no error."""
     undone = len(missing())
     stopped = f"stopped, {undone} runs are missing" if undone else "stopped"
     for stream in (sys.stderr, sys.stdout):
@@ -191,7 +191,7 @@ def _wants_traceback() -> bool:
 
 
 def _lacks_memory(error: BaseException) -> str | None:
-    """What to do about memory that the machine does not have, or that no number can count."""
+    """Return what to do about an error for lack of memory; None for any other error."""
     of_torch = r"can't allocate memory|out of memory|(calculation|multiplication) overflowed"
     if not isinstance(error, MemoryError) and not re.search(of_torch, str(error)):
         return None
@@ -203,7 +203,7 @@ def _lacks_memory(error: BaseException) -> str | None:
 
 
 def _is_foreseen(error: BaseException) -> bool:
-    """Whether the cause lies outside the program, and the message says what to do."""
+    """Tell whether the cause lies outside the program, so that a traceback would not help."""
     if _lacks_memory(error):
         return True
     if isinstance(error, (InputError, OSError, SystemExit)):
@@ -214,7 +214,8 @@ def _is_foreseen(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """The message and its cause, without what OmegaConf and Hydra add about their own insides."""
+    """Return the message and its cause in one line, without the internals that OmegaConf and Hydra
+    add."""
     if isinstance(error, SystemExit):
         return _exited(error)
     if match := re.match(r"InputError raised while resolving interpolation: (.*)", str(error)):
@@ -231,7 +232,7 @@ def one_line(error: BaseException) -> str:
 
 
 def _exited(error: SystemExit) -> str:
-    """Who called sys.exit within a job, of which nothing is to end the program."""
+    """Return a message that says where a job called sys.exit, which must not end the program."""
     place = traceback.extract_tb(error.__traceback__)[-1:]
     where = "".join(f" at {frame.filename}:{frame.lineno}" for frame in place)
     return (

@@ -6,14 +6,14 @@ from omegaconf import DictConfig
 from experiments.command import CONF, guarded, start
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import ConversionBench
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from stridenet.files import make_folder
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="conversion_benchmark")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, ConversionBench)
+    config = resolve(settings, ConversionBenchmarkConfig)
     # These import torch, which `--help` should not wait for.
     from experiments.studies.conversion import benchmark_conversion, conversion_sections
 

@@ -1,4 +1,5 @@
-"""What does the jobs of a sweep: Hydra's sweeper, which asks nothing twice, and a launcher for Dask.
+"""What does the jobs of a sweep: Hydra's sweeper, which asks nothing twice, and a launcher for
+Dask.
 
 Hydra takes sweepers and launchers from the package hydra_plugins alone, so that these two are known to
 it by names in that package (register).
@@ -40,7 +41,7 @@ def register() -> None:
 
 
 class Sweeper(BasicSweeper):
-    """Hydra's own. Composing a job takes a tenth of a second, and sweep.py has composed them all."""
+    """Is Hydra's own sweeper, but composes no job a second time: each takes a tenth of a second."""
 
     def validate_batch_is_legal(self, batch: Sequence[Sequence[str]]) -> None:
         """Do not compose each job once more only to see whether it can be."""
@@ -79,7 +80,8 @@ class DaskLauncher(Launcher):
 
 @contextmanager
 def _cluster(address: str | None, workers: int) -> Iterator["Client"]:
-    """The cluster at that address; without one, so many workers on this machine."""
+    """Yield a client of the cluster at the address; without an address, of workers on this
+    machine."""
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:
@@ -103,7 +105,7 @@ def _cluster(address: str | None, workers: int) -> Iterator["Client"]:
 
 
 def _do(shared: tuple[Any, ...], folder: Path, number: int, overrides: list[str]) -> JobReturn:
-    """One job, in a worker's process: paths mean there what they mean where the sweep began."""
+    """Do one job in a worker's process, in the folder in which the sweep began."""
     from hydra_plugins.hydra_joblib_launcher._core import execute_job
 
     context, config, task, state = shared

@@ -7,13 +7,13 @@ from tqdm import tqdm
 from experiments import sweep
 from experiments.command import CONF, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Evidence
+from experiments.settings.schema import EvidenceConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="evidence")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Evidence)
+    config = resolve(settings, EvidenceConfig)
     from experiments.studies.evidence import EXPERIMENTS, write_evidence  # slow to import
 
     with tqdm(EXPERIMENTS, desc="composing", leave=False, disable=None) as bar:

@@ -9,15 +9,16 @@ from hydra.utils import instantiate
 from torch import Tensor, nn
 
 from experiments.runs.files import load_weights
-from experiments.settings.schema import Conversion
+from experiments.settings.conversions import ConversionConfig
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.cli import torchvision_import
 from stridenet.elimination import eliminate_stride
 from stridenet.errors import InputError
 
 
-def load_model(config: Conversion) -> nn.Module:
-    """The network that `model` describes, drawn from `seed`, in evaluation mode, with its `weights`.
+def load_model(config: ConversionConfig) -> nn.Module:
+    """Return the network that `model` describes, drawn from `seed`, in evaluation mode, with its
+    `weights`.
 
     Raises InputError where the target is not there, does not take the arguments beside it or gives
     no network, and where the file of weights does not fit.
@@ -44,14 +45,16 @@ def load_model(config: Conversion) -> nn.Module:
     return model.eval()
 
 
-def input_size(config: Conversion) -> Any:
-    """One size (channels, height, width), or a tuple of those where there are several inputs."""
+def input_size(config: ConversionConfig) -> Any:
+    """Return one size (channels, height, width), or a tuple of sizes where there are several
+    inputs."""
     sizes = config.input_size
     return tuple(map(tuple, sizes)) if isinstance(sizes[0], list) else tuple(sizes)
 
 
-def convert(model: nn.Module, config: Conversion, check: bool = True) -> nn.Module:
-    """The model with unit strides, as the settings say. Raises StrideEliminationError where that fails.
+def convert(model: nn.Module, config: ConversionConfig, check: bool = True) -> nn.Module:
+    """Return the model with unit strides, as the settings say. Raises StrideEliminationError where
+    that fails.
 
     check: see that it is equal, which is not needed where it is verified afterwards.
     """
@@ -65,8 +68,8 @@ def convert(model: nn.Module, config: Conversion, check: bool = True) -> nn.Modu
     return eliminate_stride(model, input_size(config), check=check, **how)
 
 
-def random_inputs(config: Conversion, batch: int) -> tuple[Tensor, ...]:
-    """One normally distributed tensor (batch, c, h, w) for each input, always the same."""
+def random_inputs(config: ConversionConfig, batch: int) -> tuple[Tensor, ...]:
+    """Return one normally distributed tensor (batch, c, h, w) for each input, always the same."""
     sizes = input_size(config)
     generator = torch.Generator().manual_seed(config.seed)
     several = sizes if isinstance(sizes[0], tuple) else (sizes,)

@@ -5,13 +5,13 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="report")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Report)
+    config = resolve(settings, ReportConfig)
     from experiments.studies.report import (
         write_report,  # slow to import: `--help` should not wait for it
     )

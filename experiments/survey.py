@@ -5,22 +5,22 @@ from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Survey
+from experiments.settings.conversions import SurveyConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="survey")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Survey)
+    config = resolve(settings, SurveyConfig)
     from experiments.studies.survey import (
         faulty,
-        survey,
+        survey_packages,
         write_survey,  # slow to import: `--help` should not wait for it
     )
 
-    rows, missing = survey(config)
-    print(*write_survey(config, rows, missing), sep="\n\n")
-    failed.extend(f"{row['source']} {row['model']}" for row in rows if faulty(row))
+    found = survey_packages(config)
+    print(*write_survey(config, found.rows, found.missing), sep="\n\n")
+    failed.extend(f"{row['source']} {row['model']}" for row in found.rows if faulty(row))
 
 
 if __name__ == "__main__":

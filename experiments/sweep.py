@@ -1,6 +1,14 @@
 """What a sweep adds to its runs: an estimate before, a line for each that is done, and the account.
 
-The runs go on in processes of their own, so all that is told here is read from their folders.
+Runs are done by whatever launcher Hydra has: processes on this machine, workers of a Dask cluster, jobs
+of Slurm. These have no channel back to here, and some end without a word (killed, out of memory, out of
+time). So a thread, the watch, learns everything from the runs' folders: a run is done when its
+result.json is there and can be trusted, and not before; failure.json says why one is not.
+
+A sweep is in three places. `Sweep` is Hydra's callback: it is made in the process that starts the
+sweep, and copied to each process that does jobs. The module's variables `watched`, `jobs_at_once` and
+`token` carry what a job has to know of its sweep, and are set in the job's own process. `missing` is
+called at the end, in the starting process, and decides the exit code.
 """
 
 import contextlib
@@ -12,6 +20,7 @@ import signal
 import sys
 import threading
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -33,44 +42,44 @@ from experiments.engines import SWEEPER, DaskLauncher
 from experiments.runs.folder import run_folder
 from experiments.runs.parents import end_with
 from experiments.runs.published import publish, published_result
+from experiments.runs.result_keys import Result
 from experiments.runs.results import read_result
-from experiments.settings.checks import resolve, with_seed
+from experiments.settings.checks import resolve
 from experiments.settings.identity import LOOP, experiment_identity, variant
 from experiments.settings.line import require_effect, require_runs
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import read
 
 POLL = 0.5  # seconds between two looks at the folders
 BAR = "{n}/{total} runs |{bar:20}| {elapsed}{postfix}"
 
-# In a process that does jobs: whether they are of a watched sweep, and how many are done at once (None:
-# the launcher does not tell).
-watched = False
-jobs_at_once: int | None = 1
-token: str | None = None  # of the sweep, for failure.json: whose failure it is, no clock can say
+# These are set in a process that does jobs.
+watched = False  # whether a watch reports the run, so that the run itself has to print nothing
+jobs_at_once: int | None = 1  # how many jobs the sweep does side by side; None where nobody knows
+token: str | None = None  # of the sweep, which failure.json names
 _watch: "Watch | None" = None  # in the process that started the sweep
 
 
 @dataclass
 class Job:
-    """One run of the sweep."""
+    """Describes one run of the sweep."""
 
     overrides: list[str]
-    config: Config
+    config: RunConfig
     folder: Path
     seconds: float = 0.0  # expected
     took: float = 0.0  # from the start of the finished run to its end
-    seen: bool = False  # whether its result is there, with the weights that it tells of
+    seen: bool = False  # whether its result has been seen, with weights of the right hash
     published: dict[str, Any] | None = None  # its row, if it has been published
     unpublished: str = ""  # why its result could not be published
 
-    def result(self) -> dict[str, Any] | None:
-        """The run's result once it is done."""
+    def result(self) -> Mapping[str, Any] | None:
+        """Return the run's result, or its published row, once it is done; else None."""
         if self.published is not None:
             return self.published
-        result = None
-        with contextlib.suppress(InputError):  # damaged
+        result: Result | None = None
+        with contextlib.suppress(InputError):  # a damaged result counts as none
             result = read_result(self.folder, LOOP, weights=not self.seen)
         self.seen = result is not None
         return result
@@ -85,7 +94,7 @@ class Job:
             publish(folder.name, [result], folder)
 
     def reason(self, of_sweep: str) -> str:
-        """Why there is no result, or none published, in the sweep with this token."""
+        """Return why there is no result, or none published, in the sweep with this token."""
         if self.unpublished:
             return f"done, but not published: {self.unpublished}"
         try:
@@ -101,7 +110,19 @@ class Job:
 
 
 class Watch(threading.Thread):
-    """Prints a line for each run that is done, and below them a progress bar where it can be seen."""
+    """Prints a line for each run that is done, and below them a progress bar on a terminal.
+
+    It looks at the folders of all runs that are waited for, twice a second. Looking is cheap: a folder
+    without result.json costs one look, and weights are hashed only until a result has been seen once.
+    Three things are deliberate. The thread is a daemon, so that it cannot keep a program alive that was
+    told to stop. `stop` lets it make one more round, because runs may have ended since the last one,
+    and each has to be counted, and published, before the account is given. An error in publishing is
+    kept with its job: raised here, it would end the watch, and nobody would hear of it.
+
+    The time that is left is estimated from the estimates of the runs (runs/estimate.py) times the pace
+    so far, which is what finished runs took over what was expected of them: estimates are made while
+    nothing else runs, and runs side by side are slower.
+    """
 
     def __init__(self, jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         super().__init__(daemon=True)
@@ -111,7 +132,7 @@ class Watch(threading.Thread):
         self.token = secrets.token_hex(8)
 
     def run(self) -> None:
-        """Look at the folders until stopped, and once more then."""
+        """Look at the folders until `stop` is called, and once more then."""
         began, waiting, over = time.monotonic(), list(self._missing), False
         done_before = len(self.jobs) - len(waiting)
         with tqdm(total=len(self.jobs), initial=done_before, bar_format=BAR, disable=None) as bar:
@@ -124,7 +145,7 @@ class Watch(threading.Thread):
                         job.took = result.get("run_seconds", job.seconds)
                         try:
                             job.publish()
-                        except Exception as error:  # which would end the watch, and be lost with it
+                        except Exception as error:  # raised, it would end the watch, and be lost
                             job.unpublished = one_line(error)
                         bar.update()
                         left = self._left(waiting, time.monotonic() - began)
@@ -134,7 +155,7 @@ class Watch(threading.Thread):
                 bar.set_postfix_str(self._left(waiting, time.monotonic() - began))
 
     def stop(self) -> None:
-        """Stop once all that is done has been told."""
+        """End the watch once every run that is done has been reported."""
         self._over.set()
         self.join()
 
@@ -149,7 +170,8 @@ class Watch(threading.Thread):
 
 
 class Sweep(Callback):
-    """Hydra calls this at the start and the end of a sweep, and at the start of each of its jobs."""
+    """Hydra calls this at the start and the end of a sweep, and at the start of each of its
+    jobs."""
 
     def __init__(self) -> None:
         # These go along to the processes that do the jobs.
@@ -159,7 +181,8 @@ class Sweep(Callback):
         self.starter: int | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Say what is to be done, and begin to watch. Ends the program where nothing is to be done."""
+        """Say what is to be done, and begin to watch. Ends the program where nothing is to be
+        done."""
         if config.hydra.sweeper._target_ != SWEEPER:
             sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
@@ -194,7 +217,7 @@ class Sweep(Callback):
         _watch.start()
 
     def on_job_start(self, config: DictConfig, **_: Any) -> None:
-        """In the process that does the job, which may have been started in another folder."""
+        """Prepare the process that does the job, which may have been started in another folder."""
         global watched, jobs_at_once, token
         os.chdir(self.folder)
         watched, jobs_at_once, token = self.watched, self.at_once, self.token
@@ -203,8 +226,8 @@ class Sweep(Callback):
 
 
 def _start_tracker() -> None:
-    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has done
-    so, and is to ignore HUP as well, which a terminal that closes sends to all."""
+    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has
+    done so, and is to ignore HUP as well, which a terminal that closes sends to all."""
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up is not None:
         before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
@@ -213,7 +236,11 @@ def _start_tracker() -> None:
 
 
 def missing() -> list[str]:
-    """Stop watching; what the sweep of this process was to do and has not done, with the reason."""
+    """Stop watching, and return the runs that the sweep has not done, each with the reason.
+
+    The token tells failures of this sweep from those that an earlier one left in the same folder; their
+    times cannot, since the machines of a cluster have clocks of their own.
+    """
     if _watch is None:
         return []
     _watch.stop()
@@ -230,21 +257,21 @@ def missing() -> list[str]:
     return undone
 
 
-def line(folder: Path, result: dict[str, Any]) -> str:
-    """What is said of a run that is done."""
+def line(folder: Path, result: Mapping[str, Any]) -> str:
+    """Return the line that reports a run that is done."""
     diverged = " (diverged)" if result.get("diverged") else ""
     return f"{folder.name}: test accuracy {result['test_accuracy']:.2%}{diverged}"
 
 
 def jobs_of(experiment: str) -> list[Job]:
-    """The jobs of conf/experiment/NAME.yaml, in a process that Hydra has been started in."""
+    """Return the jobs of conf/experiment/NAME.yaml, in a process that Hydra has been started in."""
     loader = GlobalHydra.instance().config_loader()
     overrides = [f"experiment={experiment}"]
     return _jobs(loader.load_configuration("train", overrides, RunMode.MULTIRUN))
 
 
 def names_of(experiment: str) -> list[str] | None:
-    """The names of an experiment's runs; None where a setting of it has no value yet."""
+    """Return the names of an experiment's runs; None where a setting of it has no value yet."""
     try:
         return [job.folder.name for job in jobs_of(experiment)]
     except InputError as error:
@@ -254,7 +281,7 @@ def names_of(experiment: str) -> list[str] | None:
 
 
 def _jobs(config: DictConfig) -> list[Job]:
-    """The sweep's jobs as Hydra's sweeper and launcher will make them."""
+    """Return the sweep's jobs as Hydra's sweeper and launcher will make them."""
     loader = GlobalHydra.instance().config_loader()
     given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
     parser = OverridesParser.create(config_loader=loader)
@@ -264,10 +291,10 @@ def _jobs(config: DictConfig) -> list[Job]:
     ((*jobs,),) = BasicSweeper.split_arguments(overrides, max_batch_size=None)
 
     @cache
-    def composed(overrides: tuple[str, ...]) -> Config:
+    def composed(overrides: tuple[str, ...]) -> RunConfig:
         settings = loader.load_sweep_config(config, list(overrides))
         of_run = [str(key) for key in settings if key != "hydra"]
-        return resolve(OmegaConf.masked_copy(settings, of_run), Config)
+        return resolve(OmegaConf.masked_copy(settings, of_run), RunConfig)
 
     def job_of(overrides: list[str]) -> Job:
         # Composing takes a tenth of a second; most jobs differ in their seeds alone.
@@ -275,7 +302,7 @@ def _jobs(config: DictConfig) -> list[Job]:
         try:
             run = composed(tuple(override for override in overrides if override not in seeds))
             for override in seeds:
-                run = with_seed(run, override.removeprefix("seed="))
+                run = run.with_seed(override.removeprefix("seed="))
         except Exception as error:
             raise InputError(f"{' '.join(overrides)}: {one_line(error)}") from error
         return Job(overrides, run, run_folder(run), published=published_result(run))
@@ -287,7 +314,7 @@ def _jobs(config: DictConfig) -> list[Job]:
 
 
 def _at_once(launcher: DictConfig) -> int | None:
-    """How many jobs the launcher does side by side; None where it does not tell."""
+    """Return how many jobs the launcher does side by side; None where it does not tell."""
     if launcher._target_.endswith(BasicLauncher.__name__):
         return 1
     if launcher._target_.endswith(DaskLauncher.__name__) and launcher.address is None:
@@ -305,9 +332,10 @@ def _fetch_data(missing: list[Job]) -> None:
 
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
-    """Say how many runs there are to do, and what they take. Ends the program if there is no room."""
+    """Say how many runs there are to do, and what they take. Ends the program if there is no
+    room."""
+    from experiments.runs.estimate import estimate
     from experiments.runs.machine import commit  # imports torch
-    from experiments.runs.run import estimate
 
     commit()  # where there is none, it is said here, and by no worker
 
@@ -339,8 +367,8 @@ def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
         time_needed = f"as the launcher has room: {_duration(seconds)} if one after the other"
     else:
         time_needed = f"{at_once} at once: {_duration(seconds / at_once)}"
-    told = f"{len(missing)} of {len(jobs)} runs to do, {time_needed}, {room / 1e6:.0f} MB of disk"
-    print(told, flush=True)
+    plan = f"{len(missing)} of {len(jobs)} runs to do, {time_needed}, {room / 1e6:.0f} MB of disk"
+    print(plan, flush=True)
     if free < room:
         sys.exit(f"error: outputs={outputs} has {free / 1e6:.0f} MB left, which is not enough")
 

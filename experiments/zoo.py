@@ -1,23 +1,24 @@
-"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE …]."""
+"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE
+…]."""
 
 import hydra
 from omegaconf import DictConfig
 
 from experiments.command import CONF, failed, guarded, start
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Zoo
+from experiments.settings.conversions import ZooConfig
 
 
 @hydra.main(version_base="1.3", config_path=CONF, config_name="zoo")
 @guarded
 def main(settings: DictConfig) -> None:
-    config = resolve(settings, Zoo)
+    config = resolve(settings, ZooConfig)
     from experiments.studies.zoo import (
-        survey,
+        measure_zoo,
         write_zoo,  # slow to import: `--help` should not wait for it
     )
 
-    rows = survey(config)
+    rows = measure_zoo(config)
     print(*write_zoo(config, rows), sep="\n\n")
     failed.extend(row["model"] for row in rows if row.get("passed") is False)
 

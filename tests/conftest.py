@@ -15,7 +15,8 @@ from experiments.command import CONF  # registers the schemas that the settings 
 from experiments.runs import data
 from experiments.runs.data import Dataset
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Config, Conversion, Data, Report, Zoo
+from experiments.settings.conversions import ConversionConfig, ZooConfig
+from experiments.settings.schema import DataConfig, ReportConfig, RunConfig
 from stridenet.cli import torchvision_import
 from tests.command import cli  # noqa: F401  a fixture
 from tests.examples import register_profiles
@@ -26,13 +27,13 @@ torchvision_import.watch()  # some tests import torchvision themselves
 torch.set_num_threads(1)  # tests run in several processes at once, which would wait for each other
 
 DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"
-Composed = Callable[..., Config]
+Composed = Callable[..., RunConfig]
 
 
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
     """A folder with the real MNIST, fetched if it is missing."""
-    data.load(Data(name="mnist"), DATA_FOLDER)
+    data.load(DataConfig(name="mnist"), DATA_FOLDER)
     return DATA_FOLDER
 
 
@@ -49,9 +50,11 @@ def composed() -> Composed:
     The recipe is sgd if none is named, and no experiment, which names one.
     """
 
-    def composed(*overrides: str, command: str = "train") -> Config | Report | Conversion:
-        schemas = {"train": Config, "zoo": Zoo}
-        schema = schemas.get(command, Report)
+    def composed(
+        *overrides: str, command: str = "train"
+    ) -> RunConfig | ReportConfig | ConversionConfig:
+        schemas = {"train": RunConfig, "zoo": ZooConfig}
+        schema = schemas.get(command, ReportConfig)
         if not any(each.startswith(("recipe=", "experiment=")) for each in overrides):
             overrides = ("recipe=sgd", *overrides) if command in ("train", "report") else overrides
         return resolve(copy.deepcopy(settings_of(command, overrides)), schema)

@@ -36,7 +36,7 @@ Colour = Any  # a name, or red, green and blue
 
 
 class Cells(NamedTuple):
-    """A matrix or a column of numbers, each in a coloured cell."""
+    """Describes a matrix or a column of numbers, each in a coloured cell."""
 
     name: str
     values: np.ndarray
@@ -46,7 +46,8 @@ class Cells(NamedTuple):
 def new_page(
     width: float, height: float, title: str, caption: str, unit: float = 0.42
 ) -> tuple[Figure, Axes]:
-    """An empty page, in units of so many inches from its upper left corner."""
+    """Return an empty page whose coordinates are in units (in inches) from its upper left
+    corner."""
     figure = Figure(figsize=(width * unit, height * unit))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -87,13 +88,13 @@ def _equation(axes: Axes, left: float, middle: float, terms: Sequence[Cells | st
 
 
 def ink_on(colour: Colour) -> str:
-    """Black or white, whichever can be read on the colour."""
+    """Return "black" or "white", whichever is legible on the colour."""
     red, green, blue = mpl.colors.to_rgb(colour)
     return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
 
 
 def figure_1() -> Figure:
-    """A convolution of stride two in one dimension is the sum of two of stride one."""
+    """Draw how a convolution of stride two in one dimension is the sum of two of stride one."""
     taps, signal = np.arange(1, 5), np.arange(1, 9)
     shifted = np.pad(taps, (0, len(signal) - len(taps)))
     matrix = np.array([np.roll(shifted, 2 * output) for output in range(3)])
@@ -105,7 +106,7 @@ def figure_1() -> Figure:
         return Cells(name, values[:, None])
 
     def product_of(name: str, places: np.ndarray) -> list[Cells]:
-        """The columns of the matrix at these places, and the signal there."""
+        """Return the columns of the matrix at these places, and the signal there."""
         return [
             Cells(f"{name} matrix", matrix[:, places], lambda tap: TAPS[tap]),
             Cells(f"{name} signal", signal[places, None], lambda place: PALE[place % 2]),
@@ -143,7 +144,8 @@ def figure_1() -> Figure:
 
 
 def figure_2() -> Figure:
-    """The convolutional tensor of a 3×3 filter and a 5×5 image: for each output, what it reads."""
+    """Draw the convolutional tensor of a 3×3 filter and a 5×5 image: for each output, what it
+    reads."""
     filter_ = np.arange(1, 10).reshape(3, 3)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, 9), "viridis")
 
@@ -175,7 +177,7 @@ def figure_2() -> Figure:
 
 
 def figure_3() -> Figure:
-    """The four samplings of a 6×6 matrix by two: each takes every second row and column."""
+    """Draw the four samplings of a 6×6 matrix by two: each takes every second row and column."""
     row, column = np.indices((6, 6)) + 1
     matrix = 10 * row + column
 
@@ -203,7 +205,7 @@ def figure_3() -> Figure:
 
 
 def figure_4() -> Figure:
-    """Three layers: with a stride, with the stride eliminated in one place, and everywhere."""
+    """Draw three layers: with a stride, with the stride eliminated in one place, and everywhere."""
     with torch.device("meta"):  # no weights are needed
         conv1, conv2 = nn.Conv2d(3, 32, 5), nn.Conv2d(32, 64, 5, stride=2)
     plan = plan_elimination(nn.Sequential(conv1, nn.ReLU(), conv2), (3, 32, 32))
@@ -236,7 +238,7 @@ def _network(
     maps: Sequence[FeatureMap],
     twins: Sequence[bool],
 ) -> None:
-    """A row of maps, and between them the convolutions, each as it was or the twin's."""
+    """Draw a row of maps, and between them the convolutions, each as it was or the twin's."""
     rearranged = (*twins, False)
     sizes = [
         m.unit_stride_size if twin else m.size for m, twin in zip(maps, rearranged, strict=True)
@@ -260,7 +262,7 @@ def _network(
 
 
 def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, twin: bool) -> None:
-    """Name, filter and stride of a convolution, around its arrow."""
+    """Write name, filter and stride of a convolution around its arrow."""
     out_channels, in_channels, *kernel = (
         layer.unit_stride_weight_size if twin else layer.weight_size
     )
@@ -268,7 +270,7 @@ def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, tw
     colour = _colour(twin)
     size = with_times((in_channels, out_channels, *kernel))
     text = {"ha": "center", "color": colour}
-    axes.text(x, middle - 1.6, _named(name, twin), fontweight="bold", fontsize=12, **text)
+    axes.text(x, middle - 1.6, _primed(name, twin), fontweight="bold", fontsize=12, **text)
     axes.text(x, middle - 0.8, size, fontsize=11, **text)
     weight = "bold" if stride > 1 else "normal"
     axes.text(x, middle + 1, f"stride {stride}", fontsize=11, fontweight=weight, **text)
@@ -277,8 +279,8 @@ def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, tw
 def _sheets(
     axes: Axes, x: float, middle: float, name: str, size: Sequence[int], twin: bool
 ) -> tuple[float, float]:
-    """A map as a stack of sheets, its sides to scale; more of them for more channels. Returns where
-    it begins and ends."""
+    """Draw a map as a stack of sheets, its sides to scale, more sheets for more channels. Returns
+    where it begins and ends."""
     height, width = size[1] / 10, size[2] / 10
     sheets = round(2 * log2(size[0]))
     shift = 0.13
@@ -288,7 +290,7 @@ def _sheets(
         axes.add_patch(
             Rectangle(corner, width, height, facecolor=_colour(twin), edgecolor="white", lw=0.8)
         )
-    label = f"{_named(name, twin)}  {with_times(size)}"
+    label = f"{_primed(name, twin)}  {with_times(size)}"
     axes.text(x, middle + 2.8, label, ha="center", fontsize=12, color=_colour(twin))
     return left, left + width + shift * (sheets - 1)
 
@@ -297,7 +299,7 @@ def _colour(twin: bool) -> Colour:
     return COLOURS["unit_stride" if twin else "strided"]
 
 
-def _named(name: str, twin: bool) -> str:
+def _primed(name: str, twin: bool) -> str:
     return f"{name}′" if twin else name
 
 

@@ -6,14 +6,14 @@ from experiments.paper.figures import figure_1, figure_2, figure_3, figure_4
 from experiments.paper.sharing_map import sharing_map
 from experiments.reporting.figures import save_figure
 from experiments.runs.networks import build_strided
-from experiments.settings.schema import Figures
+from experiments.settings.schema import FiguresConfig
 from stridenet.elimination import plan_elimination
 from stridenet.files import make_folder
 
 
-def write_figures(config: Figures) -> str:
+def write_figures(config: FiguresConfig) -> str:
     """Write all figures into outputs/figures, as .png and .svg; returns what to print."""
-    size = (1, *config.data.image_size)
+    size = config.data.input_size
     plan = plan_elimination(build_strided(config.model, size), size)
     drawn = {
         "sharing_map": sharing_map(plan, config.layer),

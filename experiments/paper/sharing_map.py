@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.paper.figures import ink_on, new_page, with_times
-from experiments.settings.checks import require_convolution
+from experiments.settings.fields import require_convolution
 from stridenet.phases import filter_entries
 from stridenet.plan import EliminationPlan, LayerPlan
 
@@ -19,11 +19,11 @@ MOST_WEIGHTS = 36  # of a filter that is shown whole, not one pair of channels a
 MOST_PHASES = 16  # of its twin, in either direction
 UNIT = 0.36  # inches, of a sharing map; all below are in it
 LEGIBLE = 0.4  # a cell with a number in it
-SMALL = 0.5  # a tile without lines and a label
+SMALLEST_TILE = 0.5  # a tile without lines and a label
 
 
 class Phases(NamedTuple):
-    """The twin's channels along one side of a sharing map."""
+    """Describes the twin's channels along one side of a sharing map."""
 
     side: str
     channels: int  # of the strided network, each with all phases
@@ -32,7 +32,8 @@ class Phases(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """Of each channel: its phase, behind the strided channel if there are several."""
+        """Return the phase of each channel, with the strided channel before it if there are
+        several."""
         phases = [f"({','.join(map(str, phase))})" for phase in np.ndindex(*self.factor)]
         if self.channels == 1:
             return phases
@@ -40,13 +41,14 @@ class Phases(NamedTuple):
 
     @property
     def title(self) -> str:
-        """What the labels are."""
+        """Return a title that says what the labels stand for."""
         phase = f"phase ({', '.join(self.letters[: len(self.factor)])})"
         return f"{self.side} {phase}" if self.channels == 1 else f"{self.side} channel: {phase}"
 
 
 def sharing_map(plan: EliminationPlan, name: str) -> Figure:
-    """Which strided weight each entry of a twin's filter is: the same weight, the same colour.
+    """Draw which strided weight each entry of a twin's filter is: the same colour is the same
+    weight.
 
     Rows are the twin's output channels, columns its input channels, each pair of phases a tile of
     K̃ taps; blank where the filter has a structural zero. Of a larger filter, only the first output
@@ -69,7 +71,7 @@ def sharing_map(plan: EliminationPlan, name: str) -> Figure:
 def _draw_sharing(
     layer: LayerPlan, strided: np.ndarray, twin: np.ndarray, outputs: Phases, inputs: Phases
 ) -> Figure:
-    """The twin's filter, and beside it the strided one as its key."""
+    """Draw the twin's filter, and beside it the strided one as its key."""
     (rows, columns), (key_rows, key_columns) = _picture(twin).shape, _picture(strided).shape
     key, cell = min(1, 9 / max(key_rows, key_columns)), min(1, 28 / max(rows, columns))
     top, left = 4.0, 5.5 + max(3, key * key_columns)
@@ -98,13 +100,13 @@ def _convolution(plan: EliminationPlan, name: str) -> LayerPlan:
 
 
 def _picture(weights: np.ndarray) -> np.ndarray:
-    """A filter (out, in, *taps) in one plane, its channels below and beside each other."""
+    """Return a filter (out, in, *taps) in one plane, its channels below and beside each other."""
     planes = weights.reshape(*weights.shape[:2], -1, weights.shape[-1])
     return rearrange(planes, "o i h w -> (o h) (i w)")
 
 
 def _palette(rows: int, columns: int) -> np.ndarray:
-    """A colour for each place: its column decides the hue, its row how light it is."""
+    """Return a colour for each place: its column decides the hue, its row how light it is."""
     hues = mpl.colormaps["turbo"](np.linspace(0.08, 0.92, columns))[:, :3]
     light = np.linspace(-0.4, 0.65, rows)[:, None, None] if rows > 1 else np.zeros((1, 1, 1))
     return np.where(light < 0, hues * (1 + light), hues + (1 - hues) * light).reshape(-1, 3)
@@ -123,7 +125,7 @@ def _tiles(
     if cell > LEGIBLE:
         _grid(axes, xs, ys, color="0.85", lw=0.5)
         _numbers(axes, xs, ys, picture, colours)
-    height, width = tile if cell * min(tile) > SMALL else (rows, columns)
+    height, width = tile if cell * min(tile) > SMALLEST_TILE else (rows, columns)
     _grid(axes, xs[::width], ys[::height], color="0.3", lw=0.8)
 
 
@@ -144,7 +146,7 @@ def _numbers(
 
 def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phases) -> None:
     step = height / len(phases.labels)
-    for place, label in enumerate(phases.labels) if step > SMALL else ():
+    for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         y = top + step * (place + 0.5)
         axes.text(left - 0.2, y, label, ha="right", va="center", fontsize=8)
     title = phases.title.replace(" phase", "\nphase")
@@ -154,11 +156,11 @@ def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phas
 def _label_columns(axes: Axes, left: float, top: float, width: float, phases: Phases) -> None:
     step, length = width / len(phases.labels), 0.2 * len(phases.labels[-1])  # of a label
     turned = step < length
-    for place, label in enumerate(phases.labels) if step > SMALL else ():
+    for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         x = left + step * (place + 0.5)
         angle = 90 if turned else 0
         axes.text(x, top - 0.2, label, ha="center", va="bottom", fontsize=8, rotation=angle)
-    away = 0.4 + (length if turned else 0.5) * (step > SMALL)
+    away = 0.4 + (length if turned else 0.5) * (step > SMALLEST_TILE)
     axes.text(left, top - away, phases.title, va="bottom")
 
 

@@ -24,7 +24,7 @@ LATEX = str.maketrans(
 
 
 def printed(network: str) -> str:
-    """A network, and how it is treated, with the paper's name."""
+    """Return a network, and how it is treated, with the paper's name."""
     name, blank, treated = network.partition(" ")
     return PRINTED.get(name, name) + blank + treated
 
@@ -48,7 +48,7 @@ def spread(columns: "dict[str, pd.Series[float]]") -> dict[str, float]:
 
 
 def of_rounds(strided: "pd.Series[float]", unit_stride: "pd.Series[float]") -> dict[str, float]:
-    """Median and quartiles over the rounds: strided_median, strided_low, …, ratio_high."""
+    """Return median and quartiles over the rounds: strided_median, strided_low, …, ratio_high."""
     columns = {"strided": strided, "unit_stride": unit_stride, "ratio": unit_stride / strided}
     return spread(columns)
 
@@ -63,7 +63,7 @@ def median_and_quartiles(row: "pd.Series[float]", name: str) -> str:
 
 
 def spreads(table: pd.DataFrame, titles: dict[str, str]) -> "dict[str, pd.Series[str]]":
-    """Medians with their quartiles in one entry, a column for each of these."""
+    """Return medians with their quartiles in one entry, a column for each of these."""
     return {
         title: table.apply(median_and_quartiles, axis=1, name=name)
         for name, title in titles.items()

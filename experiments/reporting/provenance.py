@@ -6,11 +6,11 @@ from typing import Any
 import pandas as pd
 
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 
 
-def circumstances_of(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
-    """Everything needed to judge the numbers or to have them again; lists where runs differ."""
+def circumstances_of(config: ReportConfig, runs: pd.DataFrame) -> dict[str, Any]:
+    """Return what is needed to judge the numbers or to get them again; a list where runs differ."""
     columns = ["device_name", "threads", "jobs_at_once", "git_commit"]
     columns += [name for name in runs if name.startswith("versions.")]
     return {
@@ -28,8 +28,8 @@ def circumstances_of(config: Report, runs: pd.DataFrame) -> dict[str, Any]:
     }
 
 
-def about_runs(config: Report, runs: pd.DataFrame) -> str:
-    """Where the numbers come from."""
+def about_runs(config: ReportConfig, runs: pd.DataFrame) -> str:
+    """Return a paragraph that says where the numbers come from."""
     data, recipe = config.data, config.recipe
     note = f" {recipe.note}" if recipe.note else ""
     length = f"{recipe.steps} steps" if recipe.epochs is None else f"{recipe.epochs} epochs"
@@ -53,7 +53,7 @@ def _rates(given: float | dict[str, float]) -> str:
 
 
 def machine_of(runs: pd.DataFrame) -> str:
-    """Where the runs were done, with all values of what differs between them."""
+    """Return on which machine the runs were done, with all values where runs differ."""
 
     def all_of(column: str) -> str:
         return " / ".join(map(str, runs[column].unique()))

@@ -14,7 +14,7 @@ WIDTH = 80  # of a terminal
 
 @dataclass
 class Section:
-    """A table of the report: all its numbers, and as people read it."""
+    """Holds a table of the report: all its numbers, and the form in which people read it."""
 
     name: str  # of its files
     title: str

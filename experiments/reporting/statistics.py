@@ -9,6 +9,7 @@ other images, too. All differences are in the units of what was measured.
 from bisect import bisect_left
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -22,10 +23,17 @@ FEWEST = 3  # pairs to judge by
 RESAMPLES = 9_999
 
 
+class Interval(NamedTuple):
+    """Holds the bounds of an interval."""
+
+    low: float
+    high: float
+
+
 @dataclass(frozen=True)
-class Difference:
-    """The mean of paired differences, and what can be said of it. What too few pairs cannot give is
-    None, and `blank` is the reason."""
+class PairedDifference:
+    """Holds the mean of paired differences, and what can be said of it. What too few pairs cannot
+    give is None, and `blank` is the reason."""
 
     n: int
     ahead: int = 0  # pairs whose difference is above zero
@@ -42,19 +50,20 @@ class Difference:
 
     @property
     def within(self) -> bool | None:
-        """Whether the mean lies within ±margin, at 5 %; None if there is no margin or no test."""
+        """Tell whether the mean lies within ±margin, at 5 %; None if there is no margin or no
+        test."""
         return None if self.margin_p is None else self.margin_p < LEVEL
 
 
-def difference(differences: ArrayLike, margin: float | None = None) -> Difference:
-    """What one difference a pair says. margin: for the question of size, if there is one."""
+def paired_difference(differences: ArrayLike, margin: float | None = None) -> PairedDifference:
+    """Return what can be said of the differences, one for each pair, in the units of `margin`."""
     values = np.asarray(differences, dtype=float).round(9)  # 1e-14 is no spread
     n, ahead = len(values), int((values > 0).sum())
     if n < FEWEST:
         few = "one pair is" if n == 1 else f"{n} pairs are"
         blank = f"{few} too few to judge by: {FEWEST} are needed"
-        return Difference(n, ahead, margin=margin, blank=blank)
-    known = Difference(
+        return PairedDifference(n, ahead, margin=margin, blank=blank)
+    known = PairedDifference(
         n,
         ahead,
         mean=float(values.mean()),
@@ -77,23 +86,22 @@ def difference(differences: ArrayLike, margin: float | None = None) -> Differenc
 
 
 def tost(values: np.ndarray, margin: float) -> float:
-    """The p-value of "the mean does not lie within ±margin": the larger of two one-sided t-tests'."""
+    """Return the p-value of "the mean does not lie within ±margin": the larger of two one-sided
+    t-tests'."""
     from statsmodels.stats.weightstats import DescrStatsW  # slow to import
 
     return float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
 
 
 def hodges_lehmann(values: np.ndarray) -> float:
-    """The median of the means of all pairs of differences, each with itself too."""
+    """Return the median of the means of all pairs of differences, each with itself too."""
     first, second = np.triu_indices(len(values))
     return float(np.median((values[first] + values[second]) / 2))
 
 
-def new_images(
-    first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
-) -> tuple[float, float]:
-    """95 % percentile interval of the mean difference first − second, in points, for new seeds and new
-    images: seeds and images are both drawn again (crossed bootstrap).
+def new_images(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES) -> Interval:
+    """Return the 95 % percentile interval of the mean difference first − second, in points, for new
+    seeds and new images: seeds and images are both drawn again (crossed bootstrap).
 
     first, second: bool (seeds, images), which images each network classifies rightly. The interval is
     slightly too wide, as the noise of one image and seed counts three times in it (Owen, The pigeonhole
@@ -115,11 +123,12 @@ def new_images(
         method="percentile",
         rng=np.random.default_rng(0),
     ).confidence_interval
-    return 100 * float(drawn.low), 100 * float(drawn.high)
+    return Interval(100 * float(drawn.low), 100 * float(drawn.high))
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
-    """The p-values of a family of claims, adjusted by Holm's method; a missing one counts as 1."""
+    """Return the p-values of a family of claims, adjusted by Holm's method; a missing one counts as
+    1."""
     from statsmodels.stats.multitest import multipletests  # slow to import
 
     given = [1.0 if p is None else p for p in p_values.values()]
@@ -127,14 +136,16 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def verdict(mean: float | None, p: float | None) -> str:
-    """On a claim that a difference is above zero: supported, contradicted or undecided."""
+    """Return the verdict on the claim that a difference is above zero: supported, contradicted or
+    undecided."""
     if mean is None or p is None or not p < LEVEL:
         return "undecided"
     return "supported" if mean > 0 else "contradicted"
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:
-    """The fewest pairs with which a paired t-test (two-sided, 5 %) sees a difference in 80 % of cases.
+    """Return the fewest pairs with which a paired t-test (5 %) finds the difference in 80 % of
+    cases.
 
     deviation: of the paired differences. None if more than a million are needed.
     """

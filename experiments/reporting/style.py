@@ -3,7 +3,7 @@
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-COLOURS = {  # Okabe and Ito's, for all kinds of sight
+COLOURS = {  # Okabe and Ito's colours, which are safe for colour-blind readers
     "strided": "#0072B2",
     "unit_stride": "#D55E00",
     "unit_stride tied": "#56B4E9",

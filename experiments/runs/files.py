@@ -28,7 +28,10 @@ def write_json(path: Path, content: Any) -> None:
 
 
 def lock_file(path: Path) -> FileLock:
-    """A lock on this file, which is made if need be. Raises InputError where it is no ordinary file."""
+    """Return a lock on this file, which is created if it is missing.
+
+    Raises InputError where it is no ordinary file.
+    """
     if path.is_symlink():
         raise InputError(f"{path} is a link, and a file is locked there; remove it")
     destination(path)
@@ -50,13 +53,14 @@ def save_tensors(path: Path, content: dict[str, Any], sealed: bool = False) -> s
 
 
 def _seal(archive: bytes) -> bytes:
-    """The same zip archive with the SHA-256 of all its bytes as its comment, so that torch reads it."""
+    """Return the zip archive with the SHA-256 of its bytes as its comment, which torch ignores."""
     body = archive[:-2] + struct.pack("<H", SEAL_BYTES)
     return body + hashlib.sha256(body).hexdigest().encode()
 
 
 def _seal_holds(content: bytes) -> bool:
-    """Whether the content is as it was sealed, or is an archive without a seal, as older code wrote."""
+    """Tell whether the content has the hash of its seal; archives of older code have no seal, and
+    pass."""
     body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
     end = content[-ZIP_END_BYTES:]
     if end.startswith(ZIP_END) and end.endswith(b"\0\0"):  # no comment
@@ -65,7 +69,10 @@ def _seal_holds(content: bytes) -> bool:
 
 
 def load_tensors(path: Path, sealed: bool = False) -> Any:
-    """What `save_tensors` wrote; executes nothing from the file. Raises OSError, InputError."""
+    """Return what `save_tensors` wrote, and execute nothing from the file.
+
+    Raises OSError, InputError.
+    """
     import torch
 
     content = read(path)
@@ -78,7 +85,7 @@ def load_tensors(path: Path, sealed: bool = False) -> Any:
 
 
 def sha256_of(path: Path) -> str:
-    """The SHA-256 of a file's content, in hexadecimal digits. Raises OSError, InputError."""
+    """Return the SHA-256 of a file's content, in hexadecimal digits. Raises OSError, InputError."""
     return hashlib.sha256(read(path)).hexdigest()
 
 

@@ -10,7 +10,7 @@ from filelock import Timeout
 
 from experiments.runs.files import load_tensors, lock_file
 from experiments.settings.identity import run_name
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder
 
@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from torch import nn
 
 
-def run_folder(config: Config) -> Path:
-    """Where this run is, or will be."""
+def run_folder(config: RunConfig) -> Path:
+    """Return the folder of this run, which need not exist."""
     return Path(config.outputs) / "runs" / run_name(config)
 
 
@@ -31,7 +31,9 @@ def locked(folder: Path) -> Iterator[None]:
     try:
         lock.acquire(timeout=0)
     except Timeout:
-        print(f"{folder.name}: waiting, another process is at it …", file=sys.stderr, flush=True)
+        print(
+            f"{folder.name}: waiting, another process holds this run …", file=sys.stderr, flush=True
+        )
         lock.acquire()
     try:
         yield
@@ -40,9 +42,9 @@ def locked(folder: Path) -> Iterator[None]:
 
 
 def load_checkpoint(path: Path, network: "nn.Module") -> dict[str, Any] | None:
-    """The checkpoint of the run in this folder, for this network; None if there is none.
+    """Return the checkpoint of the run in this folder, for this network; None if there is none.
 
-    One that cannot be used is told and taken for none: the run then starts anew.
+    A checkpoint that cannot be used is reported and ignored: the run then starts anew.
     """
     if not path.exists():
         return None

@@ -16,22 +16,24 @@ from typing import Any
 import torch
 
 import stridenet
-from experiments.settings.schema import Bench, Config, ConversionBench, Survey, Zoo
+from experiments.runs.result_keys import Circumstances
+from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
+from experiments.settings.schema import BenchmarkConfig, RunConfig
 from stridenet.errors import InputError
 
 M_TRIM_THRESHOLD = -1  # of glibc's malloc.h
 M_MMAP_THRESHOLD = -3
 
 
-SOURCES = ("stridenet", "experiments", "conf")  # what decides a run's numbers
-IN_GIT = tuple(f":/{name}" for name in SOURCES)
+CODE_FOLDERS = ("stridenet", "experiments", "conf")  # what decides a run's numbers
+IN_GIT = tuple(f":/{name}" for name in CODE_FOLDERS)
 BY_HASH = "sources-"  # begins what stands in a commit's place
-SAID = "STRIDENET_SOURCES_SAID"
+ALREADY_SAID = "STRIDENET_SOURCES_SAID"
 PACKAGES = ("stridenet", "torch", "torchvision", "numpy", "hydra-core")
 
 
 def choose_device(name: str) -> torch.device:
-    """The device that `device=` means; auto takes an accelerator if there is one."""
+    """Return the device that `device=` means; auto takes an accelerator if there is one."""
     found = torch.accelerator.current_accelerator(check_available=True)
     if name == "auto":
         return found or torch.device("cpu")
@@ -41,7 +43,8 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare(threads: int) -> None:
-    """Set this process up to train: repeatable bit for bit on the same machine, build and threads."""
+    """Set this process up to train: repeatable bit for bit on the same machine, build and
+    threads."""
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
@@ -57,11 +60,11 @@ def prepare(threads: int) -> None:
 
 
 def circumstances(
-    config: Config | Bench | ConversionBench | Survey | Zoo,
+    config: RunConfig | BenchmarkConfig | ConversionBenchmarkConfig | SurveyConfig | ZooConfig,
     device: torch.device,
     jobs_at_once: int | None = 1,
-) -> dict[str, Any]:
-    """What a reader needs to judge the seconds, or to do the run again."""
+) -> Circumstances:
+    """Return what a reader needs to judge the seconds, or to do the run again."""
     return {
         "device": device.type,
         "device_name": torch.cuda.get_device_name(device)
@@ -76,7 +79,7 @@ def circumstances(
 
 
 def _processor() -> str:
-    """The processor's name, from where Linux has it or from Python's best guess."""
+    """Return the processor's name, from where Linux has it or from Python's best guess."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             if line.startswith("model name"):
@@ -92,7 +95,8 @@ def _version(package: str) -> str | None:
 
 
 def _commit() -> str:
-    """The source's git commit, with + behind it if files have changed since; else the sources' hash."""
+    """Return the git commit, with + behind it if files have changed since; without git, a hash of
+    the code."""
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # not of what we are installed in
         return _git("rev-parse", "HEAD") + (
@@ -100,11 +104,11 @@ def _commit() -> str:
         )
     except (OSError, subprocess.SubprocessError) as error:
         found = f"{BY_HASH}{_hash_of_sources()}"
-        if not os.environ.get(SAID):  # which the processes that this one starts see, too
-            os.environ[SAID] = "1"
+        if not os.environ.get(ALREADY_SAID):  # which the processes that this one starts see, too
+            os.environ[ALREADY_SAID] = "1"
             print(
                 f"git tells no commit ({_why_not(error)}): {found}, a hash of the files in "
-                f"{', '.join(SOURCES)}, stands in its place",
+                f"{', '.join(CODE_FOLDERS)}, stands in its place",
                 file=sys.stderr,
                 flush=True,
             )
@@ -112,12 +116,13 @@ def _commit() -> str:
 
 
 def commit() -> str:
-    """Return the code's commit, or the hash that stands for it; the first call says so if it is one."""
+    """Return the code's commit, or the hash that stands for it; the first call says so if it is
+    one."""
     return _commit()
 
 
 def _git(*command: str) -> str:
-    """What git says of the repository around this file, whatever repository the caller is at."""
+    """Return what git says of the repository of this file, whatever the current folder is."""
     others = ("GIT_DIR", "GIT_WORK_TREE", "GIT_INDEX_FILE", "GIT_COMMON_DIR", "GIT_PREFIX")
     plain = {name: value for name, value in os.environ.items() if name not in others}
     return subprocess.run(
@@ -139,9 +144,12 @@ def _why_not(error: Exception) -> str:
 
 
 def _hash_of_sources() -> str:
-    """Forty digits of a SHA-256 over names and contents of the files that decide a run's numbers."""
+    """Return forty digits of a SHA-256 over names and contents of the files that decide a run's
+    numbers."""
     here = Path(__file__).resolve().parents[2]
-    roots = {name: here / name for name in SOURCES} | {"stridenet": Path(stridenet.__file__).parent}
+    roots = {name: here / name for name in CODE_FOLDERS} | {
+        "stridenet": Path(stridenet.__file__).parent
+    }
     paths = {
         f"{name}/{path.relative_to(root).as_posix()}": path
         for name, root in roots.items()
@@ -156,7 +164,7 @@ def _hash_of_sources() -> str:
 
 
 def short_commit(commit: Any) -> str:
-    """A commit, or what stands in its place, in so many digits as a reader needs."""
+    """Return the first digits of a commit, or of the hash that stands for it."""
     text = str(commit)
     if text.startswith(BY_HASH):
         return text[: len(BY_HASH) + 8]

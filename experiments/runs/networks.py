@@ -6,7 +6,7 @@ from collections.abc import Mapping
 import torch
 from torch import nn
 
-from experiments.settings.schema import Layer, Model, Recipe
+from experiments.settings.schema import DataConfig, LayerConfig, ModelConfig, RecipeConfig
 from stridenet.elimination import eliminate_stride, plan_elimination
 from stridenet.errors import InputError
 from stridenet.options import MOST_PARAMETERS
@@ -15,7 +15,6 @@ from stridenet.sharing_measures import fan_in
 from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork
 
-CLASSES = 10  # of MNIST and of Fashion-MNIST
 _ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
     "leaky_relu": nn.LeakyReLU,
@@ -29,9 +28,9 @@ _ACTIVATIONS: dict[str, type[nn.Module]] = {
 
 
 def build_strided(
-    model: Model, input_size: tuple[int, int, int], max_pooling: bool = False
+    model: ModelConfig, input_size: tuple[int, int, int], max_pooling: bool = False
 ) -> nn.Sequential:
-    """The network that the settings describe, before any stride is eliminated.
+    """Return the network that the settings describe, before any stride is eliminated.
 
     Takes images (n, c, h, w) of `input_size` (c, h, w) and returns scores (n, classes). With
     max_pooling, it has the pooling layers that its strided convolutions stand for (Springenberg et al.,
@@ -54,18 +53,25 @@ def build_strided(
             _add(network, f"{name}_{activation}", _ACTIVATIONS[activation]())
         if [name] == convolutions[-1:]:
             channels = _flatten(network, channels, size)
-    if channels < CLASSES:
-        raise InputError(
-            f"the last of model.layers gives {channels} scores, but there are {CLASSES} classes; "
-            "give it more channels"
-        )
     return network
 
 
+def require_scores(network: nn.Module, data: DataConfig) -> None:
+    """Raise InputError unless the network gives a score, at least, for each class of the data
+    set."""
+    with torch.no_grad():
+        scores = network(torch.zeros(1, *data.input_size)).shape[1]
+    if scores < data.facts.classes:
+        raise InputError(
+            f"the last of model.layers gives {scores} scores, but there are {data.facts.classes} "
+            "classes; give it more channels"
+        )
+
+
 def build_network(
-    model: Model, input_size: tuple[int, int, int], sharing: str = "free"
+    model: ModelConfig, input_size: tuple[int, int, int], sharing: str = "free"
 ) -> nn.Module:
-    """The network that the settings name: strided, with pooling, or the unit-stride twin.
+    """Return the network that the settings name: strided, with pooling, or the unit-stride twin.
 
     Its weights are arbitrary; a twin's are copies of a strided network's, and shared as `sharing` says.
     """
@@ -76,7 +82,10 @@ def build_network(
 
 
 def twin_of(strided: nn.Module, input_size: tuple[int, int, int]) -> UnitStrideNetwork:
-    """The unit-stride twin of what `build_strided` made. Raises InputError if it is too large."""
+    """Return the unit-stride twin of what `build_strided` made.
+
+    Raises InputError if it is too large.
+    """
     before, after = plan_elimination(strided, input_size).parameters
     if after > MOST_PARAMETERS:
         raise InputError(
@@ -87,13 +96,14 @@ def twin_of(strided: nn.Module, input_size: tuple[int, int, int]) -> UnitStrideN
 
 
 def draw_network(
-    model: Model,
+    model: ModelConfig,
     input_size: tuple[int, int, int],
-    recipe: Recipe,
+    recipe: RecipeConfig,
     sharing: str,
     generator: torch.Generator,
 ) -> nn.Module:
-    """The network that the settings name with weights drawn as the recipe says, to be trained.
+    """Return the network that the settings name with weights drawn as the recipe says, to be
+    trained.
 
     A tied twin starts from the strided network's draw. A masked one draws by the inputs that its
     filters' non-zero entries have (recipe.fan_in=nonzero) or by all; a free one by all.
@@ -125,9 +135,9 @@ def _flatten(network: nn.Sequential, channels: int, size: list[int]) -> int:
 
 
 def _size_after(
-    name: str, layer: Layer, size: list[int], input_size: tuple[int, int, int]
+    name: str, layer: LayerConfig, size: list[int], input_size: tuple[int, int, int]
 ) -> list[int]:
-    """The size of the map after a convolution, or the pooling in its place, from that before."""
+    """Return the size of the map after a convolution, or after the pooling in its place."""
     padded = [extent + 2 * zeros for extent, zeros in zip(size, layer.padding, strict=True)]
     window = [d * (k - 1) + 1 for d, k in zip(layer.dilation, layer.kernel, strict=True)]
     if any(w > p for w, p in zip(window, padded, strict=True)):
@@ -140,7 +150,7 @@ def _size_after(
     return [(p - w) // s + 1 for p, w, s in zip(padded, window, layer.stride, strict=True)]
 
 
-def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
+def _layer(name: str, layer: LayerConfig, channels: int) -> nn.Module:
     if layer.kind == "fc":
         return nn.Linear(channels, layer.channels, bias=layer.bias)
     try:
@@ -161,8 +171,8 @@ def _layer(name: str, layer: Layer, channels: int) -> nn.Module:
         ) from error
 
 
-def _pooling(name: str, layer: Layer, channels: int) -> nn.Module:
-    """What the strided convolution stands for, with the same window and stride."""
+def _pooling(name: str, layer: LayerConfig, channels: int) -> nn.Module:
+    """Return max pooling with the window and stride of the strided convolution that replaced it."""
     if layer.channels != channels:
         raise InputError(
             f"model.layers.{name}.channels={layer.channels}: pooling in its place keeps the {channels} "

@@ -1,7 +1,7 @@
-"""Processes that do not outlive the one that started them, on every system that has parents.
+"""Ends a process together with the one that started it, on every system whose processes have parents.
 
-Linux could send a signal at the parent's end, but at that of the thread that started the process; so a
-thread looks who the parent is.
+Linux can send a signal when the parent ends, but it does so when the parent's thread ends that started
+the process, which may be much earlier. So a thread looks, twice a second, who the parent is.
 """
 
 import os
@@ -9,13 +9,13 @@ import threading
 import time
 
 LOOK = 0.5  # seconds between two looks
-_parents: set[int] = set()  # that are looked after
+_parents: set[int] = set()  # that a thread watches
 
 
 def end_with(parent: int) -> None:
     """Let this process end, with all that it does, once its parent is another than that one.
 
-    parent: the process that started this one. Whatever ended it, it is then past being told.
+    parent: the process that started this one. Whatever ended the parent, it can no longer be asked.
     """
     if parent not in _parents:
         _parents.add(parent)

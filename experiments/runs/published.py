@@ -8,6 +8,7 @@ run whose row is there counts as done wherever the work goes on, without its fol
 import io
 import zipfile
 import zlib
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
@@ -18,15 +19,17 @@ import numpy as np
 from experiments.runs import files
 from experiments.runs.results import unpack_bits
 from experiments.settings.identity import LOOP, run_name
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder, read
 
 if TYPE_CHECKING:
     import pandas as pd
 
-WHOLE = dict.fromkeys(("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64")
-TEXT = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
+WHOLE_NUMBERS = dict.fromkeys(
+    ("train_size", "steps", "validation_correct", "jobs_at_once"), "Int64"
+)
+TEXTS = dict.fromkeys(("experiment", "variant", "git_commit"), str)  # 12345e67 is no number there
 # What reading a damaged file raises.
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, EOFError)
 NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and their kind
@@ -38,7 +41,7 @@ NEEDED: dict[str, dict[str, Any]] = {  # columns that a file cannot lack, and th
 
 @dataclass
 class Published:
-    """The published results of one experiment."""
+    """Holds the published results of one experiment."""
 
     runs: "pd.DataFrame"  # one row a run
     epochs: "pd.DataFrame"  # one row a run and point of its curves
@@ -46,8 +49,8 @@ class Published:
     right: dict[str, np.ndarray] = field(default_factory=dict)  # of each run: bool (test images,)
 
 
-def published_result(config: Config) -> dict[str, Any] | None:
-    """The row of this run in the settings' folder `published`; None if there is none.
+def published_result(config: RunConfig) -> dict[str, Any] | None:
+    """Return the row of this run in the settings' folder `published`; None if there is none.
 
     It has the columns of runs.csv, which are fewer than a result's keys.
     """
@@ -69,7 +72,7 @@ def _rows(path: Path, _state: tuple[int, ...]) -> dict[str, dict[str, Any]]:
 
 
 def read_published(folder: Path) -> Published:
-    """What is published in a folder; no rows if there is nothing yet.
+    """Return the published results in a folder; they have no rows if there is nothing yet.
 
     Raises InputError where files are damaged, do not belong together, or are of another loop.
     """
@@ -105,7 +108,7 @@ def _read_csv(path: Path) -> "pd.DataFrame":
     import pandas as pd
 
     try:
-        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXT)
+        table = pd.read_csv(io.BytesIO(read(path)), dtype=TEXTS)
         table = _with_whole_numbers(table).astype(NEEDED[path.name])
         for column in ("variant", "experiment"):
             if column in table:
@@ -133,12 +136,14 @@ def _possible(runs: "pd.DataFrame") -> bool:
 
 
 def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
-    """The same with whole numbers as such, where some are missing too (else pandas writes 300.0)."""
-    return table.astype({name: kind for name, kind in WHOLE.items() if name in table})
+    """Return the table with whole numbers kept whole: where some are missing, pandas would write
+    300.0."""
+    return table.astype({name: kind for name, kind in WHOLE_NUMBERS.items() if name in table})
 
 
-def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
-    """Add finished runs to the published ones of experiment `name`; returns how many those are then.
+def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> int:
+    """Add finished runs to the published ones of experiment `name`; returns how many those are
+    then.
 
     A run that is published already stays as it is. Each file is written whole, runs.csv last, so that
     a run with a row has everything else too.
@@ -153,9 +158,9 @@ def publish(name: str, results: list[dict[str, Any]], folder: Path) -> int:
         if not new:
             return len(known)
         tables = {
-            "epochs": (before.epochs, [row for result in new for row in _epochs(result)]),
-            "rho": (before.rho, [row for result in new for row in _rho(result)]),
-            "runs": (before.runs, [_row(result) for result in new]),
+            "epochs": (before.epochs, [row for result in new for row in _epoch_rows(result)]),
+            "rho": (before.rho, [row for result in new for row in _rho_rows(result)]),
+            "runs": (before.runs, [_run_row(result) for result in new]),
         }
         right = before.right | {
             r["run"]: unpack_bits(r["test_bits"], r["test_images"]) for r in new
@@ -176,8 +181,8 @@ def _pack(right: dict[str, np.ndarray]) -> bytes:
     return content.getvalue()
 
 
-def _row(result: dict[str, Any]) -> dict[str, Any]:
-    """What runs.csv says of a run."""
+def _run_row(result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the row of a run in runs.csv."""
     data = result["config"]["data"]
     whole = ("run", "loop", "experiment", "network", "sharing", "variant", "weights", "seed")
     tested = ("learning_rate", "diverged", "test_correct", "test_images", "test_loss")
@@ -195,7 +200,7 @@ def _row(result: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _epoch_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     keys = ("epoch", "training_loss", "validation_loss", "validation_correct")
     return [
         {"run": result["run"], **{key: row.get(key) for key in keys}, **distance(row)}
@@ -203,9 +208,9 @@ def _epochs(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def distance(row: dict[str, Any]) -> dict[str, float | None]:
-    """How far a twin is from the tied ones at a point of its curves: two parts, as shares of the norm
-    of all shared weights; None for a network that is no twin."""
+def distance(row: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return how far a twin is from the tied ones at a point of its curves: two parts, as shares of
+    the norm of all shared weights; None for a network that is no twin."""
     layers = row.get("distance") or {}
     parts = {
         part: sum(layer[part] ** 2 for layer in layers.values()) ** 0.5
@@ -214,7 +219,7 @@ def distance(row: dict[str, Any]) -> dict[str, float | None]:
     return {part: parts[part] / parts["norm"] if layers else None for part in ("zeros", "copies")}
 
 
-def _rho(result: dict[str, Any]) -> list[dict[str, Any]]:
+def _rho_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
     return [
         {"run": result["run"], "step": row["step"], "layer": layer, "rho": ratio}
         for row in result["rho"]
@@ -223,8 +228,8 @@ def _rho(result: dict[str, Any]) -> list[dict[str, Any]]:
     ]
 
 
-def _about(name: str, result: dict[str, Any]) -> dict[str, Any]:
-    """Where published results are from; settings are those of the last run that was added."""
+def _about(name: str, result: Mapping[str, Any]) -> dict[str, Any]:
+    """Return where published results are from, with the settings of the last run that was added."""
     config = result["config"]
     return {
         "experiment": name,

@@ -4,15 +4,17 @@ import base64
 import json
 import math
 import shlex
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from experiments.runs.files import sha256_of
+from experiments.runs.result_keys import Result
 from experiments.runs.trust import DamagedError, require
 from experiments.settings.identity import LOOP, experiment_identity
-from experiments.settings.schema import Experiment
+from experiments.settings.schema import ExperimentConfig
 from stridenet.errors import InputError
 from stridenet.files import read
 
@@ -22,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class DamagedResultError(InputError):
-    """A result that cannot be trusted. reason: what is wrong with it, and where."""
+    """Says that a result cannot be trusted. reason: what is wrong with it, and where."""
 
     def __init__(self, path: Path, what: str) -> None:
         self.reason = f"{path} is damaged ({what})"
@@ -33,19 +35,17 @@ class DamagedResultError(InputError):
         )
 
 
-def read_result(
-    folder: Path, loop: int | None = None, weights: bool = True
-) -> dict[str, Any] | None:
-    """The result of a finished run; None if it is not finished.
+def read_result(folder: Path, loop: int | None = None, weights: bool = True) -> Result | None:
+    """Return the result of a finished run; None if it is not finished.
 
-    loop: of what training loop it must be; None: any. weights: whether weights.pt, too, must be as the
-    result says. Raises DamagedResultError where the result cannot be trusted.
+    loop: the training loop that it must be of; None stands for any. weights: whether weights.pt must
+    be as the result says, too. Raises DamagedResultError where the result cannot be trusted.
     """
     path = folder / "result.json"
     if not path.exists():
         return None
     try:
-        result = json.loads(read(path), parse_constant=_no_number, parse_float=_finite)
+        result: Result = json.loads(read(path), parse_constant=_no_number, parse_float=_finite)
         require(result, folder.name)
         if loop is not None and result.get("loop", 1) != loop:
             raise DamagedError(f"it is of training loop {result.get('loop', 1)}, not {loop}")
@@ -76,25 +76,25 @@ def _finite(text: str) -> float:
 
 
 def pack_bits(right: "Tensor") -> str:
-    """Which of some examples are classified rightly, as text: eight in a byte, in base64."""
+    """Return which of some examples are classified rightly, as text: eight in a byte, in base64."""
     return base64.b64encode(np.packbits(right.numpy()).tobytes()).decode()
 
 
 def unpack_bits(packed: str, many: int) -> np.ndarray:
-    """The inverse of pack_bits, for so many examples: bool (many,)."""
+    """Return the inverse of pack_bits, for so many examples: bool (many,)."""
     octets = np.frombuffer(base64.b64decode(packed), dtype=np.uint8)
     return np.unpackbits(octets, count=many).astype(bool)
 
 
-def all_results(experiment: Experiment) -> list[dict[str, Any]]:
-    """The results of all finished runs in the experiment's outputs, whatever they are of."""
+def all_results(experiment: ExperimentConfig) -> list[Result]:
+    """Return the results of all finished runs in the experiment's outputs, whatever they are of."""
     folder = Path(experiment.outputs) / "runs"
     paths = sorted(folder.glob("*/"))
     return [result for path in paths if (result := read_result(path, weights=False))]
 
 
-def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
-    """The results of the experiment's runs. Raises InputError if there are none."""
+def finished_runs(experiment: ExperimentConfig) -> list[Result]:
+    """Return the results of the experiment's runs. Raises InputError if there are none."""
     results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]
     earlier = {result.get("loop", 1) for result in results} - {LOOP}
@@ -118,8 +118,8 @@ def finished_runs(experiment: Experiment) -> list[dict[str, Any]]:
     return chosen
 
 
-def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
-    """One row a run: what it was, what it reached, what it took."""
+def tidy(results: Sequence[Result]) -> "pd.DataFrame":
+    """Return one row a run: which it was, what it reached and how long it took."""
     import pandas as pd
 
     frame = pd.json_normalize(results).drop(columns=["epochs", "rho"], errors="ignore")
@@ -132,6 +132,7 @@ def tidy(results: list[dict[str, Any]]) -> "pd.DataFrame":
 
 
 def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
-    """The network of each run and how it is treated, as in "unit_stride masked by_copies"."""
+    """Return the network of each run and how it is treated, as in "unit_stride masked
+    by_copies"."""
     treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
     return (runs.network + " " + treated).str.strip()

@@ -1,10 +1,12 @@
 """Train a network on tensors in memory, and measure it. Knows no files."""
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from functools import partial
+from typing import Any, NamedTuple, NoReturn, cast
 
 import torch
 import torch.nn.functional as F
@@ -12,7 +14,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from experiments.runs.data import Dataset, generator
-from experiments.settings.schema import Recipe
+from experiments.runs.result_keys import CurvePoint
+from experiments.settings.schema import RecipeConfig
 from stridenet.errors import InputError
 
 EVALUATION_BATCH = 1000
@@ -21,7 +24,7 @@ LOSS_EVERY = 20  # steps; to read the loss makes the device wait
 
 
 class Examples:
-    """A network's inputs with their labels, held channels-last on the device.
+    """Holds a network's inputs with their labels, channels-last on the device.
 
     inputs: float (n, c, h, w); labels: int64 (n,).
     """
@@ -34,27 +37,61 @@ class Examples:
     def __len__(self) -> int:
         return len(self._labels)
 
+    def first(self, number: int) -> "Examples":
+        """Return the first examples, at most so many, without a copy."""
+        few = copy.copy(self)
+        few._rows, few._labels = self._rows[:number], self._labels[:number]
+        return few
+
     def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """The inputs (k, c, h, w) and labels (k,) at these places."""
+        """Return the inputs (k, c, h, w) and labels (k,) at these places."""
         return self._rows.index_select(0, indices).movedim(-1, 1), self._labels[indices]
 
     def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """All examples in order."""
+        """Yield all examples in order, in batches of this size."""
         for rows, labels in zip(self._rows.split(size), self._labels.split(size), strict=True):
             yield rows.movedim(-1, 1), labels
 
 
 @dataclass
 class History:
-    """What training measured; seconds hold the training steps only."""
+    """Holds what training measured; the seconds are those of the training steps alone."""
 
     steps: int = 0
-    diverged: bool = False  # the loss or a weight became no finite number; training stopped there
+    diverged: bool = False  # training stopped because the loss or a weight was not finite
     # One row before the first step, and one at each point of the curves.
-    epochs: list[dict[str, Any]] = field(default_factory=list)
-    rho: list[dict[str, Any]] = field(default_factory=list)  # what `probe` saw, with its step
+    epochs: list[CurvePoint] = field(default_factory=list)
+    rho: list[dict[str, Any]] = field(default_factory=list)  # what `probe` returned, with its step
     wall_seconds: float = 0.0
     cpu_seconds: float = 0.0
+
+    def count(self, steps: int, before: "Seconds", after: "Seconds") -> None:
+        """Add steps that were taken between two readings of the clock."""
+        self.steps += steps
+        self.wall_seconds += after.wall - before.wall
+        self.cpu_seconds += after.cpu - before.cpu
+
+
+class Seconds(NamedTuple):
+    """Holds one reading of both clocks."""
+
+    wall: float
+    cpu: float
+
+
+@dataclass(frozen=True)
+class TwinTraining:
+    """Describes what training does for a unit-stride twin beyond its steps.
+
+    scales: factors, by parameter name, that multiply its learning rate and divide its weight decay.
+    observe: returns what else each row of the history has. probe: returns what is noted of the
+    gradients, every `probe_every` steps, before they are used.
+    """
+
+    scales: Mapping[str, float] = field(default_factory=dict)
+    observe: Callable[[], dict[str, Any]] | None = None
+    probe: Callable[[], dict[str, float]] | None = None
+    probe_every: int = 0
 
 
 # What training needs to go on from a point of the curves: tensors, numbers, strings, and lists and
@@ -62,22 +99,38 @@ class History:
 Checkpoint = dict[str, Any]
 
 
-def normalise(data: Dataset, pixels: str) -> dict[str, tuple[Tensor, Tensor]]:
-    """Float images (n, 1, h, w) and labels of the splits "training", "validation" and "test".
+class Split(NamedTuple):
+    """Holds images, float (n, channels, h, w), and their labels, int64 (n,)."""
 
-    standardised: mean 0 and deviation 1 over the training images. scaled: 1/256, as in Caffe.
+    images: Tensor
+    labels: Tensor
+
+
+def normalise(data: Dataset, pixels: str) -> dict[str, Split]:
+    """Return the splits "training", "validation" and "test" with images in floating point.
+
+    pixels: "standardised" gives each channel mean 0 and standard deviation 1 over the training images;
+    "scaled" multiplies by 1/256, as Caffe does. A split without images is left out.
     """
-    mean, deviation = 0.0, 256.0
+    channels = data.train_images.shape[1]
+    scales = [(0.0, 256.0)] * channels
     if pixels == "standardised":
-        values = data.train_images.float()
-        mean, deviation = float(values.mean()), float(values.std())
+        values = [data.train_images[:, channel].float() for channel in range(channels)]
+        scales = [(float(each.mean()), float(each.std())) for each in values]
+
+    def scaled(images: Tensor) -> Tensor:
+        numbers = images.float()
+        for channel, (mean, deviation) in enumerate(scales):
+            numbers[:, channel].sub_(mean).div_(deviation)
+        return numbers
+
     splits = {
         "training": (data.train_images, data.train_labels),
         "validation": (data.validation_images, data.validation_labels),
         "test": (data.test_images, data.test_labels),
     }
     return {
-        name: (images.float().sub_(mean).div_(deviation), labels)
+        name: Split(scaled(images), labels)
         for name, (images, labels) in splits.items()
         if len(labels)
     }
@@ -85,24 +138,25 @@ def normalise(data: Dataset, pixels: str) -> dict[str, tuple[Tensor, Tensor]]:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """How a network does on some examples."""
+    """Holds how a network does on some examples."""
 
-    right: Tensor  # bool (n,): which of them it classifies rightly
+    right: Tensor  # bool (n,): whether each example is classified rightly
     loss: float | None  # mean; None where it is infinite or not a number
 
     @property
     def correct(self) -> int:
-        """How many are right."""
+        """Return how many examples are classified rightly."""
         return int(self.right.sum())
 
     @property
     def accuracy(self) -> float:
-        """The share that is right."""
+        """Return the share of examples that are classified rightly."""
         return self.correct / len(self.right)
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
-    """Classify the examples in order, in evaluation mode."""
+    """Classify the examples in order, in evaluation mode, and leave the network's mode as it
+    was."""
     training = network.training
     network.eval()
     right, loss = [], 0.0
@@ -116,8 +170,15 @@ def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
     return Evaluation(torch.cat(right), mean if math.isfinite(mean) else None)
 
 
-def length(recipe: Recipe, examples: int) -> tuple[int, int]:
-    """Steps in all, and in an epoch of whole batches, of training on so many examples.
+class Length(NamedTuple):
+    """Says how long training is: steps in all, and in an epoch of whole batches."""
+
+    steps: int
+    per_epoch: int
+
+
+def length(recipe: RecipeConfig, examples: int) -> Length:
+    """Return how many steps training on so many examples takes.
 
     Raises InputError where there are fewer examples than one batch has.
     """
@@ -127,11 +188,13 @@ def length(recipe: Recipe, examples: int) -> tuple[int, int]:
             f"recipe.batch_size={recipe.batch_size} is more than the {examples} training images; "
             "give a smaller one"
         )
-    return per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0, per_epoch
+    steps = per_epoch * recipe.epochs if recipe.epochs is not None else recipe.steps or 0
+    return Length(steps, per_epoch)
 
 
-def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
-    """After which steps the curves have a point: after each epoch, or `evaluations` times in all."""
+def points(recipe: RecipeConfig, steps: int, per_epoch: int) -> list[int]:
+    """Return the steps after which the curves have a point: those that end an epoch, or, with
+    recipe.evaluations, so many evenly spread ones."""
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
     many = max(1, min(recipe.evaluations, steps))  # no more than there are steps
@@ -141,94 +204,125 @@ def points(recipe: Recipe, steps: int, per_epoch: int) -> list[int]:
 def train(
     network: nn.Module,
     splits: dict[str, Examples],
-    recipe: Recipe,
+    recipe: RecipeConfig,
     seed: int,
     device: torch.device,
     title: str | None = "",
     resume: Checkpoint | None = None,
     save: Callable[[Checkpoint], None] | None = None,
-    scales: Mapping[str, float] | None = None,
-    observe: Callable[[], dict[str, Any]] | None = None,
-    probe: Callable[[], dict[str, float]] | None = None,
-    probe_every: int = 0,
+    twin: TwinTraining | None = None,
 ) -> History:
-    """Train on splits["training"]; before the first step and at each point of the curves, evaluate on
-    splits["validation"], if there is one. Splits of other names are not looked at.
+    """Train on splits["training"]; before the first step and at each point of the curves, evaluate
+    on splits["validation"], if there is one. Splits of other names are not looked at.
 
     recipe.learning_rate is one number. The order of the examples depends on the seed and their number
-    alone. `save` is given a checkpoint at each point; from one, as `resume`, training goes on to the
-    same numbers. The progress bar has the title; None: no bar. scales: of parameters, by name, whose
-    rate is multiplied by that number and their weight decay divided by it. observe: what else is to
-    stand in each row of the history. probe: what is to be noted of the gradients, every `probe_every`
-    steps, before they are used. Training stops where the loss or a weight becomes no finite number.
+    alone. title: of the progress bar; None shows no bar. `save` is given a checkpoint at each point;
+    from one, as `resume`, training goes on to the same numbers. Training stops where the loss or a
+    weight is no finite number any more. Raises InputError for a checkpoint of other training.
     """
-    examples = splits["training"]
+    examples, twin = splits["training"], twin or TwinTraining()
     steps, per_epoch = length(recipe, len(examples))
-    optimizer, schedule = _optimizer(network, recipe, steps, scales or {})
-    history = History()
-    if resume is not None:
-        try:
-            history = History(**resume["history"])
-            network.load_state_dict(resume["network"])
-            optimizer.load_state_dict(resume["optimizer"])
-            schedule.load_state_dict(resume["schedule"])
-        except (KeyError, TypeError, ValueError, RuntimeError) as error:
-            raise InputError(
-                f"checkpoint.pt is of another kind of training ({error}); delete it to start anew"
-            ) from error
+    optimizer, schedule = _optimizer(network, recipe, steps, twin.scales)
+    parts: dict[str, Any] = {"network": network, "optimizer": optimizer, "schedule": schedule}
+    if resume is None:
+        history = History(epochs=[_measure(network, splits, 0.0, None, twin)])
     else:
-        history.epochs.append(_measure(network, splits, 0.0, None, observe))
-
-    disable = True if title is None else None  # None: only where the terminal shows it
+        history = _restored(resume, parts)
+    step = partial(_step, network, optimizer, schedule, twin, history.rho)
     network.train()
-    with tqdm(initial=history.steps, total=steps, bar_format=BAR, disable=disable) as progress:
-        progress.set_description(title)
+    # disable=None shows the bar only on a terminal.
+    disable = True if title is None else None
+    with tqdm(initial=history.steps, total=steps, bar_format=BAR, disable=disable) as bar:
+        bar.set_description(title)
         for point in points(recipe, steps, per_epoch):
             if point <= history.steps or history.diverged:
                 continue
-            losses: list[Tensor] = []
-            wall, cpu = _clock(device)
-            for indices in batches(recipe, seed, len(examples), history.steps, point):
-                step = history.steps + len(losses)
-                loss = _backward(network, examples.take(indices.to(device)), optimizer)
-                if probe is not None and step % probe_every == 0:
-                    history.rho.append({"step": step, **probe()})
-                optimizer.step()
-                schedule.step()
-                losses.append(loss)
-                progress.update()
-                if len(losses) % LOSS_EVERY == 0:
-                    progress.set_postfix(loss=f"{float(loss):.3f}")
-                    if not math.isfinite(loss):
-                        break
-            after = _clock(device)
-            history.wall_seconds += after[0] - wall
-            history.cpu_seconds += after[1] - cpu
-            history.steps += len(losses)
-            mean = float(torch.stack(losses).mean())
-            # The last step, too: what it left is seen by no loss.
-            finite = all(bool(each.isfinite().all()) for each in network.parameters())
-            history.diverged = not (finite and math.isfinite(mean))
-            history.epochs.append(
-                {"epoch": history.steps / per_epoch, "training_loss": None, "diverged": True}
-                if history.diverged
-                else _measure(network, splits, history.steps / per_epoch, mean, observe)
+            order = batches(recipe, seed, len(examples), history.steps, point)
+            taken = (
+                step(number, examples.take(indices.to(device)))
+                for number, indices in enumerate(order, history.steps)
             )
+            before = _clock(device)
+            losses = _losses(taken, bar)
+            history.count(len(losses), before, _clock(device))
+            loss = float(torch.stack(losses).mean())
+            _add_point(history, network, splits, history.steps / per_epoch, loss, twin)
             if save is not None and not history.diverged:
-                save(
-                    {
-                        "history": asdict(history),
-                        "network": network.state_dict(),
-                        "optimizer": optimizer.state_dict(),
-                        "schedule": schedule.state_dict(),
-                    }
-                )
+                states = {name: part.state_dict() for name, part in parts.items()}
+                save({"history": asdict(history), **states})
     return history
 
 
-def batches(recipe: Recipe, seed: int, examples: int, start: int, stop: int) -> Iterator[Tensor]:
-    """The places of the examples of each step from `start` to `stop`: whole batches of a permutation
-    of its own for each epoch, whose rest is dropped."""
+def _restored(checkpoint: Checkpoint, parts: Mapping[str, Any]) -> History:
+    """Put a checkpoint's states into network, optimizer and schedule; return its history."""
+    try:
+        history = History(**checkpoint["history"])
+        for name, part in parts.items():
+            part.load_state_dict(checkpoint[name])
+    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            f"checkpoint.pt is of another kind of training ({error}); delete it to start anew"
+        ) from error
+    return history
+
+
+def _step(
+    network: nn.Module,
+    optimizer: torch.optim.Optimizer,
+    schedule: torch.optim.lr_scheduler.LambdaLR,
+    twin: TwinTraining,
+    rho: list[dict[str, Any]],
+    number: int,
+    batch: tuple[Tensor, Tensor],
+) -> Tensor:
+    """Take step `number` on a batch, and note in `rho` what is probed; return the loss."""
+    loss = _backward(network, batch, optimizer)
+    if twin.probe is not None and number % twin.probe_every == 0:
+        rho.append({"step": number, **twin.probe()})
+    optimizer.step()
+    schedule.step()
+    return loss
+
+
+def _losses(steps: Iterable[Tensor], bar: "tqdm[NoReturn]") -> list[Tensor]:
+    """Take the steps, and collect their losses; stop where a loss that is shown is not finite."""
+    losses: list[Tensor] = []
+    for loss in steps:
+        losses.append(loss)
+        bar.update()
+        if len(losses) % LOSS_EVERY == 0:
+            bar.set_postfix(loss=f"{float(loss):.3f}")
+            if not math.isfinite(loss):
+                break
+    return losses
+
+
+def _add_point(
+    history: History,
+    network: nn.Module,
+    splits: dict[str, Examples],
+    epoch: float,
+    loss: float,
+    twin: TwinTraining,
+) -> None:
+    """Add a point of the curves to the history; where training has diverged, it says only that."""
+    # The weights are looked at, too: no loss has seen what the last step left.
+    finite = all(bool(parameter.isfinite().all()) for parameter in network.parameters())
+    history.diverged = not (finite and math.isfinite(loss))
+    history.epochs.append(
+        {"epoch": epoch, "training_loss": None, "diverged": True}
+        if history.diverged
+        else _measure(network, splits, epoch, loss, twin)
+    )
+
+
+def batches(
+    recipe: RecipeConfig, seed: int, examples: int, start: int, stop: int
+) -> Iterator[Tensor]:
+    """Yield the indices of the examples of each step from `start` to `stop`.
+
+    Each epoch has a permutation of its own, cut into whole batches; what is left over is dropped.
+    """
     size, per_epoch = recipe.batch_size, examples // recipe.batch_size
     permutation, drawn = torch.empty(0), -1
     for step in range(start, stop):
@@ -242,7 +336,7 @@ def batches(recipe: Recipe, seed: int, examples: int, start: int, stop: int) -> 
 def _backward(
     network: nn.Module, batch: tuple[Tensor, Tensor], optimizer: torch.optim.Optimizer
 ) -> Tensor:
-    """Leave the gradients of a batch's loss in the network; returns the loss."""
+    """Leave the gradients of a batch's loss in the network, and return the loss."""
     inputs, labels = batch
     loss = F.cross_entropy(network(inputs), labels)
     optimizer.zero_grad()
@@ -251,16 +345,18 @@ def _backward(
 
 
 def _optimizer(
-    network: nn.Module, recipe: Recipe, steps: int, scales: Mapping[str, float]
+    network: nn.Module, recipe: RecipeConfig, steps: int, scales: Mapping[str, float]
 ) -> tuple[torch.optim.Optimizer, torch.optim.lr_scheduler.LambdaLR]:
-    """The recipe's optimizer, and its rate over `steps` steps.
+    """Return the recipe's optimizer, and the schedule of its rate over `steps` steps.
 
     The gradient on a strided weight is the sum over its copies. So with rates multiplied by their
     number, and the decay divided by it, the mean of the copies takes the step of the strided weight.
     """
     kinds: dict[tuple[float, bool], list[nn.Parameter]] = {(1, False): [], (1, True): []}
     for name, parameter in network.named_parameters():
-        is_bias = name.removesuffix(".original").endswith("bias")  # as it is called if it is shared
+        is_bias = name.removesuffix(".original").endswith(
+            "bias"
+        )  # shared parameters have this suffix
         kinds.setdefault((scales.get(name, 1), is_bias), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {
@@ -288,17 +384,19 @@ def _measure(
     splits: dict[str, Examples],
     epoch: float,
     loss: float | None,
-    observe: Callable[[], dict[str, Any]] | None,
-) -> dict[str, Any]:
-    row: dict[str, Any] = {"epoch": epoch, "training_loss": loss, **(observe() if observe else {})}
+    twin: TwinTraining,
+) -> CurvePoint:
+    """Return a point of the curves: the losses, what is observed of a twin, and the validation."""
+    observed = twin.observe() if twin.observe else {}
+    point = cast(CurvePoint, {"epoch": epoch, "training_loss": loss, **observed})
     if "validation" in splits:
         found = evaluate(network, splits["validation"])
-        row |= {
+        point |= {
             "validation_loss": found.loss,
             "validation_correct": found.correct,
             "validation_accuracy": found.accuracy,
         }
-    return row
+    return point
 
 
 def synchronise(device: torch.device) -> None:
@@ -307,7 +405,7 @@ def synchronise(device: torch.device) -> None:
         torch.accelerator.synchronize(device)
 
 
-def _clock(device: torch.device) -> tuple[float, float]:
-    """Wall and CPU seconds, once the device has done what it was given."""
+def _clock(device: torch.device) -> Seconds:
+    """Read wall and CPU seconds, once the device has done what it was given."""
     synchronise(device)
-    return time.perf_counter(), time.process_time()
+    return Seconds(time.perf_counter(), time.process_time())

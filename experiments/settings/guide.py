@@ -1,4 +1,4 @@
-"""What a user is told of the settings: all of them for `--help`, and the nearest to a mistyped one."""
+"""Tells a user about settings: all of them for `--help`, and the nearest one to a mistyped one."""
 
 import difflib
 import json
@@ -18,7 +18,7 @@ from omegaconf.errors import (
     ValidationError,
 )
 
-from experiments.settings.schema import Layer
+from experiments.settings.schema import LayerConfig
 
 WIDTH = 80  # of a terminal
 MEANINGS = 34  # the column in which they begin
@@ -26,13 +26,14 @@ SEVERAL_SEEDS = "not a whole number; several are given as seed=range(0,4) or see
 
 
 def settings_text(settings: DictConfig) -> str:
-    """The groups and settings that a command takes: each with its value, its meaning and choices.
+    """Return the groups and settings that a command takes: each with its value, its meaning and
+    choices.
 
     settings: as Hydra composed them, the type of whose root is the command's dataclass.
     """
     loader = GlobalHydra.instance().config_loader()
     groups = [
-        _line(f"{group}={_written(option)}", " | ".join(loader.get_group_options(group)))
+        _line(f"{group}={_as_typed(option)}", " | ".join(loader.get_group_options(group)))
         for group, option in reversed(settings.hydra.runtime.choices.items())
         if not group.startswith("hydra/")
     ]
@@ -48,7 +49,7 @@ def settings_text(settings: DictConfig) -> str:
 
 
 def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
-    """The settings of a dataclass but for the dataclasses in it."""
+    """Yield the settings of a dataclass but for the dataclasses in it."""
     for one in fields(schema):
         if is_dataclass(one.type):
             continue
@@ -58,25 +59,26 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
         if key == "model.layers":
             yield from _layers(value, meaning)
         elif isinstance(value, DictConfig):
-            (first, *more) = (f"{key}.{name!s}={_written(value[name])}" for name in value)
+            (first, *more) = (f"{key}.{name!s}={_as_typed(value[name])}" for name in value)
             yield from (_line(first, meaning), *(_line(other, "") for other in more))
         else:
             left_open = OmegaConf.is_missing(settings, one.name)
-            yield _line(key if left_open else f"{key}={_written(value)}", meaning)
+            yield _line(key if left_open else f"{key}={_as_typed(value)}", meaning)
 
 
 def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
-    """The layers with what is not a layer's default, and the settings that each of them has."""
-    defaults = OmegaConf.structured(Layer)
+    """Yield the layers with what is not a layer's default, and the settings that each of them
+    has."""
+    defaults = OmegaConf.structured(LayerConfig)
     yield _line("model.layers", meaning)
     for name, layer in layers.items():
-        chosen = [f"{k}={_written(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
+        chosen = [f"{k}={_as_typed(layer[k])}" for k in layer if layer[k] != defaults.get(k)]
         yield _line(f"  {name!s}", " ".join(chosen))
-    yield from _lines(Layer, defaults, "model.layers.LAYER.")
+    yield from _lines(LayerConfig, defaults, "model.layers.LAYER.")
 
 
 def _line(setting: str, meaning: str) -> str:
-    """What the setting means beside it, or below it where it is long."""
+    """Return a setting with its meaning beside it, or below it where the setting is long."""
     blank = " " * MEANINGS
     if len(setting) + 4 > MEANINGS:
         long = textwrap.wrap(setting, WIDTH, initial_indent="  ", subsequent_indent="    ")
@@ -86,15 +88,16 @@ def _line(setting: str, meaning: str) -> str:
     return textwrap.fill(meaning, WIDTH, initial_indent=beside, subsequent_indent=blank)
 
 
-def _written(value: Any) -> str:
-    """A value as on the command line."""
+def _as_typed(value: Any) -> str:
+    """Return a value as it is typed on the command line."""
     if isinstance(value, ListConfig):
-        return f"[{','.join(map(_written, value))}]"
+        return f"[{','.join(map(_as_typed, value))}]"
     return value if isinstance(value, str) else json.dumps(value)
 
 
 def advice(error: BaseException, place: str = "") -> str | None:
-    """One line that says what a mistyped setting or option may have meant; None of other errors.
+    """Return one line that says what a mistyped setting or option may have meant; None for other
+    errors.
 
     place: in all settings, where those stand that the error is of.
     """
@@ -125,7 +128,7 @@ def advice(error: BaseException, place: str = "") -> str | None:
 
 
 def _wrong_type(override: str, reason: str) -> str | None:
-    """What the value of an override has to be."""
+    """Return what the value of an override has to be."""
     wanted = {"Integer": "a whole number", "Float": "a number", "Boolean": "true or false"}
     if match := re.search(r"could not be converted to (\w+)", reason):
         return f"{override} must be {wanted.get(match[1], match[1])}"
@@ -135,7 +138,7 @@ def _wrong_type(override: str, reason: str) -> str | None:
 
 
 def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
-    """What a key that is not there may have meant."""
+    """Return what a key that is not there may have meant."""
     if not isinstance(error.parent_node, DictConfig) or error.full_key is None:
         return None
     key, full = str(error.key), ".".join(filter(None, [place, str(error.full_key)]))
@@ -144,13 +147,13 @@ def _unknown_setting(error: OmegaConfBaseException, place: str) -> str | None:
     if before == "model.layers.":
         adding = f"'+{full}={{kernel: 3, channels: 20}}' adds one"
         return f"{full} is unknown; the layers are {', '.join(known)}; {adding}"
-    if re.fullmatch(r"model\.layers\.\w+\.", before) and key in Layer.__annotations__:
+    if re.fullmatch(r"model\.layers\.\w+\.", before) and key in LayerConfig.__annotations__:
         return f"{full} is not written there; +{full}=… adds it"
     return f"{full} is unknown; {_nearest(key, known, before)}"
 
 
 def _nearest(word: str, known: Collection[str], before: str) -> str:
-    """What was meant, by its initials or its letters; or all that there is."""
+    """Return what was meant, by its initials or its letters; or all that there is."""
     near = [name for name in known if word.lower() == "".join(re.findall(r"(?:^|_)(.)", name))]
     near = near or difflib.get_close_matches(word.lower(), known, n=1)
     return f"did you mean {before}{near[0]}?" if near else f"take one of {', '.join(known)}"

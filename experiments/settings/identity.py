@@ -7,53 +7,39 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.schema import STARTING_WEIGHTS, Config, Experiment, Model, Recipe
-from stridenet.errors import InputError
+from experiments.settings.schema import (
+    STARTING_WEIGHTS,
+    ExperimentConfig,
+    ModelConfig,
+    RunConfig,
+)
 
 # Counts the versions of the training loop, so that results of two are never in one table. 1: batches
 # of what was left of an epoch too, curves on the test images. 2: docs/protocol.md.
 LOOP = 2
 
 
-def experiment_identity(experiment: Experiment) -> str:
-    """The same for all runs that may stand in one table: one strided network, data and recipe."""
+def experiment_identity(experiment: ExperimentConfig) -> str:
+    """Return a hash that is equal for all runs that may stand in one table: same network, data,
+    recipe."""
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
     del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_scaling"]
     return content_hash([LOOP, *_model(experiment.model), data, recipe])
 
 
-def model_identity(experiment: Experiment) -> str:
+def model_identity(experiment: ExperimentConfig) -> str:
     """Return a hash that is equal wherever the strided network and the size of the images are."""
     return content_hash([*_model(experiment.model), experiment.data.image_size])
 
 
-def _model(model: Model) -> list[Any]:
+def _model(model: ModelConfig) -> list[Any]:
     content = asdict(model)
     del content["eliminate_stride"], content["max_pooling"]
     return [list(content.pop("layers").items()), content]  # the layers' order counts
 
 
-def rate_of(config: Config) -> float:
-    """The learning rate of this run's network: that of its sharing where it has one."""
-    shared = config.model.eliminate_stride and config.sharing != "free"
-    return rate_for(config.recipe, config.sharing if shared else config.model.name)
-
-
-def rate_for(recipe: Recipe, name: str) -> float:
-    """The learning rate of one of schema.RATED. Raises InputError where there is none."""
-    rates = recipe.learning_rate
-    if not isinstance(rates, dict):
-        return float(rates)
-    if name not in rates:
-        raise InputError(
-            f"recipe.learning_rate has rates for {', '.join(rates)}, but none for {name}; "
-            f"+recipe.learning_rate.{name}=RATE adds one"
-        )
-    return float(rates[name])
-
-
-def variant(config: Config) -> str:
-    """How the network is treated otherwise than in the paper, in words; "" if in no way."""
+def variant(config: RunConfig) -> str:
+    """Return, in words, how the network is treated otherwise than in the paper; "" if it is not."""
     parts = {
         config.sharing: config.sharing != "free",
         "fan_in=filter": config.recipe.fan_in == "filter",
@@ -62,8 +48,9 @@ def variant(config: Config) -> str:
     return " ".join(part for part, applies in parts.items() if applies)
 
 
-def run_name(config: Config) -> str:
-    """A run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or unit_stride-tied-scratch-….
+def run_name(config: RunConfig) -> str:
+    """Return a run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or
+    unit_stride-tied-scratch-….
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
     the way in which settings were written are not in it; of a file of weights, the content is.
@@ -80,8 +67,8 @@ def run_name(config: Config) -> str:
     return "-".join(filter(None, parts))
 
 
-def strided_source(config: Config) -> Config:
-    """The run whose weights `weights=copy` and `fine_tune` start from."""
+def strided_source(config: RunConfig) -> RunConfig:
+    """Return the run whose weights `weights=copy` and `fine_tune` start from."""
     model = replace(config.model, eliminate_stride=False)
     recipe = replace(config.recipe, rate_scaling="none", fan_in="nonzero")
     return replace(config, model=model, recipe=recipe, weights="scratch", sharing="free")

@@ -17,7 +17,7 @@ OPTION_LINE = re.compile(r"--?[A-Za-z]")
 
 
 def in_order(arguments: Sequence[str]) -> list[str]:
-    """The arguments with -m before all settings: among them Hydra takes it for their end.
+    """Return the arguments with -m before all settings: among them Hydra takes it for their end.
 
     Raises InputError for an option that Hydra does not know.
     """

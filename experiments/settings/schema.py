@@ -1,36 +1,47 @@
-"""What a command is given: its settings, their defaults, meanings and choices.
+"""The settings of the commands that train and report: defaults, meanings, choices and checks.
 
-`--help` and the checks read them here. Imports nothing heavy, so that the command line answers at once.
+`--help` and `resolve` read them here. Imports nothing heavy, so that the command line answers at once.
+Each dataclass has a `check`, which raises InputError where its settings do not hold together, and
+writes them in one way only.
 """
 
-import copy
 import math
-from dataclasses import dataclass, field
+import re
+from dataclasses import dataclass, field, replace
+from pathlib import Path
 from typing import Any
 
 from omegaconf import MISSING
 
-from stridenet.options import MOST_PARAMETERS, SHARING
+from experiments.settings.data_sets import DATA_SETS, DataSetFacts
+from experiments.settings.fields import (
+    PUBLISHED,
+    as_rates,
+    at_least,
+    check_choices,
+    check_numbers,
+    check_published,
+    check_seed,
+    check_threads,
+    per_axis,
+    require_convolution,
+    setting,
+)
+from stridenet.errors import InputError
+from stridenet.options import SHARING
 
 ACTIVATIONS = (
     "relu", "leaky_relu", "elu", "gelu", "silu", "softplus", "sigmoid", "tanh", "identity"
 )  # fmt: skip
-DATA_SETS = ("mnist", "fashion_mnist")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 STARTING_WEIGHTS = ("scratch", "copy", "fine_tune")
-MOST = 10**9  # for a number whose place sets no limit of its own; float32 holds its square
 RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: the free twin
 
 
-def setting(default: Any, meaning: str, choices: tuple[Any, ...] = (), most: float = MOST) -> Any:
-    """A field of a dataclass, with what `--help` says of it, its choices, and its largest number."""
-    metadata = {"meaning": meaning, "choices": choices, "most": most}
-    return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
-
-
 @dataclass
-class Layer:
-    """One layer of the strided network; sizes along the axes are written as one number or [h, w]."""
+class LayerConfig:
+    """Describes one layer of the strided network; sizes along the axes are written as one number or [h,
+    w]."""
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
     channels: int = setting(MISSING, "output channels; of a fully connected layer, its features")
@@ -39,16 +50,30 @@ class Layer:
     dilation: Any = setting(1, "steps between two of its taps")
     padding: Any = setting(0, "zeros on both sides")
     groups: int = setting(1, "parts into which the channels are divided")
-    bias: bool = setting(True, "whether it adds one")
+    bias: bool = setting(True, "whether it adds a bias")
     activation: str | None = setting(
         None, "after this layer; null: model.activation, after all but the last", ACTIVATIONS
     )
 
+    def check(self, key: str) -> None:
+        """Check the layer that stands at `key`, and write its sizes as [h, w]."""
+        check_numbers(self, f"{key}.")
+        check_choices(self, f"{key}.")
+        at_least(f"{key}.channels", self.channels, 1)
+        at_least(f"{key}.groups", self.groups, 1)
+        if self.kind == "fc" and self.groups != 1:
+            raise InputError(f"{key}.groups={self.groups}: a fully connected layer has no groups")
+        for size, least in {"kernel": 1, "stride": 1, "dilation": 1, "padding": 0}.items():
+            value = per_axis(f"{key}.{size}", getattr(self, size), least)
+            if self.kind == "fc" and value != [least, least]:
+                raise InputError(f"{key}.{size}={value}: a fully connected layer has no {size}")
+            setattr(self, size, value)
+
 
 @dataclass
-class Model:
-    """The strided network, and whether one of two others is to be derived from it: its unit-stride
-    twin, or the network with pooling layers that it stands for."""
+class ModelConfig:
+    """Describes the strided network, and whether one of two others is to be derived from it: its
+    unit-stride twin, or the network with pooling layers that it stands for."""
 
     eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
     max_pooling: bool = setting(False, "max pooling in place of each strided convolution")
@@ -59,30 +84,69 @@ class Model:
 
     @property
     def name(self) -> str:
-        """Which of the three networks it is, in folders and tables."""
+        """Return which of the three networks it is, in folders and tables."""
         if self.max_pooling:
             return "pooling"
         return "unit_stride" if self.eliminate_stride else "strided"
 
+    @property
+    def convolutions(self) -> list[str]:
+        """Return the names of the convolutions, in order."""
+        return [name for name, layer in self.layers.items() if layer.kind == "conv"]
+
+    def check(self) -> None:
+        """Check every layer, and put the convolutions before the fully connected layers."""
+        if not self.layers:
+            raise InputError("model.layers is empty; give at least one layer")
+        for name, layer in self.layers.items():
+            if not re.fullmatch(r"[A-Za-z]\w*", name):
+                raise InputError(
+                    f"model.layers.{name}: a layer's name is a letter, then letters, digits and _"
+                )
+            layer.check(f"model.layers.{name}")
+        self.layers = dict(sorted(self.layers.items(), key=lambda item: item[1].kind == "fc"))
+        if self.max_pooling and self.eliminate_stride:
+            raise InputError(
+                "model.max_pooling and model.eliminate_stride: only one of them can be true"
+            )
+
 
 @dataclass
-class Data:
-    """The images; the official split is 60,000 for training and 10,000 for testing."""
+class DataConfig:
+    """Describes the images: a data set, and what is taken of it."""
 
     name: str = setting(MISSING, "the data set", DATA_SETS)
-    image_size: Any = setting([28, 28], "resized to, if it is not the images' own size")
+    image_size: Any = setting([28, 28], "images of another size are resized to this")
     train_size: int | None = setting(
-        None, "so many training images, drawn by the run's seed; null: all"
+        None, "how many training images are drawn, by the run's seed; null: all"
     )
     validation_size: int = setting(
-        5000, "so many of the last training images are kept apart, for the curves"
+        5000, "how many of the last training images are kept apart, for the curves"
     )
-    download_timeout: float = setting(300.0, "seconds, for each source")
+    download_timeout: float = setting(300.0, "seconds that each source may take")
+
+    @property
+    def facts(self) -> DataSetFacts:
+        """Return the channels, the classes and the numbers of images of the data set."""
+        return DATA_SETS[self.name]
+
+    @property
+    def input_size(self) -> tuple[int, int, int]:
+        """Return the size (channels, height, width) of one image, as the networks get it."""
+        height, width = self.image_size
+        return self.facts.channels, height, width
+
+    def check(self) -> None:
+        """Check sizes and numbers, and write the size of the images as [h, w]."""
+        self.image_size = per_axis("data.image_size", self.image_size, least=1)
+        at_least("data.validation_size", self.validation_size, 0)
+        at_least("data.train_size", 1 if self.train_size is None else self.train_size, 1)
+        at_least("data.download_timeout", self.download_timeout, 0)
 
 
 @dataclass
-class Recipe:
-    """How a network is trained: by gradients of the cross-entropy, in whole batches."""
+class RecipeConfig:
+    """Says how a network is trained: by gradients of the cross-entropy, in whole batches."""
 
     name: str = setting(MISSING, "part of the runs' names: letters, digits, _")
     epochs: int | None = setting(
@@ -90,7 +154,7 @@ class Recipe:
     )
     steps: int | None = setting(None, "batches in all; null where epochs are given")
     evaluations: int | None = setting(
-        None, "so many points of the curves, evenly spread; null: one an epoch"
+        None, "number of points of the curves, evenly spread; null: one an epoch"
     )
     batch_size: int = setting(
         64, "images in a step; what is left behind an epoch's last whole batch is not trained on"
@@ -103,11 +167,11 @@ class Recipe:
     )
     schedule: str = setting(
         "linear",
-        "of the rate: falls to zero, stays, or is (1 + rate_decay * t) ** -rate_power at step t",
+        "how the rate goes on: to zero, unchanged, or (1 + rate_decay * t) ** -rate_power at step t",
         ("linear", "constant", "inverse"),
     )
-    rate_decay: float = setting(0.0001, "of schedule=inverse")
-    rate_power: float = setting(0.75, "of schedule=inverse")
+    rate_decay: float = setting(0.0001, "the decay of schedule=inverse")
+    rate_power: float = setting(0.75, "the power of schedule=inverse")
     bias_rate_factor: float = setting(1.0, "rate of the biases over that of the weights")
     momentum: float = setting(0.9, "from 0 to below 1; of adam, its beta_1")
     weight_decay: float = setting(0.0005, "share of a parameter that is added to its gradient")
@@ -121,7 +185,7 @@ class Recipe:
     )
     rate_scaling: str = setting(
         "none",
-        "of a twin: rates times the copies of each strided weight, or by the step account of "
+        "a twin's rates times the copies of each strided weight, or by the step account of "
         "docs/protocol.md",
         ("none", "copies", "effective"),
     )
@@ -132,54 +196,115 @@ class Recipe:
     )
     note: str = setting("", "what a reader of the results should know; changes no run")
 
+    def rate_for(self, network: str) -> float:
+        """Return the learning rate of one of RATED. Raises InputError where there is none."""
+        rates = self.learning_rate
+        if not isinstance(rates, dict):
+            return float(rates)
+        if network not in rates:
+            raise InputError(
+                f"recipe.learning_rate has rates for {', '.join(rates)}, but none for {network}; "
+                f"+recipe.learning_rate.{network}=RATE adds one"
+            )
+        return float(rates[network])
+
+    def check(self) -> None:
+        """Check name, length and numbers, and write the rates as floating-point numbers."""
+        if not re.fullmatch(r"\w{1,64}", self.name):  # part of a folder's name
+            raise InputError(
+                f"recipe.name={self.name} must be made of letters, digits and _, 64 at most"
+            )
+        if self.epochs is None and self.steps is None:
+            raise InputError(
+                "recipe.steps has no value yet, nor has recipe.epochs: give one of the two"
+            )
+        if self.epochs is not None and self.steps is not None:
+            raise InputError(
+                f"recipe.epochs={self.epochs} and recipe.steps={self.steps}: give one of the two, "
+                "and null for the other"
+            )
+        for key in ("epochs", "steps"):
+            at_least(f"recipe.{key}", getattr(self, key) or 0, 0)
+        at_least("recipe.batch_size", self.batch_size, 1)
+        for key in ("rate_decay", "rate_power", "bias_rate_factor", "momentum", "weight_decay"):
+            at_least(f"recipe.{key}", getattr(self, key), 0)
+        if not self.momentum < 1:
+            raise InputError(f"recipe.momentum={self.momentum} must be below 1")
+        self.learning_rate = as_rates(self.learning_rate, RATED)
+        at_least("recipe.evaluations", 1 if self.evaluations is None else self.evaluations, 1)
+
 
 @dataclass
-class Network:
-    """The strided network and the images that it is for."""
+class NetworkConfig:
+    """Describes the strided network and the images that it is for."""
 
-    model: Model = field(default_factory=Model)
-    data: Data = field(default_factory=Data)
+    model: ModelConfig = field(default_factory=ModelConfig)
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def check(self) -> None:
+        """Check the model and the data."""
+        self.model.check()
+        self.data.check()
 
 
 @dataclass
-class Experiment(Network):
-    """One strided network, data set and recipe: what may stand in one table."""
+class ExperimentConfig(NetworkConfig):
+    """Describes an experiment: one strided network, data set and recipe, whose runs make one table."""
 
-    recipe: Recipe = field(default_factory=Recipe)
+    recipe: RecipeConfig = field(default_factory=RecipeConfig)
     outputs: str = setting("outputs", "folder of data, runs and reports")
 
+    def check(self) -> None:
+        """Check the model, the data and the recipe."""
+        super().check()
+        self.recipe.check()
+
 
 @dataclass
-class Report(Experiment):
-    """Tables and figures of an experiment's runs."""
+class ReportConfig(ExperimentConfig):
+    """Says of which runs tables and figures are made."""
 
     reference: str | None = setting(
         None, "folder of published results to show beside them; null: none"
     )
 
+    def check(self) -> None:
+        """Check the experiment, and that published results can be read."""
+        super().check()
+        check_published("reference", self.reference)
+
 
 @dataclass
-class Evidence:
-    """The experiments of docs/protocol.md: what is published of them, and what it says."""
+class EvidenceConfig:
+    """Says where the published runs of docs/protocol.md are, and where the report goes."""
 
-    published: str = setting("outputs/reference", "what is published: a folder for each experiment")
+    published: str = setting(PUBLISHED, "what is published: a folder for each experiment")
     outputs: str = setting("outputs", "folder of the report")
 
+    def check(self) -> None:
+        """Check that published results can be read."""
+        check_published("published", self.published)
+
 
 @dataclass
-class Figures(Network):
-    """What is drawn: the paper's figures, and how one layer's weights are shared."""
+class FiguresConfig(NetworkConfig):
+    """Says of which network and layer the figures are drawn."""
 
-    layer: str = setting("conv1", "whose sharing map is drawn")
+    layer: str = setting("conv1", "the layer whose sharing map is drawn")
     outputs: str = setting("outputs", "folder of the figures")
 
+    def check(self) -> None:
+        """Check the network, and that the layer is one of its convolutions."""
+        super().check()
+        require_convolution(self.layer, self.model.convolutions)
+
 
 @dataclass
-class Config(Experiment):
-    """One run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
+class RunConfig(ExperimentConfig):
+    """Describes one run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
-    seed: int = setting(0, "of the weights and of the order of the images", most=math.inf)
+    seed: int = setting(0, "decides the weights and the order of the images", most=math.inf)
     weights: str = setting(
         "scratch",
         f"{' | '.join(STARTING_WEIGHTS)} | a file of weights: what it starts from; to copy is to "
@@ -187,7 +312,7 @@ class Config(Experiment):
     )
     sharing: str = setting(
         "free",
-        "of a twin's parameters: one weight in several places, zeros that stay, or neither",
+        "what a twin's parameters keep: one weight in several places, zeros that stay, or neither",
         SHARING,
     )
     rho_every: int = setting(
@@ -196,99 +321,78 @@ class Config(Experiment):
     published: str | None = setting(
         None, "a folder of published results: a run in it counts as done, and those done are added"
     )
-    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
-    threads: int = setting(1, "of torch; one makes numbers the same on any number of cores")
-
-
-@dataclass
-class Bench(Experiment):
-    """What is timed: both networks and the recipe's steps, round by round."""
-
-    rounds: int = setting(10, "in each, all is timed in turn")
-    steps: int = setting(30, "of each network and loop in a round")
-    device: str = setting("auto", "where; auto takes an accelerator if there is one", DEVICES)
-    threads: int = setting(1, "of torch")
-
-
-@dataclass
-class ConversionBench:
-    """What is timed: two conversions of one network, and the stems of several beside their twins."""
-
-    rounds: int = setting(20, "in each, all is timed in turn")
-    steps: int = setting(3, "forward passes of each first layer and of its twin in a round")
-    batch_size: int = setting(8, "images in a forward pass")
     device: str = setting(
-        "auto", "where the first layers are; auto takes an accelerator if there is one", DEVICES
+        "auto", "where it is done; auto takes an accelerator if there is one", DEVICES
     )
-    threads: int = setting(1, "of torch")
-    outputs: str = setting("outputs", "folder of the results")
-
-
-@dataclass
-class Conversion:
-    """Any network, and how its strides are to be eliminated."""
-
-    model: dict[str, Any] = setting(
-        {"_target_": "stridenet.zoo.lenet"},
-        "a function or class that makes a network; its arguments beside it, as in model.num_classes=10",
+    threads: int = setting(
+        1, "threads that torch uses; with one, numbers are the same on any number of cores"
     )
-    input_size: Any = setting([1, 28, 28], "without the batch; of several inputs, a list of sizes")
-    weights: str | None = setting(
-        None, "a file with the network's state_dict; null: drawn from the seed"
-    )
-    theorem: int = setting(
-        2,
-        "1 converts each layer by itself (convert_layers), 2 the whole (eliminate_stride)",
-        (1, 2),
-    )
-    only: Any = setting(None, "theorem=1: name of a layer, or a list of names; null: all")
-    pooling: bool = setting(False, "theorem=1: also the strides of pooling layers")
-    depthwise: str = setting(
-        "phases", "theorem=1: how a depthwise convolution is computed", ("phases", "grouped")
-    )
-    output_factor: Any = setting(1, "theorem=2: of the phase form in which the output is wanted")
-    batch_norm: str = setting(
-        "shared", "theorem=2: the statistics of a channel's phases", ("shared", "per_phase")
-    )
-    max_parameters: int = setting(
-        MOST_PARAMETERS, "theorem=2: a larger twin is refused", most=2**53
-    )
-    seed: int = setting(0, "of weights and inputs that are drawn", most=math.inf)
-    outputs: str = setting("outputs", "folder of the results")
-
-
-@dataclass
-class Zoo(Conversion):
-    """What is converted, verified and timed: models of stridenet.zoo, or one of the user's own."""
-
-    models: Any = setting(None, "some of the zoo, as in [lenet,resnet18]; null: all")
-    force: bool = setting(False, "measure again what has been measured")
-    rounds: int = setting(20, "forward passes of each network")
-    threads: int = setting(1, "of torch")
 
     @property
-    def of_user(self) -> bool:
-        """Whether it is one model of the user's own."""
-        return self.model.get("_target_") is not None
+    def rate(self) -> float:
+        """Return the learning rate of this run's network: that of its sharing where it has one.
+
+        Raises InputError where the recipe has none.
+        """
+        shared = self.model.eliminate_stride and self.sharing != "free"
+        return self.recipe.rate_for(self.sharing if shared else self.model.name)
+
+    def check(self) -> None:
+        """Check the run, and set what has no effect on it to its default, so that it is one run."""
+        super().check()
+        check_seed(self.seed)
+        twin = self.model.eliminate_stride
+        if self.weights == "copy" and not twin:
+            raise InputError(
+                "weights=copy copies a strided network's weights into its twin: it needs "
+                "model=unit_stride"
+            )
+        if self.weights == "fine_tune" and self.model.max_pooling:
+            raise InputError(
+                "weights=fine_tune goes on from a strided network's weights, which model=pooling "
+                "has not"
+            )
+        if self.sharing != "free" and not twin:
+            raise InputError(
+                f"sharing={self.sharing} is of a twin's parameters: it needs model=unit_stride"
+            )
+        if self.sharing == "tied" or not twin or self.weights == "copy":
+            self.recipe = replace(self.recipe, rate_scaling="none")
+        if self.sharing != "masked" or self.weights != "scratch":
+            self.recipe = replace(self.recipe, fan_in="nonzero")
+        at_least("rho_every", self.rho_every, 0)
+        if self.weights != "copy":
+            _ = self.rate  # raises where the recipe has none for this network
+        if self.weights not in STARTING_WEIGHTS and not Path(self.weights).is_file():
+            raise InputError(
+                f"weights={self.weights} is neither {', '.join(STARTING_WEIGHTS)} nor a file"
+            )
+        check_threads(self.threads)
+
+    def with_seed(self, text: str) -> "RunConfig":
+        """Return the run with the seed that was typed. Raises InputError where it is no seed."""
+        try:
+            seed = int(text)
+        except ValueError as error:
+            raise InputError(f"seed={text} must be a whole number") from error
+        check_seed(seed)
+        return replace(self, seed=seed)
 
 
 @dataclass
-class Survey:
-    """Which of other people's networks are converted, and with what limits."""
+class BenchmarkConfig(ExperimentConfig):
+    """Says how the training steps of both networks are timed, round by round."""
 
-    sources: Any = setting(
-        None,
-        "packages, as in [timm,monai], or package.module:Class of a source of your own; null: all",
+    rounds: int = setting(10, "rounds; in each, everything is timed in turn")
+    steps: int = setting(30, "steps of each network and loop in a round")
+    device: str = setting(
+        "auto", "where it is done; auto takes an accelerator if there is one", DEVICES
     )
-    models: Any = setting(None, "names of models in those sources; null: one of each family")
-    all: bool = setting(False, "every model of each family")
-    every: int = setting(1, "only the first of so many families")
-    pooling: bool = setting(True, "also convert with pooling")
-    network: bool = setting(True, "also plan the unit-stride network (Theorem 2)")
-    seconds: float = setting(120.0, "for each model, in a process of its own")
-    gigabytes: float = setting(8.0, "of memory for each model")
-    jobs: int = setting(1, "models at once")
-    threads: int = setting(1, "of torch, for each model")
-    seed: int = setting(0, "of weights and inputs", most=math.inf)
-    force: bool = setting(False, "measure again what has been measured")
-    outputs: str = setting("outputs", "folder of the results")
+    threads: int = setting(1, "threads that torch uses")
+
+    def check(self) -> None:
+        """Check the experiment, and how often what is timed."""
+        super().check()
+        at_least("rounds", self.rounds, 1)
+        at_least("steps", self.steps, 1)
+        check_threads(self.threads)

@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import LEVEL, difference, holm, verdict
+from experiments.reporting.statistics import LEVEL, holm, paired_difference, verdict
 from experiments.runs.published import Published
 from experiments.runs.results import arms
 from experiments.studies.rates import diverged
@@ -28,7 +28,8 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Claim:
-    """A sentence, and the outcome that decides it: one difference a seed, of one experiment."""
+    """Describes a claim: a sentence, and the outcome that decides it: one difference a seed, of
+    one experiment."""
 
     text: str
     experiment: str
@@ -42,34 +43,35 @@ class Claim:
 def by_arm(
     runs: pd.DataFrame, values: "pd.Series[float]", weights: str = "scratch"
 ) -> pd.DataFrame:
-    """Values of runs as a table: a row a seed, a column an arm."""
+    """Return values of runs as a table with a row for each seed and a column for each arm."""
     table = pd.DataFrame({"seed": runs.seed, "arm": arms(runs), "value": values.astype(float)})
     return table[runs.weights == weights].pivot(index="seed", columns="arm", values="value")
 
 
 def paired(table: pd.DataFrame, arm: str, against: str) -> "pd.Series[float]":
-    """The differences of two arms, for each seed that has both."""
+    """Return the differences of two arms, for each seed that has both."""
     pairs = table.reindex(columns=[arm, against]).dropna()
     return pairs[arm] - pairs[against]
 
 
 def percent_right(runs: pd.DataFrame) -> "pd.Series[float]":
-    """Test accuracy in percent."""
+    """Return test accuracy in percent."""
     return 100 * runs.test_correct / runs.test_images
 
 
 def more_accurate(found: Published) -> "pd.Series[float]":
-    """C1 and C5: test accuracy, free − strided, in points."""
+    """Return the outcome of C1 and C5: test accuracy, free − strided, in points."""
     return paired(by_arm(found.runs, percent_right(found.runs)), FREE, STRIDED)
 
 
 def worse_fit(found: Published) -> "pd.Series[float]":
-    """C3: loss on training images after training, free − strided."""
+    """Return the outcome of C3: loss on training images after training, free − strided."""
     return paired(by_arm(found.runs, found.runs.fit_loss), FREE, STRIDED)
 
 
 def sharing_helps(found: Published) -> "pd.Series[float]":
-    """C4: test accuracy, strided − free, the mean over all four sizes, in points."""
+    """Return the outcome of C4: test accuracy, strided − free, in points, the mean over all four
+    sizes."""
     of_sizes = []
     for size in SIZES:
         runs = found.runs[found.runs.train_size == size]
@@ -78,7 +80,8 @@ def sharing_helps(found: Published) -> "pd.Series[float]":
 
 
 def first_epoch(arm: str) -> Callable[[Published], "pd.Series[float]"]:
-    """C2, C6, C7: mean training loss of the first epoch, an arm − strided."""
+    """Return what gives the outcome of C2, C6 or C7: mean loss of the first epoch, an arm −
+    strided."""
 
     def outcome(found: Published) -> "pd.Series[float]":
         first = found.epochs[found.epochs.epoch == 1].set_index("run").training_loss
@@ -125,7 +128,7 @@ CLAIMS = {
 def claims_table(
     published: Mapping[str, Published], missing: Mapping[str, int | None]
 ) -> pd.DataFrame:
-    """One row a claim: its difference and verdict.
+    """Return one row for each claim, with its difference and verdict.
 
     published: of each experiment that has any runs. missing: how many runs each experiment lacks (None:
     its settings are not chosen yet, so that nobody knows); a claim about one that lacks any counts as
@@ -160,15 +163,16 @@ def _judged(
     published: Mapping[str, Published],
     select: Callable[[Published], Published],
 ) -> dict[str, dict[str, Any]]:
-    """Each claim's difference, adjusted p-value and verdicts, on the runs that `select` leaves."""
-    found = {key: difference([]) for key in CLAIMS}
+    """Return each claim's difference, adjusted p-value and verdicts, on the runs that `select`
+    leaves."""
+    found = {key: paired_difference([]) for key in CLAIMS}
     for key, claim in complete.items():
         values = claim.outcome(select(published[claim.experiment]))
         margin = claim.margin
         if claim.equality:
             gap = CLAIMS["C2"].outcome(select(published[claim.experiment])).mean()
             margin = SHARE_OF_GAP * abs(float(gap))
-        found[key] = difference(values, margin)
+        found[key] = paired_difference(values, margin)
     by_t = holm({key: each.p for key, each in found.items()})
     by_wilcoxon = holm({key: each.wilcoxon_p for key, each in found.items()})
     return {
@@ -186,7 +190,8 @@ def _judged(
 
 
 def _verdict(claim: Claim, centre: float | None, within: bool | None, adjusted: float) -> str:
-    """centre: the mean, or what stands for it."""
+    """Return the verdict on a claim. centre: the mean difference, or the median for Wilcoxon's
+    test."""
     if not claim.equality:
         return verdict(centre, adjusted)
     if adjusted < LEVEL:
@@ -199,7 +204,8 @@ def _without_diverged(found: Published) -> Published:
 
 
 def _spoken(row: "pd.Series[Any]") -> str:
-    """The verdict, and others where they differ; the reason where there is none."""
+    """Return the verdict, and those of other tests where they differ; the reason where there is
+    none."""
     if not row.verdict:
         return f"none: {row.blank}"
     others = {
@@ -211,7 +217,7 @@ def _spoken(row: "pd.Series[Any]") -> str:
 
 
 def claims_section(table: pd.DataFrame, about: str) -> Section:
-    """The claims as a table of the report."""
+    """Return the claims as a table of the report."""
     digits = table.unit.map({"points": 3, "nats": 4})
 
     def number(column: str) -> list[str]:

@@ -13,17 +13,18 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import difference, new_images, seeds_needed
+from experiments.reporting.statistics import new_images, paired_difference, seeds_needed
 from experiments.runs.results import arms, unpack_bits
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.plan import EliminationPlan
 
 CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for: make evidence."
 
 
-def compare(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
-    """One row: the difference unit stride − strided in test accuracy, in points, pair by pair.
+def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
+    """Return one row about the difference unit stride − strided in test accuracy, in points, by
+    pairs.
 
     runs: as results.tidy gives them; a pair is a seed with which both networks were trained from
     scratch. paper: the paper's difference in points, if this is its experiment; it is the margin of the
@@ -36,24 +37,26 @@ def compare(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
           for network in ("strided", "unit_stride")}  # fmt: skip
     seeds = of["strided"].index.intersection(of["unit_stride"].index).sort_values()
     strided, twin = (rows.loc[seeds] for rows in of.values())
-    found = difference(100 * (twin.test_accuracy - strided.test_accuracy), paper)
+    found = paired_difference(100 * (twin.test_accuracy - strided.test_accuracy), paper)
     row: dict[str, Any] = {**asdict(found), "within": found.within, "paper": paper}
     row |= dict.fromkeys(("new_low", "new_high", "seeds_needed"))
     if found.low is not None and found.deviation:
         if "test_bits" in runs:
-            row["new_low"], row["new_high"] = new_images(_right(twin), _right(strided))
+            row["new_low"], row["new_high"] = new_images(
+                _right_images(twin), _right_images(strided)
+            )
         if paper is not None:
             row["seeds_needed"] = seeds_needed(paper, found.deviation)
     return pd.DataFrame([row])
 
 
-def _right(runs: pd.DataFrame) -> np.ndarray:
-    """Which images each run classifies rightly: bool (runs, images)."""
+def _right_images(runs: pd.DataFrame) -> np.ndarray:
+    """Return which images each run classifies rightly: bool (runs, images)."""
     return np.stack([unpack_bits(*of) for of in zip(runs.test_bits, runs.test_images, strict=True)])
 
 
 def sentence(row: "pd.Series[Any]") -> str:
-    """What the numbers say, in one or two sentences. row: as compare gives it."""
+    """Return what the numbers say, in one or two sentences. row: as compare_accuracy gives it."""
     if row.blank:
         return f"The twin's test accuracy minus the strided network's: {row.blank}. {CLAIM}"
     text = (
@@ -68,7 +71,7 @@ def sentence(row: "pd.Series[Any]") -> str:
 
 
 def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """One line a quantity; blank where too few pairs cannot tell."""
+    """Return one line for each quantity, which is blank where there are too few pairs."""
     row = table.iloc[0]
     points = blank_or("{:+.3f}")
 
@@ -96,10 +99,10 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def comparison_section(
-    config: Report, runs: pd.DataFrame, plan: EliminationPlan, about: str
+    config: ReportConfig, runs: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
-    """The comparison as a table of the report."""
+    """Return the comparison as a table of the report."""
     papers = is_the_papers(plan, config.data.name)
-    table = compare(runs, PAPER_DIFFERENCE if papers else None)
+    table = compare_accuracy(runs, PAPER_DIFFERENCE if papers else None)
     title, readable = "Unity Stride − Non-Unity Stride", comparison_for_readers(table)
     return Section("comparison", title, sentence(table.iloc[0]), about, table, readable)

@@ -1,4 +1,5 @@
-"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either form.
+"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either
+form.
 
 Of each pair, both are timed in turn, round by round, as in training_step.py; a network that does not
 give what the strided one gives is not timed.
@@ -18,7 +19,7 @@ from tqdm import tqdm
 from experiments.reporting.formats import NETWORKS, of_rounds, spread, spreads
 from experiments.reporting.section import Section
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.settings.schema import ConversionBench
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from experiments.studies.training_step import Chunk, seconds
 from stridenet.by_layer.conversion import convert_layers
 from stridenet.by_layer.plan import plan_layers
@@ -27,6 +28,7 @@ from stridenet.errors import StrideEliminationError
 from stridenet.sizes import format_size
 from stridenet.zoo import calibrate
 
+Measured = dict[str, Any]  # the content of conversion.json
 SIZE = (3, 224, 224)  # of an image
 NETWORK = "resnet50"  # of torchvision, which is converted
 TOLERANCE = 1e-4  # of the largest number that the strided network gives
@@ -35,7 +37,7 @@ LAYOUTS = {"contiguous": torch.contiguous_format, "channels_last": torch.channel
 
 @dataclass(frozen=True)
 class Stem:
-    """The first convolution of a network of torchvision: of images with three channels."""
+    """Describes the first convolution of a network of torchvision, for images of three channels."""
 
     channels: int
     kernel: int
@@ -47,7 +49,7 @@ class Stem:
         return f"{self.kernel}x{self.kernel} conv {self.channels} stride {self.stride}{padded}"
 
     def build(self) -> nn.Module:
-        """The layer alone, with weights as torch's layers start."""
+        """Return the layer alone, with weights as torch's layers start."""
         layer = nn.Conv2d(3, self.channels, self.kernel, self.stride, self.padding)
         return nn.Sequential(layer).eval()
 
@@ -61,7 +63,7 @@ STEMS = {
 
 
 @torch.no_grad()
-def benchmark_conversion(config: ConversionBench) -> dict[str, Any]:
+def benchmark_conversion(config: ConversionBenchmarkConfig) -> Measured:
     """Time everything. Returns the seconds of every round, and what a reader needs to judge them.
 
     Raises StrideEliminationError for a network that does not give what the strided one gives.
@@ -88,8 +90,8 @@ def benchmark_conversion(config: ConversionBench) -> dict[str, Any]:
     }
 
 
-def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
-    """Both conversions of one network, on the processor."""
+def _conversion(config: ConversionBenchmarkConfig, bar: "tqdm[Any]") -> dict[str, Any]:
+    """Time both conversions of one network, on the processor."""
     model, images = _network(), torch.randn(2, *SIZE)
     fuse = _fuse()
     converters: dict[str, Callable[[], nn.Module]] = {
@@ -97,7 +99,7 @@ def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
         "fuse": lambda: fuse(model),
     }
     for name, convert in converters.items():
-        check(name, model, convert(), images)
+        require_equal(name, model, convert(), images)
     timed = {
         name: partial(seconds, convert, 1, images.device) for name, convert in converters.items()
     }
@@ -105,9 +107,13 @@ def _conversion(config: ConversionBench, bar: "tqdm[Any]") -> dict[str, Any]:
 
 
 def _stem(
-    name: str, layout: str, config: ConversionBench, device: torch.device, bar: "tqdm[Any]"
+    name: str,
+    layout: str,
+    config: ConversionBenchmarkConfig,
+    device: torch.device,
+    bar: "tqdm[Any]",
 ) -> dict[str, Any]:
-    """A forward pass of one stem and of its twin, on images in one layout."""
+    """Time a forward pass of one stem and of its twin, on images in one layout."""
     stem = STEMS[name]
     model = stem.build()
     twin = convert_layers(model)
@@ -115,7 +121,7 @@ def _stem(
     networks = dict(zip(NETWORKS, (model, twin), strict=True))
     for each in networks.values():
         each.to(device).to(memory_format=LAYOUTS[layout])  # type: ignore[call-overload]
-    check(name, model, twin, images)
+    require_equal(name, model, twin, images)
     timed = {
         network: partial(seconds, partial(each, images), config.steps, device)
         for network, each in networks.items()
@@ -124,12 +130,12 @@ def _stem(
         "stem": name,
         "layer": str(stem),
         "layout": layout,
-        "multiply_adds": dict(zip(NETWORKS, _multiply_adds(model), strict=True)),
+        "multiply_adds": dict(zip(NETWORKS, _planned_multiply_adds(model), strict=True)),
         "seconds": in_turn(timed, config.rounds, bar),
     }
 
 
-def _multiply_adds(model: nn.Module) -> tuple[int, int]:
+def _planned_multiply_adds(model: nn.Module) -> tuple[int, int]:
     """Count those of the only layer and of its unit-stride form, for one image."""
     (layer,) = plan_layers(model, example_inputs=torch.randn(1, *SIZE)).layers
     assert layer.multiply_adds is not None
@@ -137,7 +143,7 @@ def _multiply_adds(model: nn.Module) -> tuple[int, int]:
 
 
 def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[dict[str, float]]:
-    """The seconds of each, in turn, round by round, after a round that is not counted."""
+    """Return the seconds of each, in turn, round by round, after a round that is not counted."""
     measured = []
     for _ in range(rounds + 1):
         measured.append({name: chunk() for name, chunk in timed.items()})
@@ -146,7 +152,7 @@ def in_turn(timed: Mapping[str, Chunk], rounds: int, bar: "tqdm[Any]") -> list[d
 
 
 @torch.no_grad()
-def check(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None:
+def require_equal(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None:
     """Raise StrideEliminationError unless both give the same on these images, up to rounding."""
     expected, obtained = model(images), other(images)
     difference = float((obtained - expected).abs().max())
@@ -159,7 +165,8 @@ def check(name: str, model: nn.Module, other: nn.Module, images: Tensor) -> None
 
 
 def _network() -> nn.Module:
-    """The network to be converted, with random weights and the statistics of random images."""
+    """Return the network to be converted, with random weights and the statistics of random
+    images."""
     torchvision_import.watch()
     from torchvision import models
 
@@ -169,7 +176,7 @@ def _network() -> nn.Module:
 
 
 def _fuse() -> Callable[[nn.Module], nn.Module]:
-    """torch.fx's fusion of convolutions with the BatchNorm behind them, in a copy of the network."""
+    """Return torch.fx's function that fuses convolutions and BatchNorms in a copy of a network."""
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)  # of what it imports
         from torch.fx.experimental.optimization import fuse
@@ -179,9 +186,9 @@ def _fuse() -> Callable[[nn.Module], nn.Module]:
 TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a forward pass
 
 
-def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """Milliseconds of both conversions of one network: median and quartiles over the rounds, and how
-    many times as long as torch.fx's fuse convert_layers takes in a round."""
+def conversion_table(measured: Measured) -> pd.DataFrame:
+    """Return milliseconds of both conversions of one network: median and quartiles over the rounds,
+    and how many times as long as torch.fx's fuse convert_layers takes in a round."""
     milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
     columns = {
         "convert_layers": milliseconds.convert_layers,
@@ -192,13 +199,14 @@ def conversion_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry."""
+    """Return medians with their quartiles in one entry."""
     titles = {"convert_layers": "convert_layers", "fuse": "torch.fx's fuse", "ratio": "ratio"}
     return pd.DataFrame({"Network": table.model, **spreads(table, titles)})
 
 
-def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """Milliseconds of a forward pass of each stem and of its twin, and the ratio of each round."""
+def stem_table(measured: Measured) -> pd.DataFrame:
+    """Return milliseconds of a forward pass of each stem and of its twin, and the ratio of each
+    round."""
     rows = []
     for stem in measured["stems"]:
         milliseconds = 1000 * pd.DataFrame(stem["seconds"])
@@ -214,7 +222,7 @@ def stem_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry; multiply-adds as a ratio."""
+    """Return medians with their quartiles in one entry; multiply-adds as a ratio."""
     adds = table.unit_stride_multiply_adds / table.strided_multiply_adds
     return pd.DataFrame(
         {
@@ -227,8 +235,8 @@ def stems_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def conversion_sections(measured: dict[str, Any]) -> list[Section]:
-    """What experiments.conversion_benchmark measured."""
+def conversion_sections(measured: Measured) -> list[Section]:
+    """Return the tables of what experiments.conversion_benchmark measured."""
     config, size = measured["config"], format_size(measured["size"])
     rounds = f"median (quartiles) of {config['rounds']} rounds in turn"
     about = (

@@ -6,7 +6,8 @@ from experiments.reporting.section import Section
 
 
 def copied_weights(runs: pd.DataFrame) -> pd.DataFrame:
-    """The paper's first setting: the least agreement and the largest difference over n seeds."""
+    """Return the least agreement and the largest difference over n seeds (the paper's first
+    setting)."""
     copies = runs[runs.weights == "copy"]
     rows = [
         {

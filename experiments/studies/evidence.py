@@ -9,7 +9,7 @@ import pandas as pd
 from experiments.reporting.figures import save_figure
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
-from experiments.settings.schema import Evidence
+from experiments.settings.schema import EvidenceConfig
 from experiments.studies.claims import claims_section, claims_table
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
 from stridenet.files import make_folder
@@ -24,7 +24,7 @@ PROGRESS = (
 )
 
 
-def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> list[str]:
+def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None]) -> list[str]:
     """Write the tables and figures of what is published into outputs/report; returns what to print.
 
     wanted: the names of each experiment's runs; None where its settings have not been chosen yet.
@@ -58,7 +58,7 @@ def write_evidence(config: Evidence, wanted: Mapping[str, list[str] | None]) -> 
 def progress_table(
     published: Mapping[str, Published], wanted: Mapping[str, list[str] | None]
 ) -> pd.DataFrame:
-    """One row an experiment: its runs, how many are published, and what is missing."""
+    """Return one row for each experiment: its runs, how many are published, and what is missing."""
     rows = []
     for name, names in wanted.items():
         runs = published[name].runs.run if name in published else pd.Series(dtype=str)
@@ -76,13 +76,14 @@ def progress_table(
 
 
 def _missing(progress: pd.DataFrame, name: str) -> int | None:
-    """How many runs an experiment lacks; None where they are not known."""
+    """Return how many runs an experiment lacks; None where they are not known."""
     row = progress.set_index("experiment").loc[name]
     return None if pd.isna(row.runs) else int(row.runs) - int(row.published)
 
 
 def _search(name: str, found: Published, folder: Path, complete: bool) -> list[Section]:
-    """The table of a search of rates, and its figures: one for each number of training images."""
+    """Return the table of a search of rates, and its figures: one for each number of training
+    images."""
     table = rates_table(found.runs)
     about = "" if complete else "The search is not complete: nothing is chosen yet."
     if not complete:
@@ -98,7 +99,7 @@ def _search(name: str, found: Published, folder: Path, complete: bool) -> list[S
 
 
 def _lines(row: dict[str, str]) -> str:
-    """A claim for a terminal."""
+    """Return a claim with its outcome as lines for a terminal."""
     text = f"{row['Claim']}: {row['Verdict']}."
     if row["Difference"]:
         text += f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, p = {row['p (Holm)']}."

@@ -1,4 +1,5 @@
-"""The searches of docs/protocol.md: the best learning rate of each network, on validation images."""
+"""The searches of docs/protocol.md: the best learning rate of each network, on validation
+images."""
 
 from typing import Any
 
@@ -19,13 +20,14 @@ CAPTION = (
 
 
 def diverged(runs: pd.DataFrame) -> "pd.Series[bool]":
-    """Which published runs diverged: the loss was no number any more, or too few images are right."""
+    """Tell which published runs diverged: the loss became infinite, or too few images are right."""
     right = runs.validation_correct.astype(float) / runs.validation_images
     return runs.diverged.astype(bool) | ~(right >= DIVERGED)  # not a number counts, too
 
 
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a number of training images, network and rate, of the runs of one search.
+    """Return one row for each number of training images, network and rate, of the runs of one
+    search.
 
     runs: as published.read_published gives them. Columns: train_size, arm, learning_rate, n, diverged
     (how many seeds), error_percent_mean, error_percent_std, chosen, and inside: whether rates on both
@@ -53,7 +55,8 @@ def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_try(table: pd.DataFrame) -> list[float]:
-    """The rates that the protocol adds for every arm, where a chosen one lies on the grid's edge."""
+    """Return the rates that the protocol adds for every arm, where a chosen one lies on the grid's
+    edge."""
     edges = table[table.chosen & ~table.inside].learning_rate
     low, high = table.learning_rate.min(), table.learning_rate.max()
     beyond = [low / STEP] * bool((edges == low).any()) + [high * STEP] * bool((edges == high).any())
@@ -61,7 +64,8 @@ def to_try(table: pd.DataFrame) -> list[float]:
 
 
 def rates_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """One line a rate (and number of training images, where they differ), one column a network."""
+    """Return a table with a line for each rate and number of training images, a column for each
+    network."""
     error = table.error_percent_mean.map("{:.2f}".format)
     error += table.error_percent_std.map(blank_or(" ± {:.2f}")) + table.chosen.map(
         {True: " *", False: ""}
@@ -78,7 +82,7 @@ def rates_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
-    """The search as a table of the report. about: what else its caption says."""
+    """Return the search as a table of the report. about: a sentence for the end of its caption."""
     n = " or ".join(map(str, sorted(table.n.unique())))
     caption = f"{CAPTION.format(n=n)} {about}".strip()
     readable = rates_for_readers(table)
@@ -86,7 +90,8 @@ def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
 
 
 def rates_figure(table: pd.DataFrame) -> Figure:
-    """Validation error against rate, with the standard error of the mean; a ring around what is chosen.
+    """Draw validation error against rate, with the standard error of the mean; a ring around what
+    is chosen.
 
     Rates with a diverged seed are left out. table: of one number of training images.
     """

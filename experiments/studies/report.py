@@ -1,6 +1,7 @@
 """Everything in outputs/report/, from the runs of one experiment."""
 
 import textwrap
+from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.reporting.figures import save_figure
@@ -9,7 +10,7 @@ from experiments.reporting.section import WIDTH
 from experiments.runs.files import write_json
 from experiments.runs.networks import build_strided
 from experiments.runs.results import finished_runs, tidy
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from experiments.studies.comparison import comparison_section
 from experiments.studies.copied_weights import copied_sections
 from experiments.studies.sharing import freedom_section
@@ -24,6 +25,7 @@ from experiments.studies.table2 import feature_maps, table2_section
 from experiments.studies.training_step import benchmark_sections
 from stridenet.elimination import plan_elimination
 from stridenet.files import make_folder, write
+from stridenet.plan import EliminationPlan
 
 OPTIONAL = {
     "accuracy_by_epoch",
@@ -34,18 +36,14 @@ OPTIONAL = {
 }
 
 
-def write_report(config: Report) -> list[str]:
+def write_report(config: ReportConfig) -> list[str]:
     """Write tables, figures and runs.csv into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     results = finished_runs(config)
     runs = tidy(results)
-    height, width = config.data.image_size
-    input_size = (1, height, width)
+    input_size = config.data.input_size
     plan = plan_elimination(build_strided(config.model, input_size), input_size)
-    pooling = None
-    if (runs.network == "pooling").any():
-        pooled = build_strided(config.model, input_size, max_pooling=True)
-        pooling = plan_elimination(pooled, input_size)
+    pooling = _pooling_plan(config) if (runs.network == "pooling").any() else None
     make_folder(folder)
     table = runs.drop(columns="test_bits", errors="ignore")
     write(folder / "runs.csv", table.to_csv(index=False).encode())
@@ -70,13 +68,24 @@ def write_report(config: Report) -> list[str]:
         drawn["training_time"] = training_time(runs)
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
-    for name in OPTIONAL - drawn.keys() - {section.name for section in sections}:
-        for suffix in ("csv", "md", "tex", "png", "svg"):
-            path = folder / f"{name}.{suffix}"  # of an earlier report, of other runs
-            if path.is_file():
-                path.unlink()
+    _remove_earlier(folder, OPTIONAL - drawn.keys() - {section.name for section in sections})
     return [
         *texts,
         textwrap.fill(about, WIDTH),
         f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
     ]
+
+
+def _pooling_plan(config: ReportConfig) -> EliminationPlan:
+    """Return the plan of the network with pooling layers that the strided one stands for."""
+    pooled = build_strided(config.model, config.data.input_size, max_pooling=True)
+    return plan_elimination(pooled, config.data.input_size)
+
+
+def _remove_earlier(folder: Path, names: Iterable[str]) -> None:
+    """Remove the files of tables and figures that an earlier report had, of other runs."""
+    for name in names:
+        for suffix in ("csv", "md", "tex", "png", "svg"):
+            path = folder / f"{name}.{suffix}"
+            if path.is_file():
+                path.unlink()

@@ -4,6 +4,7 @@ What they say of the paper's claims is in studies/claims.py.
 """
 
 import textwrap
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,12 +17,13 @@ from experiments.reporting.figures import save_figure
 from experiments.reporting.formats import blank_or, mean_and_deviation
 from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH, Section
-from experiments.reporting.statistics import difference
+from experiments.reporting.statistics import paired_difference
 from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write_json
 from experiments.runs.published import distance
+from experiments.runs.result_keys import Result
 from experiments.runs.results import arms, finished_runs, tidy
-from experiments.settings.schema import Report
+from experiments.settings.schema import ReportConfig
 from stridenet.errors import InputError
 from stridenet.files import make_folder, write
 from stridenet.plan import EliminationPlan
@@ -48,9 +50,10 @@ QUANTITIES = {  # of a run: the unit of its differences
 }
 
 
-def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a run and epoch: arm, weights, seed, epoch, accuracy on validation images, training loss,
-    and the distance from the tied twins in its two parts (published.distance)."""
+def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
+    """Return one row for each run and epoch: arm, weights, seed, epoch, accuracy on validation
+    images, training loss, and the distance from the tied twins in its two parts
+    (published.distance)."""
     rows = [
         {
             "run": result["run"],
@@ -69,8 +72,9 @@ def by_epoch(results: list[dict[str, Any]]) -> pd.DataFrame:
     return table[table.arm.notna() & table.weights.isin([*STARTS])]
 
 
-def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
-    """One row a run: arm, weights, seed, and QUANTITIES, with the distance after the last epoch."""
+def by_run(results: Sequence[Result]) -> pd.DataFrame:
+    """Return one row for each run: arm, weights, seed, and QUANTITIES, with the distance after the
+    last epoch."""
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
@@ -92,7 +96,8 @@ def by_run(results: list[dict[str, Any]]) -> pd.DataFrame:
 def differences(
     runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
 ) -> "pd.Series[float]":
-    """Return one arm's quantity minus the other's for each seed that both have; time is in percent."""
+    """Return one arm's quantity minus the other's for each seed that both have; time is in
+    percent."""
     wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
     pairs = wide.reindex(columns=[arm, against]).dropna()
     if QUANTITIES[quantity] == "%":
@@ -101,8 +106,8 @@ def differences(
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """One row a start and arm: n, mean and deviation of every quantity, and the paired difference of
-    accuracy from the strided network with its interval."""
+    """Return one row for each start and arm: n, mean and deviation of every quantity, and the
+    paired difference of accuracy from the strided network with its interval."""
     rows = []
     for (weights, arm), group in runs.groupby(["weights", "arm"], sort=False):
         row: dict[str, Any] = {"start": STARTS[weights], "arm": arm, "n": len(group)}
@@ -112,14 +117,14 @@ def summary(runs: pd.DataFrame) -> pd.DataFrame:
                 f"{quantity}_std": group[quantity].std(),
             }
         paired = differences(runs, "test accuracy", weights, arm)
-        found = difference([] if arm == "strided" else paired)
+        found = paired_difference([] if arm == "strided" else paired)
         row |= {f"difference_{key}": getattr(found, key) for key in ("mean", "low", "high")}
         rows.append(row)
     return pd.DataFrame(rows)
 
 
 def sharing_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """The arms of experiment=sharing, a mean and its deviation in one entry."""
+    """Return the table of arms as people read it, a mean and its deviation in one entry."""
     mean = table.difference_mean.map(blank_or("{:+.2f}"))
     bounds = table.difference_low.map(blank_or(" [{:+.2f}, ")) + table.difference_high.map(
         blank_or("{:+.2f}]")
@@ -162,7 +167,7 @@ OF_ARMS = (
 )
 
 
-def write_findings(config: Report) -> list[str]:
+def write_findings(config: ReportConfig) -> list[str]:
     """Write tables and figure of experiment=sharing into outputs/report; returns what to print."""
     results = finished_runs(config)
     runs, epochs = by_run(results), by_epoch(results)
@@ -202,8 +207,8 @@ def freedom_section(plan: EliminationPlan) -> Section:
 
 
 def sharing_figure(epochs: pd.DataFrame) -> Figure:
-    """The arms of experiment=sharing by epoch: mean and standard deviation over seeds, from scratch
-    above and fine-tuned below. epochs: as by_epoch gives them."""
+    """Draw the arms of experiment=sharing by epoch: mean and standard deviation over seeds, from
+    scratch above and fine-tuned below. epochs: as by_epoch gives them."""
     panels = {
         "validation_accuracy": ("Validation accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),

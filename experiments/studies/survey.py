@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import pandas as pd
 import torch
@@ -23,7 +23,8 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, short_commit
-from experiments.settings.schema import Survey
+from experiments.runs.result_keys import Circumstances
+from experiments.settings.conversions import SurveyConfig
 from experiments.surveying.processes import Worker
 from experiments.surveying.sources import SOURCES
 from stridenet.errors import InputError
@@ -38,18 +39,23 @@ DECIDING = ("seed", "pooling", "network", "seconds", "gigabytes", "threads")  # 
 
 @dataclass(frozen=True)
 class Chosen:
-    """A model that is to be measured."""
+    """Names a model that is to be measured."""
 
     source: str
     family: str
     model: str
 
 
-# Which models ---------------------------------------------------------------------------------------
+class Surveyed(NamedTuple):
+    """Holds what a survey found."""
+
+    rows: list[Row]
+    missing: dict[str, str]  # why a source is missing, by its name
 
 
-def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
-    """A row for each model, in the order of sources and families; and which sources are missing, why.
+def survey_packages(config: SurveyConfig) -> Surveyed:
+    """Return a row for each model, in the order of sources and families; and which sources are
+    missing, why.
 
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
     the same version of the package, is not measured again, unless `force`.
@@ -64,16 +70,17 @@ def survey(config: Survey) -> tuple[list[Row], dict[str, str]]:
                 continue
             about = circumstances(config, torch.device("cpu"), config.jobs)  # as its code is now
             chosen = [*choose(config, source, families)]
-            found = {} if config.force else _kept(config, chosen, worker.version)
+            found = {} if config.force else _kept_rows(config, chosen, worker.version)
             waiting = [one for one in chosen if one not in found]
             found |= _measure_all(config, about, waiting, worker)
             rows += [found[one] for one in chosen]
     _require_models(config, rows, missing)
-    return rows, missing
+    return Surveyed(rows, missing)
 
 
-def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
-    """The first model of each family (of every so many-th), all of them, or those that are named."""
+def choose(config: SurveyConfig, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
+    """Yield the first model of each family (of every so many-th), all of them, or those that are
+    named."""
     for family in [*families][:: config.every]:
         names = families[family]
         wanted = names if config.all or config.models is not None else names[:1]
@@ -82,7 +89,7 @@ def choose(config: Survey, source: str, families: dict[str, list[str]]) -> Itera
                 yield Chosen(source, family, name)
 
 
-def _require_models(config: Survey, rows: list[Row], missing: dict[str, str]) -> None:
+def _require_models(config: SurveyConfig, rows: list[Row], missing: dict[str, str]) -> None:
     """Raise InputError where nothing is installed, or a name is of no model."""
     sources = config.sources or [*SOURCES]
     if len(missing) == len(sources):
@@ -94,11 +101,8 @@ def _require_models(config: Survey, rows: list[Row], missing: dict[str, str]) ->
             raise InputError(f"models: {name} is in none of {here}")
 
 
-# Measuring ------------------------------------------------------------------------------------------
-
-
 def _measure_all(
-    config: Survey, about: Row, waiting: list[Chosen], worker: Worker
+    config: SurveyConfig, about: Circumstances, waiting: list[Chosen], worker: Worker
 ) -> dict[Chosen, Row]:
     """Measure models of a source, so many at once as `jobs` says; each row is kept at once."""
     tasks: queue.SimpleQueue[Chosen] = queue.SimpleQueue()
@@ -116,12 +120,12 @@ def _measure_all(
                     if worker is None or worker.has_ended:
                         worker = Worker(one.source, config.threads)
                         workers.append(worker)
-                    row = about | _measured(worker, one, config)
+                    row = {**about, **_measured(worker, one, config)}
                     if faults:  # its worker was ended from outside
                         return
                     write_json(_path(config, one), row)
                     found[one] = row
-                    bar.write(f"{one.source} {one.model}: {verdict(row)}")
+                    bar.write(f"{one.source} {one.model}: {outcome_line(row)}")
                     bar.update()
             except queue.Empty:
                 return
@@ -134,7 +138,7 @@ def _measure_all(
             for thread in threads:
                 thread.start()
             for thread in threads:
-                while thread.is_alive():  # so that Ctrl-C is heard
+                while thread.is_alive():  # waits in short steps, so that Ctrl-C is heard
                     thread.join(0.2)
         except BaseException as error:
             faults.append(error)
@@ -145,15 +149,15 @@ def _measure_all(
     return found
 
 
-def _measured(worker: Worker, one: Chosen, config: Survey) -> Row:
-    """The row of a model."""
-    said = worker.measure(model=one.model, **_identity(config))
-    row = {**asdict(one), "version": worker.version, "config": _identity(config), **said}
+def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
+    """Return the row of a model."""
+    said = worker.measure(model=one.model, **_deciding_settings(config))
+    row = {**asdict(one), "version": worker.version, "config": _deciding_settings(config), **said}
     return settled(row)
 
 
 def settled(row: Row) -> Row:
-    """A row in which what was not finished has an outcome, too."""
+    """Return the row with an outcome for a conversion that was not finished, too."""
     ending = str(row["ended"])
     how = (
         "timeout" if ending == "timeout" else "out of memory" if row.get("exhausted") else "crashed"
@@ -168,8 +172,8 @@ def settled(row: Row) -> Row:
     return row
 
 
-def verdict(row: Row) -> str:
-    """What became of one model, in a line."""
+def outcome_line(row: Row) -> str:
+    """Return one line that says what became of a model."""
     if not row["runs"]:
         return f"does not run: {row['why_not']}"
     parts = [
@@ -183,31 +187,34 @@ def verdict(row: Row) -> str:
 
 
 def faulty(row: Row) -> bool:
-    """Whether a conversion did what it must not do: be wrong, leave strides, touch, crash."""
+    """Tell whether a conversion was wrong, left strides, changed the model or crashed."""
     outcomes = {row.get(column) for column in BY_LAYERS}
     crashed = row.get("network") == "crashed"
     return bool(outcomes & {"wrong", "strides left", "crashed"} or crashed or touched(row))
 
 
 def touched(row: Row, columns: tuple[str, ...] = COLUMNS) -> list[str]:
-    """What was changed of the model, by some of the conversions."""
+    """Return the places in the model that some of the conversions changed."""
     return [place for column in columns for place in row.get(f"{column}_touched", ())]
 
 
-def _path(config: Survey, one: Chosen) -> Path:
+def _path(config: SurveyConfig, one: Chosen) -> Path:
     folder = Path(config.outputs) / "survey" / re.sub(r"[^\w.\-]", "_", one.source)
     make_folder(folder)
     return folder / f"{re.sub(r'[^a-zA-Z0-9_.-]', '_', one.model)}.json"
 
 
-def _identity(config: Survey) -> Row:
-    """What decides a row: not where it is kept, nor which others were asked for."""
+def _deciding_settings(config: SurveyConfig) -> Row:
+    """Return the settings that decide a row: not where it is kept, nor which others were asked
+    for."""
     return {key: getattr(config, key) for key in DECIDING}
 
 
-def _kept(config: Survey, chosen: list[Chosen], version: str | None) -> dict[Chosen, Row]:
-    """The rows that were measured with the same settings and version."""
-    wanted = {"config": _identity(config), "version": version}
+def _kept_rows(
+    config: SurveyConfig, chosen: list[Chosen], version: str | None
+) -> dict[Chosen, Row]:
+    """Return the rows that were measured with the same settings and version."""
+    wanted = {"config": _deciding_settings(config), "version": version}
     rows: dict[Chosen, Row] = {}
     for one in chosen:
         with suppress(OSError, ValueError, TypeError):  # missing or damaged
@@ -217,12 +224,9 @@ def _kept(config: Survey, chosen: list[Chosen], version: str | None) -> dict[Cho
     return rows
 
 
-# Tables ---------------------------------------------------------------------------------------------
-
-
 def by_source(rows: list[Row]) -> pd.DataFrame:
-    """How many models of each source were tried, ran, have strided convolutions and were converted;
-    the last line is of all."""
+    """Return how many models of each source were tried, ran, have strided convolutions and were
+    converted; the last line is of all."""
     sources = [*dict.fromkeys(row["source"] for row in rows)]
     lines = [_counted(source, [r for r in rows if r["source"] == source]) for source in sources]
     return pd.DataFrame([*lines, _counted("all", rows)])
@@ -291,7 +295,7 @@ def by_source_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def kind_of(reason: str) -> str:
-    """A message without names and numbers: what messages of one kind have in common."""
+    """Return a message without its names and numbers, so that messages of one kind are equal."""
     text = re.sub(r"'[^']*'|\"[^\"]*\"|`[^`]*`", "…", reason)
     text = re.sub(r"[\w.\[\]]+ \([A-Za-z]\w*\)", "… (…)", text)  # layer1.0.conv (Conv2d)
     text = re.sub(r"[\w/.\-]+\.py(:\d+)?", "….py", text)
@@ -306,7 +310,8 @@ KINDS = {"layers": "by layers", "pooling": "with pooling", "network": "Theorem 2
 
 
 def kinds(rows: list[Row]) -> pd.DataFrame:
-    """Why models were not converted: how many for each kind of reason, the most frequent first."""
+    """Return why models were not converted: how many for each kind of reason, the most frequent
+    first."""
     found = [
         {
             "conversion": KINDS[column],
@@ -351,7 +356,7 @@ MODELS = (
 )  # fmt: skip
 
 
-def write_survey(config: Survey, rows: list[Row], missing: dict[str, str]) -> list[str]:
+def write_survey(config: SurveyConfig, rows: list[Row], missing: dict[str, str]) -> list[str]:
     """Write the tables, and all rows, into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     make_folder(folder)
@@ -383,7 +388,7 @@ KINDS_CAPTION = (
 )
 
 
-def _about(config: Survey, rows: list[Row]) -> str:
+def _about(config: SurveyConfig, rows: list[Row]) -> str:
     measured = pd.json_normalize(rows)
     commits = " / ".join(map(short_commit, measured.git_commit.unique()))
     limits = f"{config.seconds:g} s and {config.gigabytes:g} GiB a model"

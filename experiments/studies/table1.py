@@ -15,29 +15,56 @@ from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure, order_of
 from experiments.runs.published import read_published
+from experiments.runs.result_keys import Result
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
-from experiments.settings.schema import Report
-from experiments.studies.table2 import layers_of, maps_of
+from experiments.settings.schema import ReportConfig
+from experiments.studies.table2 import layers_text, maps_of
 from stridenet.plan import EliminationPlan
 
 TRAINED = ("scratch", "fine_tune")  # what the runs of Table 1 start from
+COLUMNS = (
+    "network", "input", "layers", "n",
+    "accuracy_percent_mean", "accuracy_percent_std", "paper_accuracy_percent",
+    "training_seconds_mean", "training_seconds_std", "training_cpu_seconds_mean",
+    "training_cpu_seconds_std", "paper_training_seconds",
+)  # fmt: skip
 BUSY = 1.2  # wall seconds over CPU seconds: above it, runs waited for the processor
 
 
 def table1(
     runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
 ) -> pd.DataFrame:
-    """Accuracy and training time of each network over its n seeds, the paper's beside them.
+    """Return accuracy and training time of each network over its n seeds, and the paper's beside
+    them.
 
-    runs: as results.tidy gives them. One row for each network trained from scratch, n = 0 included, and
-    one for each that is treated otherwise, has pooling (which `pooling` is the plan of) or was
-    fine-tuned. A deviation of fewer than two runs is missing. Runs that started from a file of weights
-    are left out: different files are no repetitions.
+    runs: as results.tidy gives them. pooling: the plan of the network with pooling layers, if runs have
+    it. One row for each network trained from scratch, n = 0 included, and one for each that is treated
+    otherwise, has pooling or was fine-tuned. A deviation of fewer than two runs is missing. Runs that
+    started from a file of weights are left out: different files are not repeated measurements.
     """
+    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
+    architecture = pd.DataFrame(
+        [
+            {"built": name, "layers": layers_text(of, name), "maps": " ".join(maps_of(of, name))}
+            for name, of in plans.items()
+        ]
+    )
+    architecture["input"] = architecture.maps.str.partition(" ")[0]
+    paper = PAPER if data == "mnist" else PAPER.iloc[:0]
+    measured = _measured(runs)
+    measured["built"] = measured.network.str.partition(" ")[0]
+    table = measured.merge(architecture, how="left").merge(paper, how="left")
+    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
+    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
+    table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
+    return table[[*COLUMNS]]
+
+
+def _measured(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row a network and start, first the two networks of the paper from scratch."""
     trained = runs[runs.weights.isin(TRAINED)].assign(network=arms)
-    started = trained.groupby(["network", "weights"])
-    measured = started.agg(
+    measured = trained.groupby(["network", "weights"]).agg(
         n=("seed", "size"),
         accuracy_percent_mean=("test_accuracy", lambda a: 100 * a.mean()),
         accuracy_percent_std=("test_accuracy", lambda a: 100 * a.std()),
@@ -50,40 +77,11 @@ def table1(
     others = sorted(measured.index.difference(scratch), key=lambda row: (row[1] != "scratch", row))
     measured = measured.reindex([*scratch, *others]).reset_index()
     measured["n"] = measured.n.fillna(0).astype(int)
-    plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
-    architecture = pd.DataFrame(
-        [
-            {"built": name, "layers": layers_of(of, name), "maps": " ".join(maps_of(of, name))}
-            for name, of in plans.items()
-        ]
-    )
-    architecture["input"] = architecture.maps.str.partition(" ")[0]
-    paper = PAPER if data == "mnist" else PAPER.iloc[:0]
-    measured["built"] = measured.network.str.partition(" ")[0]
-    table = measured.merge(architecture, how="left").merge(paper, how="left")
-    papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
-    table.loc[~papers, ["paper_accuracy_percent", "paper_training_seconds"]] = None
-    table["network"] += table.weights.map(lambda w: "" if w == "scratch" else f" {w}")
-    return table[
-        [
-            "network",
-            "input",
-            "layers",
-            "n",
-            "accuracy_percent_mean",
-            "accuracy_percent_std",
-            "paper_accuracy_percent",
-            "training_seconds_mean",
-            "training_seconds_std",
-            "training_cpu_seconds_mean",
-            "training_cpu_seconds_std",
-            "paper_training_seconds",
-        ]
-    ]
+    return measured
 
 
 def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Table 1 with a mean and its deviation in one entry, and the paper's names.
+    """Return table 1 with a mean and its deviation in one entry, and the paper's names.
 
     With columns reference_…, those of published results stand between ours and the paper's.
     """
@@ -108,7 +106,7 @@ def table1_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def busy(runs: pd.DataFrame) -> str:
-    """A sentence where some network's runs had to wait for the processor; or "".
+    """Return a sentence where some network's runs had to wait for the processor; or "".
 
     Where the device is no processor, CPU seconds say little, and so does this.
     """
@@ -126,7 +124,7 @@ def busy(runs: pd.DataFrame) -> str:
 
 
 def table1_section(
-    config: Report, runs: pd.DataFrame, table: pd.DataFrame, plan: EliminationPlan, about: str
+    config: ReportConfig, runs: pd.DataFrame, table: pd.DataFrame, plan: EliminationPlan, about: str
 ) -> Section:
     caption = (
         "Test accuracy and training time, mean ± standard deviation over n seeds, beside the paper's "
@@ -144,8 +142,9 @@ def table1_section(
     return Section("table1", "Table 1", caption, about, table, readable, ("Input", "Layers"))
 
 
-def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
-    """The published means of this experiment by network, if there are any, and where they are from."""
+def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
+    """Return the published means of this experiment by network, if there are any, and where they
+    are from."""
     if config.reference is None:
         return None
     wanted = experiment_identity(config)
@@ -161,8 +160,9 @@ def _reference(config: Report, plan: EliminationPlan) -> tuple[pd.DataFrame, str
     return measured.add_prefix("reference_").assign(network=table.network), machine
 
 
-def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
-    """Accuracy on validation images after each epoch: a thin line a seed, a thick one their mean."""
+def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
+    """Draw accuracy on validation images after each epoch: a thin line a seed, a thick one their
+    mean."""
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
     epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]
@@ -186,7 +186,7 @@ def accuracy_by_epoch(results: Sequence[dict[str, Any]]) -> Figure:
 
 
 def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """The last test accuracy of every seed, the two networks of a seed joined by a line."""
+    """Draw the last test accuracy of every seed, the two networks of a seed joined by a line."""
     figure, axes = new_figure()
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
@@ -208,7 +208,7 @@ def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
 
 
 def training_time(runs: pd.DataFrame) -> Figure:
-    """Seconds of training steps of every run, the mean as a bar."""
+    """Draw the seconds of the training steps of every run, and their mean as a bar."""
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     networks = sorted({*scratch.network}, key=order_of)
     figure, axes = new_figure(width=max(6.4, 1.6 * len(networks)))  # inches; for the labels

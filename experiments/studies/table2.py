@@ -1,4 +1,5 @@
-"""Table 2: the networks' layers and the dimensions of their feature maps, and the figure of these."""
+"""Table 2: the networks' layers and the dimensions of their feature maps, and the figure of
+these."""
 
 import math
 
@@ -19,14 +20,16 @@ from stridenet.taps import phase_size
 
 
 def table2(plan: EliminationPlan, pooling: EliminationPlan | None = None) -> pd.DataFrame:
-    """The input and every feature map of the networks, in order, as channels x height x width."""
+    """Return the input and every feature map of the networks, in order, as channels x height x
+    width."""
     columns = ["network", "input", *(layer.name for layer in layers_of_table(plan)[:-1])]
     plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
     return pd.DataFrame([[name, *maps_of(of, name)] for name, of in plans.items()], columns=columns)
 
 
 def is_the_papers(plan: EliminationPlan, data: str) -> bool:
-    """Whether these are the paper's networks on its data, so that its numbers may stand beside ours."""
+    """Tell whether these are the paper's networks on its data, so that its numbers may stand beside
+    ours."""
     return data == "mnist" and [" ".join(maps_of(plan, name)) for name in NETWORKS] == [*PAPER.maps]
 
 
@@ -35,7 +38,7 @@ def layers_of_table(plan: EliminationPlan) -> list[LayerPlan]:
 
 
 def maps_of(plan: EliminationPlan, network: str) -> list[str]:
-    """The input and the result of each layer but the last, whose result is the scores."""
+    """Return the input and the result of each layer but the last, whose result is the scores."""
     strided = network != "unit_stride"
     first = plan.input_size if strided else plan.input.unit_stride_size
     outputs = [layer.output for layer in layers_of_table(plan)[:-1]]
@@ -45,8 +48,9 @@ def maps_of(plan: EliminationPlan, network: str) -> list[str]:
     ]
 
 
-def layers_of(plan: EliminationPlan, network: str) -> str:
-    """As the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc 500"."""
+def layers_text(plan: EliminationPlan, network: str) -> str:
+    """Return the layers as the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc
+    500"."""
     return ", ".join(_layer(layer, network != "unit_stride") for layer in layers_of_table(plan))
 
 
@@ -82,8 +86,9 @@ GAP = 0.1  # between channels and between phases, over the size of one
 
 
 def feature_maps(plan: EliminationPlan) -> Figure:
-    """Every map of both networks, each channel a rectangle, all to one scale. A channel's phases stand
-    where the channel stands in the strided network: the twin computes the same maps, cut up."""
+    """Draw every map of both networks, each channel a rectangle, all to one scale. A channel's
+    phases stand where the channel stands in the strided network: the twin computes the same maps,
+    cut up."""
     layers = [layer for layer in plan.layers if layer.weight_size][:-1]
     maps = {"input": plan.input, **{layer.name: layer.output for layer in layers}}
     tiles = {name: _channels(feature_map, strided=False) for name, feature_map in maps.items()}
@@ -114,7 +119,7 @@ def feature_maps(plan: EliminationPlan) -> Figure:
 
 
 def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
-    """A rectangle for each channel of a strided map, or for each phase of each channel.
+    """Return a rectangle for each channel of a strided map, or for each phase of each channel.
 
     The phases of a channel stand where the channel stands in the strided network.
     """

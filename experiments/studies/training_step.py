@@ -20,95 +20,111 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 from torch.profiler import ProfilerActivity, profile
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset
 from tqdm import tqdm
 
 from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
-from experiments.runs.data import ORIGINS, generator, load
+from experiments.runs.data import generator, load, load_official
 from experiments.runs.machine import choose_device, circumstances, prepare
-from experiments.runs.networks import build_network, build_strided, initialise
-from experiments.runs.training import Examples, normalise, synchronise, train
-from experiments.settings.identity import model_identity, rate_for
-from experiments.settings.schema import Bench, Report
+from experiments.runs.networks import build_network, build_strided, initialise, require_scores
+from experiments.runs.training import Examples, Split, normalise, synchronise, train
+from experiments.settings.identity import model_identity
+from experiments.settings.schema import BenchmarkConfig, DataConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.cli import torchvision_import
 from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError
 from stridenet.twin import UnitStrideNetwork
 
+Measured = dict[str, Any]  # the content of benchmark.json
 MATRIX = 2048  # rows and columns of the product
 PRODUCTS = 3  # of them a round
 Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
 
 
-def benchmark(config: Bench) -> dict[str, Any]:
-    """Time everything. Returns the seconds of every round, and what a reader needs to judge them."""
+def benchmark(config: BenchmarkConfig) -> Measured:
+    """Time everything. Returns the seconds of every round, and what a reader needs to judge
+    them."""
     prepare(config.threads)
     device = choose_device(config.device)
-    folder = Path(config.outputs) / "data"
-    images, labels = normalise(load(config.data, folder), config.recipe.pixels)["training"]
-    ours: dict[str, Chunk] = {}
-    for name in NETWORKS:
-        layers, inputs = _network(config, name), images
-        if isinstance(layers, UnitStrideNetwork):
-            rearrange = layers.rearrange
-            inputs, layers = rearrange(images), layers.network
-        layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        examples = Examples(inputs, labels, device)
-        ours[name] = _our_loop(layers, examples, _at_its_rate(config, name), device)
-
-    matrix = torch.rand(MATRIX, MATRIX, device=device)
-    timed: dict[str, Chunk] = {
-        **{f"ours_{name}": ours[name] for name in NETWORKS},
-        "matrix_product": lambda: seconds(lambda: matrix @ matrix, PRODUCTS, device),
-        "rearrangement": lambda: seconds(lambda: rearrange(images), 1, device),
-    }
-    # A process of its own, which is not set up as ours is.
-    with ProcessPoolExecutor(
-        1, multiprocessing.get_context("spawn"), _start_plain, (config, device)
-    ) as plain:
-        for name in NETWORKS:
-            timed[f"plain_{name}"] = partial(_result, plain, name)
-        for chunk in timed.values():
-            chunk()  # the first time is slower
-        rounds = [
-            {name: chunk() for name, chunk in timed.items()}
-            for _ in tqdm(range(config.rounds), desc="rounds", disable=None)
-        ]
-    height, width = config.data.image_size
-    plan = plan_elimination(build_strided(config.model, (1, height, width)), (1, height, width))
+    data = load(config.data, Path(config.outputs) / "data")
+    training = normalise(data, config.recipe.pixels)["training"]
+    ours = {name: _our_network(config, name, training, device) for name in NETWORKS}
+    rounds = _time_in_turn(config, ours, training, device)
+    input_size = config.data.input_size
+    plan = plan_elimination(build_strided(config.model, input_size), input_size)
     adds = [layer.multiply_adds for layer in plan.layers if layer.weight_size]
     return {
         "model": model_identity(config),
         "paper": is_the_papers(plan, config.data.name),
         "multiply_adds": dict(zip(NETWORKS, map(sum, zip(*adds, strict=True)), strict=True)),
         "first_layer_multiply_adds": dict(zip(NETWORKS, adds[0], strict=True)),
-        "images": len(images),
+        "images": len(training.images),
         "matrix": MATRIX,
         "seconds": rounds,  # of a step, of a product, of the rearrangement of all images
-        "operators": {name: _operators(ours[name]) for name in NETWORKS},
+        "operators": {name: _operators(each) for name, each in ours.items()},
         **circumstances(config, device),
         "config": asdict(config),
     }
 
 
-def _network(config: Bench, name: str) -> nn.Module:
+def _our_network(
+    config: BenchmarkConfig, name: str, training: Split, device: torch.device
+) -> Chunk:
+    """Return what does some steps of our loop on one of the networks."""
+    layers, images = _network(config, name), training.images
+    if isinstance(layers, UnitStrideNetwork):
+        images, layers = layers.rearrange(images), layers.network
+    layers.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    examples = Examples(images, training.labels, device)
+    return _our_loop(layers, examples, _at_its_rate(config, name), device)
+
+
+def _time_in_turn(
+    config: BenchmarkConfig, ours: dict[str, Chunk], training: Split, device: torch.device
+) -> list[dict[str, float]]:
+    """Return the seconds of everything that is timed, in turn, for each round."""
+    matrix = torch.rand(MATRIX, MATRIX, device=device)
+    twin = _network(config, "unit_stride")
+    assert isinstance(twin, UnitStrideNetwork)
+    timed: dict[str, Chunk] = {
+        **{f"ours_{name}": ours[name] for name in NETWORKS},
+        "matrix_product": lambda: seconds(lambda: matrix @ matrix, PRODUCTS, device),
+        "rearrangement": lambda: seconds(lambda: twin.rearrange(training.images), 1, device),
+    }
+    # The plain loop has a process of its own, which is not set up as ours is.
+    with ProcessPoolExecutor(
+        1, multiprocessing.get_context("spawn"), _start_plain, (config, device)
+    ) as plain:
+        for name in NETWORKS:
+            timed[f"plain_{name}"] = partial(_run_plain_chunk, plain, name)
+        for chunk in timed.values():
+            chunk()  # the first time is slower
+        return [
+            {name: chunk() for name, chunk in timed.items()}
+            for _ in tqdm(range(config.rounds), desc="rounds", disable=None)
+        ]
+
+
+def _network(config: BenchmarkConfig, name: str) -> nn.Module:
     model = replace(config.model, eliminate_stride=name == "unit_stride", max_pooling=False)
-    height, width = config.data.image_size
-    network = build_network(model, (1, height, width))
+    network = build_network(model, config.data.input_size)
+    require_scores(network, config.data)
     initialise(network, config.recipe.initialisation, generator(0, "weights"))
     return network
 
 
-def _at_its_rate(config: Bench, name: str) -> Bench:
+def _at_its_rate(config: BenchmarkConfig, name: str) -> BenchmarkConfig:
     """Give the recipe this network's own learning rate, where it has one for each network."""
-    rate = rate_for(config.recipe, name)
+    rate = config.recipe.rate_for(name)
     return replace(config, recipe=replace(config.recipe, learning_rate=rate))
 
 
-def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torch.device) -> Chunk:
+def _our_loop(
+    layers: nn.Module, examples: Examples, config: BenchmarkConfig, device: torch.device
+) -> Chunk:
     recipe = replace(config.recipe, epochs=None, steps=config.steps)
 
     def chunk() -> float:
@@ -118,35 +134,55 @@ def _our_loop(layers: nn.Module, examples: Examples, config: Bench, device: torc
     return chunk
 
 
-_plain: dict[str, Chunk] = {}  # in the process of the plain loop
+_plain_loops: dict[str, Chunk] = {}  # in the process of the plain loop
 
 
-def _start_plain(config: Bench, device: torch.device) -> None:
+class PlainImages(Dataset[tuple[Any, int]]):
+    """Gives the official training images one by one, as torchvision's data sets give them.
+
+    Each is made a PIL image, resized where the settings want another size, and normalised by the data
+    set's published mean and standard deviation, as in PyTorch's MNIST example.
+    """
+
+    def __init__(self, data: DataConfig, folder: Path) -> None:
+        torchvision_import.watch()
+        from torchvision import transforms
+
+        images, labels = load_official(data, folder, train=True)
+        self._images, self._labels = images.movedim(1, -1).numpy(), labels.tolist()
+        facts = data.facts
+        steps = [transforms.ToTensor(), transforms.Normalize(facts.mean, facts.deviation)]
+        if [*images.shape[-2:]] != data.image_size:
+            steps.insert(0, transforms.Resize(data.image_size))
+        self._transform = transforms.Compose([transforms.ToPILImage(), *steps])
+
+    def __len__(self) -> int:
+        return len(self._labels)
+
+    def __getitem__(self, index: int) -> tuple[Any, int]:
+        return self._transform(self._images[index]), self._labels[index]
+
+
+def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
     """Set up a loop as in PyTorch's MNIST example: a DataLoader of PIL images, default layout."""
-    torchvision_import.watch()
-    from torchvision import datasets, transforms
-
     torch.set_num_threads(config.threads)
-    steps = [transforms.ToTensor(), transforms.Normalize((0.1307,), (0.3081,))]
-    if config.data.image_size != [28, 28]:
-        steps.insert(0, transforms.Resize(config.data.image_size))
-    official = getattr(datasets, ORIGINS[config.data.name].name)
-    data = official(Path(config.outputs) / "data", transform=transforms.Compose(steps))
+    data = PlainImages(config.data, Path(config.outputs) / "data")
     loader = DataLoader(data, batch_size=config.recipe.batch_size, shuffle=True)
     for name in NETWORKS:
         network = _network(config, name).to(device)
         own = _at_its_rate(config, name)
-        _plain[name] = _plain_loop(network, _batches(loader), own, device)
+        _plain_loops[name] = _plain_loop(network, _batches(loader), own, device)
 
 
 def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Epoch after epoch, so that a chunk of steps does not pay for the start of one."""
+    """Yield batches epoch after epoch, so that only one chunk of steps pays for the start of an
+    epoch."""
     while True:
         yield from loader
 
 
 def _plain_loop(
-    network: nn.Module, batches: Iterator[Any], config: Bench, device: torch.device
+    network: nn.Module, batches: Iterator[Any], config: BenchmarkConfig, device: torch.device
 ) -> Chunk:
     recipe = config.recipe
     optimizer = torch.optim.SGD(
@@ -170,15 +206,15 @@ def _plain_loop(
 
 
 def _plain_chunk(name: str) -> float:
-    return _plain[name]()
+    return _plain_loops[name]()
 
 
-def _result(plain: ProcessPoolExecutor, name: str) -> float:
+def _run_plain_chunk(plain: ProcessPoolExecutor, name: str) -> float:
     return plain.submit(_plain_chunk, name).result()
 
 
 def seconds(work: Callable[[], object], times: int, device: torch.device) -> float:
-    """Of one time of the work, when it is done so many times."""
+    """Return the mean seconds of doing the work once, when it is done so many times in a row."""
     synchronise(device)
     began = time.perf_counter()
     for _ in range(times):
@@ -188,7 +224,7 @@ def seconds(work: Callable[[], object], times: int, device: torch.device) -> flo
 
 
 def _operators(chunk: Chunk) -> dict[str, float]:
-    """Share of the processor's time of each of torch's operators, the largest first."""
+    """Return the share of the processor's time of each of torch's operators, the largest first."""
     with profile(activities=[ProfilerActivity.CPU]) as profiled:
         chunk()
     spent = {event.key: event.self_cpu_time_total for event in profiled.key_averages()}
@@ -198,9 +234,9 @@ def _operators(chunk: Chunk) -> dict[str, float]:
     }
 
 
-def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
-    """What experiments.benchmark measured: median and quartiles over the rounds, by network, and the
-    ratio of the networks, unit stride over strided, of each round."""
+def benchmark_table(measured: Measured) -> pd.DataFrame:
+    """Return the table of what experiments.benchmark measured: median and quartiles over the
+    rounds, by network, and the ratio of the networks, unit stride over strided, of each round."""
     seconds = pd.DataFrame(measured["seconds"])
     batch = measured["config"]["recipe"]["batch_size"]
     rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product
@@ -239,18 +275,18 @@ def benchmark_table(measured: dict[str, Any]) -> pd.DataFrame:
 
 
 def benchmark_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians with their quartiles in one entry."""
+    """Return medians with their quartiles in one entry."""
     titles = {network: PRINTED[network] for network in NETWORKS}
     entries = spreads(table, {**titles, "ratio": "ratio"})
     entries["ratio"] = entries["ratio"].where(~table.quantity.str.contains("/|share"), "")
     return pd.DataFrame({"": table.quantity, **entries})
 
 
-OPERATORS = 4  # of torch, of which the share of the time is told
+OPERATORS = 4  # how many of torch's operators the caption names, with their shares of the time
 
 
-def benchmark_section(measured: dict[str, Any]) -> Section:
-    """What experiments.benchmark measured."""
+def benchmark_section(measured: Measured) -> Section:
+    """Return what experiments.benchmark measured as a table of the report."""
     config, table = measured["config"], benchmark_table(measured)
     operators = "; ".join(
         f"{PRINTED[network]}: "
@@ -274,8 +310,8 @@ def benchmark_section(measured: dict[str, Any]) -> Section:
     return Section("benchmark", "Benchmark", caption, about, table, readable)
 
 
-def benchmark_sections(config: Report) -> list[Section]:
-    """What was measured of this network, if anything."""
+def benchmark_sections(config: ReportConfig) -> list[Section]:
+    """Return the table of what was measured of this network, if anything was."""
     path = Path(config.outputs) / "benchmark.json"
     if not path.exists():
         return []

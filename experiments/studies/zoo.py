@@ -24,7 +24,7 @@ from experiments.reporting.provenance import machine_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.files import write_json
 from experiments.runs.machine import circumstances, prepare, short_commit
-from experiments.settings.schema import Zoo
+from experiments.settings.conversions import ZooConfig
 from experiments.studies.conversion import TIMES
 from stridenet.by_layer.converted import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
@@ -34,12 +34,13 @@ from stridenet.twin import UnitStrideNetwork
 from stridenet.verification import LayerReport, VerificationReport, verify
 from stridenet.zoo import ZOO, calibrate
 
+Row = dict[str, Any]  # what is measured of a model, as its file in outputs/zoo has it
 BATCH = 2  # images on which a twin is verified
 CALIBRATION = 4  # images from which an untrained network's BatchNorm layers take their statistics
 
 
-def survey(config: Zoo) -> list[dict[str, Any]]:
-    """A row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
+def measure_zoo(config: ZooConfig) -> list[Row]:
+    """Return a row for each model, in the zoo's order; each is in outputs/zoo/NAME.json, too.
 
     What was measured with the same settings is not measured again, unless `force`. A model of the
     user's own always is: its source may have changed.
@@ -48,21 +49,21 @@ def survey(config: Zoo) -> list[dict[str, Any]]:
     folder = Path(config.outputs) / "zoo"
     make_folder(folder)
     rows = []
-    with tqdm(_chosen(config).items(), disable=None) as bar:
+    with tqdm(_chosen_models(config).items(), disable=None) as bar:
         for name, chosen in bar:
             bar.set_description(name)
             path = folder / f"{name}.json"
-            row = None if config.force or config.of_user else _kept(path, chosen)
+            row = None if config.force or config.of_user else _kept_row(path, chosen)
             if row is None:
-                row = measure(name, chosen, calibrated=not config.of_user)
+                row = measure_model(name, chosen, calibrated=not config.of_user)
                 write_json(path, row)
-                bar.write(f"{name}: {verdict(row)}")
+                bar.write(f"{name}: {outcome_line(row)}")
             rows.append(row)
     return rows
 
 
-def verdict(row: dict[str, Any]) -> str:
-    """What became of one model, in a line."""
+def outcome_line(row: Row) -> str:
+    """Return one line that says what became of a model."""
     if "reason" in row:
         return f"no twin: {row['reason']}"
     if row["passed"]:
@@ -70,7 +71,7 @@ def verdict(row: dict[str, Any]) -> str:
     return f"NOT equal, from {row['first_failure']} on"
 
 
-def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
+def measure_model(name: str, config: ZooConfig, calibrated: bool) -> Row:
     """Convert, verify and time one model. Where it has no twin, the row has the reason instead.
 
     calibrated: its BatchNorm layers first get the statistics of random images.
@@ -79,7 +80,7 @@ def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
         "model": name,
         "input": " and ".join(format_size(images.shape[1:]) for images in random_inputs(config, 1)),
         **circumstances(config, torch.device("cpu")),
-        "config": _identity(config),
+        "config": _deciding_settings(config),
     }
     model = load_model(config).float()
     if calibrated:
@@ -89,7 +90,9 @@ def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
         twin = convert(model, config, check=False)  # it is verified at once
         row["conversion_seconds"] = time.perf_counter() - began
         row |= _costs(model, twin, config)
-        row |= _verified(verify(model, twin, _one_or_several(random_inputs(config, BATCH))))
+        row |= _verification_columns(
+            verify(model, twin, _one_or_several(random_inputs(config, BATCH)))
+        )
     except StrideEliminationError as error:
         return {**row, "reason": str(error)}
     return {**row, "seconds": forward_seconds(model, twin, random_inputs(config, 1), config.rounds)}
@@ -99,7 +102,8 @@ def measure(name: str, config: Zoo, calibrated: bool) -> dict[str, Any]:
 def forward_seconds(
     model: nn.Module, twin: nn.Module, inputs: tuple[Tensor, ...], rounds: int
 ) -> list[dict[str, float]]:
-    """Seconds of a forward pass of both networks, in turn, round by round, after one not counted."""
+    """Return the seconds of a forward pass of both networks, in turn, round by round, after one not
+    counted."""
 
     def once(network: nn.Module) -> float:
         began = time.perf_counter()
@@ -111,8 +115,9 @@ def forward_seconds(
     return measured[1:]
 
 
-def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
-    """What the twin costs: as planned, or where layers were converted, as torch counts it."""
+def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, int]:
+    """Return what the twin costs: as planned, or where layers were converted, as torch counts
+    it."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
         costs: dict[str, tuple[int, int]] = {"parameters": twin.plan.parameters}
@@ -121,7 +126,7 @@ def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
         layers = len(converted_layers(twin))
         both, inputs = (model, twin), random_inputs(config, 1)
         before, after = ([p.numel() for p in each.parameters()] for each in both)
-        adds = _multiply_adds(model, inputs), _multiply_adds(twin, inputs)
+        adds = _count_multiply_adds(model, inputs), _count_multiply_adds(twin, inputs)
         costs = {"parameters": (sum(before), sum(after)), "multiply_adds": adds}
     return {"strided_layers": layers} | {
         f"{network}_{quantity}": number
@@ -131,15 +136,15 @@ def _costs(model: nn.Module, twin: nn.Module, config: Zoo) -> dict[str, int]:
 
 
 @torch.no_grad()
-def _multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
+def _count_multiply_adds(network: nn.Module, inputs: tuple[Tensor, ...]) -> int:
     """Count those of convolutions and matrix products; torch counts two operations for each."""
     with FlopCounterMode(display=False) as counter:
         network(*inputs)
     return counter.get_total_flops() // 2
 
 
-def _verified(report: VerificationReport) -> dict[str, Any]:
-    """How far the twin is from the model; None stands for a number that is not finite."""
+def _verification_columns(report: VerificationReport) -> Row:
+    """Return how far the twin is from the model; None stands for a number that is not finite."""
     numbers = {
         "relative_error": max(map(_relative_error, report.layers)),
         "share_of_bound": max(layer.share_of_bound for layer in report.layers),
@@ -154,7 +159,7 @@ def _verified(report: VerificationReport) -> dict[str, Any]:
 
 
 def _relative_error(layer: LayerReport) -> float:
-    """The layer's largest error as a share of the largest value of its map."""
+    """Return the layer's largest error as a share of the largest value of its map."""
     if not layer.largest_error:
         return 0.0
     return layer.largest_error / layer.largest_value if layer.largest_value else math.inf
@@ -164,8 +169,8 @@ def _one_or_several(inputs: tuple[Tensor, ...]) -> Any:
     return inputs if len(inputs) > 1 else inputs[0]
 
 
-def _chosen(config: Zoo) -> dict[str, Zoo]:
-    """The settings of each model that is asked for, by name."""
+def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
+    """Return the settings of each model that is asked for, by name."""
     if config.of_user:
         return {config.model["_target_"]: config}
     names = [*ZOO] if config.models is None else config.models
@@ -175,19 +180,20 @@ def _chosen(config: Zoo) -> dict[str, Zoo]:
     return {name: replace(config, **ZOO[name]) for name in ZOO if name in names}
 
 
-def _identity(config: Zoo) -> dict[str, Any]:
-    """What decides a row: not where it is kept, nor which others were asked for."""
+def _deciding_settings(config: ZooConfig) -> Row:
+    """Return the settings that decide a row: not where it is kept, nor which others were asked
+    for."""
     settings = asdict(config)
     for name in ("outputs", "models", "force"):
         del settings[name]
     return settings
 
 
-def _kept(path: Path, config: Zoo) -> dict[str, Any] | None:
-    """The row that was measured with the same settings; None if there is none."""
+def _kept_row(path: Path, config: ZooConfig) -> Row | None:
+    """Return the row that was measured with the same settings; None if there is none."""
     try:
         row = json.loads(path.read_text())
-        return row if row["config"] == _identity(config) else None
+        return row if row["config"] == _deciding_settings(config) else None
     except (OSError, ValueError, KeyError, TypeError):  # missing or damaged
         return None
 
@@ -216,11 +222,11 @@ ZOO_COLUMNS = (
 )
 
 
-def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
-    """The survey's rows: what each twin costs, how far it is from its network, milliseconds of a
-    forward pass of both; or the reason why there is no twin."""
+def zoo_table(rows: list[Row]) -> pd.DataFrame:
+    """Return the survey's rows: what each twin costs, how far it is from its network, milliseconds
+    of a forward pass of both; or the reason why there is no twin."""
 
-    def timed(row: dict[str, Any]) -> dict[str, float]:
+    def timed(row: Row) -> dict[str, float]:
         milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)
         return of_rounds(milliseconds.strided, milliseconds.unit_stride)
 
@@ -231,7 +237,7 @@ def zoo_table(rows: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Both networks' numbers in one entry; blanks and the reason where there is no twin."""
+    """Return both networks' numbers in one entry; blanks and the reason where there is no twin."""
 
     def pair(quantity: str) -> "pd.Series[str]":
         strided, twin = (
@@ -240,7 +246,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
         return (strided + " → " + twin).where(strided != "", "")
 
     reasons = {"Reason": table.reason.fillna("")} if table.reason.notna().any() else {}
-    verdict = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
+    outcome_line = table.passed.map({True: "equal", False: "NOT equal"}).fillna("no twin")
     return pd.DataFrame(
         {
             "Network": table.model,
@@ -249,7 +255,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
             "Strided layers": table.strided_layers.map(blank_or("{}")),
             "Parameters (M)": pair("parameters"),
             "Multiply-adds (M)": pair("multiply_adds"),
-            "Twin is": verdict,
+            "Twin is": outcome_line,
             "Error": table.relative_error.map(blank_or("{:.1e}")),
             "of bound": table.share_of_bound.map(blank_or("{:.2g}")),
             **spreads(table, TIMES),
@@ -258,7 +264,7 @@ def zoo_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def write_zoo(config: Zoo, rows: list[dict[str, Any]]) -> list[str]:
+def write_zoo(config: ZooConfig, rows: list[Row]) -> list[str]:
     """Write the survey's table and all its rounds into outputs/report; returns what to print."""
     folder = Path(config.outputs) / "report"
     make_folder(folder)

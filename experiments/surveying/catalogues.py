@@ -12,7 +12,8 @@ from experiments.surveying.sources import Example, images, imported
 
 @dataclass(frozen=True)
 class Entry:
-    """A network: its class, the class's arguments, and the sizes of its inputs, without batch."""
+    """Describes a network: its class, the class's arguments, and the sizes of its inputs, without
+    batch."""
 
     kind: str
     arguments: dict[str, Any]
@@ -21,7 +22,8 @@ class Entry:
 
 
 class Catalogue:
-    """A source that is a table; a family is an entry. Classes that this version lacks are left out."""
+    """Is a source that is a table, with a family for each entry. Classes that this version lacks
+    are left out."""
 
     package: str
     distribution: str
@@ -29,18 +31,18 @@ class Catalogue:
     entries: ClassVar[dict[str, Entry]]
 
     def families(self) -> dict[str, list[str]]:
-        """Each entry for itself."""
+        """Return a family of its own for each entry."""
         module = imported(self.module)
         return {name: [name] for name, entry in self.entries.items() if hasattr(module, entry.kind)}
 
     def make(self, name: str) -> nn.Module:
-        """The network of an entry."""
+        """Return the network of an entry."""
         entry = self.entries[name]
         network: nn.Module = getattr(imported(self.module), entry.kind)(**entry.arguments)
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Random tensors of the entry's sizes."""
+        """Yield random tensors of the entry's sizes."""
         entry = self.entries[name]
         kwargs = {
             key: images(*value) if isinstance(value, tuple) else value
@@ -59,7 +61,7 @@ _SMALL_RESNET = {"block": "basic", "layers": (1, 1, 1, 1), "block_inplanes": (8,
 
 
 class Monai(Catalogue):
-    """Networks of images and of volumes."""
+    """Has networks for images and volumes."""
 
     package = distribution = "monai"
     module = "monai.networks.nets"
@@ -156,7 +158,7 @@ _CROSS = {
 
 
 class Diffusers(Catalogue):
-    """Networks of images and of videos."""
+    """Has networks for images and videos."""
 
     package = distribution = module = "diffusers"
     entries: ClassVar[dict[str, Entry]] = {

@@ -1,4 +1,5 @@
-"""Packages whose models take images, and have a list of them: names, makers and inputs are theirs."""
+"""Packages whose models take images, and have a list of them: names, makers and inputs are
+theirs."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,12 +23,12 @@ class Timm:
     package = distribution = "timm"
 
     def families(self) -> dict[str, list[str]]:
-        """Names of models by module."""
+        """Return the names of models by module."""
         timm = imported("timm")
         return {name: small_first(timm.list_models(module=name)) for name in timm.list_modules()}
 
     def make(self, name: str) -> nn.Module:
-        """A model with random weights."""
+        """Return a model with random weights."""
         return imported("timm").create_model(name, pretrained=False)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
@@ -45,7 +46,7 @@ class Torchvision:
     package = distribution = "torchvision"
 
     def families(self) -> dict[str, list[str]]:
-        """Names of models by module."""
+        """Return the names of models by module."""
         models = imported("torchvision.models")
         found: dict[str, list[str]] = {}
         for name in models.list_models():
@@ -54,7 +55,7 @@ class Torchvision:
         return {family: small_first(names) for family, names in found.items()}
 
     def make(self, name: str) -> nn.Module:
-        """A model with random weights, its backbone's too."""
+        """Return a model with random weights, in its backbone, too."""
         options: dict[str, Any] = {"weights": None}
         module = imported("torchvision.models").get_model_builder(name).__module__
         if ".detection" in module or ".segmentation" in module:
@@ -66,7 +67,7 @@ class Torchvision:
         return imported("torchvision.models").get_model(name, **options)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images; a list of them for detection, clips for video, two of them for optical flow."""
+        """Yield images: a list for detection, clips for video, two at once for optical flow."""
         module = type(model).__module__
         if ".detection" in module:
             yield Example(([torch.rand(3, 96, 128), torch.rand(3, 128, 96)],))
@@ -84,18 +85,18 @@ class Pytorchcv:
     package = distribution = "pytorchcv"
 
     def families(self) -> dict[str, list[str]]:
-        """Names of models by module."""
+        """Return the names of models by module."""
         found: dict[str, list[str]] = {}
         for name, maker in imported("pytorchcv.model_provider")._models.items():
             found.setdefault(maker.__module__.rpartition(".")[2], []).append(name)
         return {family: small_first(names) for family, names in found.items()}
 
     def make(self, name: str) -> nn.Module:
-        """A model with random weights."""
+        """Return a model with random weights."""
         return imported("pytorchcv.model_provider").get_model(name, pretrained=False)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images of a small size, then of the model's own; then sounds."""
+        """Yield images of a small size, then of the model's own; then sounds."""
         size = getattr(model, "in_size", (224, 224))
         height, width = size if isinstance(size, (tuple, list)) else (size, size)
         channels = getattr(model, "in_channels", 3)
@@ -113,7 +114,7 @@ class SegmentationModels:
     distribution = "segmentation-models-pytorch"
 
     def families(self) -> dict[str, list[str]]:
-        """DECODER-ENCODER by decoder, and by encoder."""
+        """Return names DECODER-ENCODER by decoder, and by encoder."""
         smp = imported(self.package)
         kinds = {name: kind for name, kind in vars(smp).items() if isinstance(kind, type)}
         decoders = [name for name, kind in kinds.items() if issubclass(kind, nn.Module)]
@@ -125,13 +126,13 @@ class SegmentationModels:
                 for family, names in found.items()}  # fmt: skip
 
     def make(self, name: str) -> nn.Module:
-        """A model with random weights."""
+        """Return a model with random weights."""
         decoder, _, encoder = name.partition("-")
         given = {} if encoder == "default" else {"encoder_name": encoder}
         return getattr(imported(self.package), decoder)(encoder_weights=None, **given)
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images of a small size."""
+        """Yield images of a small size."""
         yield from square_images(3, 64, 128, 224)
 
 
@@ -141,7 +142,7 @@ class Ultralytics:
     package = distribution = "ultralytics"
 
     def families(self) -> dict[str, list[str]]:
-        """Names of the files of models, by folder; where a purpose stands in the name, by that."""
+        """Return the names of model files by folder, or by the purpose that stands in the name."""
         folder = Path(imported("ultralytics").__file__).parent / "cfg" / "models"
         found: dict[str, list[str]] = {}
         for path in sorted(folder.rglob("*.yaml"), reverse=True):  # the newest first
@@ -152,7 +153,7 @@ class Ultralytics:
                 for family, names in found.items()}  # fmt: skip
 
     def make(self, name: str) -> nn.Module:
-        """A model with random weights."""
+        """Return a model with random weights."""
         yolo = (
             imported("ultralytics").YOLO if "rtdetr" not in name else imported("ultralytics").RTDETR
         )
@@ -163,5 +164,5 @@ class Ultralytics:
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images of a small size."""
+        """Yield images of a small size."""
         yield from square_images(3, 96, 128, 224, 640)

@@ -1,4 +1,5 @@
-"""One model: does it run, and what becomes of it by layers (Theorem 1) and as a network (Theorem 2).
+"""One model: does it run, and what becomes of it by layers (Theorem 1) and as a network (Theorem
+2).
 
 Nothing of the library decides here whether a twin is right: the strided network, made a second time
 from the same seed, is what its converted calls and its outputs are held against.
@@ -24,9 +25,9 @@ from experiments.surveying.observation import (
     StridedCalls,
     calls_of,
     changes,
-    difference,
+    copied,
     fingerprint,
-    kept,
+    output_error,
     random_state,
     share_of_bound,
 )
@@ -45,7 +46,7 @@ LONGEST = 400  # characters of a message
 
 @dataclass
 class Task:
-    """One model of a source."""
+    """Names one model of a source, and what is to be tried with it."""
 
     source: Source
     name: str
@@ -55,7 +56,7 @@ class Task:
 
 
 class Running:
-    """A model that runs, with the inputs that it takes."""
+    """Holds a model that runs, with the inputs that it takes."""
 
     def __init__(self, task: Task, model: nn.Module, example: Example, poolings: int) -> None:
         self.task = task
@@ -66,8 +67,8 @@ class Running:
 
     @cached_property
     def reference(self) -> "Reference":
-        """What its twins are held against."""
-        return referred(self.task, self.example)
+        """Return the reference that the model's twins are compared with."""
+        return make_reference(self.task, self.example)
 
     def begin(self) -> None:
         """Set the random state, which forwards have moved since the last look."""
@@ -75,7 +76,7 @@ class Running:
         self.last["random state"] = random_state()
 
     def touched(self, drawn: bool = False) -> list[str]:
-        """What has changed since the last time, or the beginning; drawn: but for the random state."""
+        """Return what has changed since the last call. drawn: ignore the random state."""
         before, self.last = self.last, fingerprint(self.model)
         places = changes(before, self.last)
         return [place for place in places if not drawn or place != "random state"][:5]
@@ -83,7 +84,7 @@ class Running:
 
 @dataclass
 class Reference:
-    """The model, made a second time, and what it gives: in float64, where it runs in it."""
+    """Holds the model, made a second time, and its outputs: in float64, if it runs in that."""
 
     model: nn.Module
     example: Example
@@ -91,7 +92,7 @@ class Reference:
 
     @property
     def dtype(self) -> torch.dtype:
-        """In which it and its inputs are."""
+        """Return the floating-point type of the model and its inputs."""
         wide = any(
             isinstance(value, Tensor) and value.dtype == torch.float64
             for value in tree_leaves((self.example.args, self.example.kwargs))
@@ -100,7 +101,8 @@ class Reference:
 
 
 def measure(task: Task, say: Say) -> None:
-    """Say what becomes of a model, piece by piece: what was said before a crash is known after it."""
+    """Say what becomes of a model, piece by piece: what was said before a crash is known after
+    it."""
     running = _run_itself(task, say)
     if running is None:
         return
@@ -117,8 +119,8 @@ def measure(task: Task, say: Say) -> None:
 # Its own forward ------------------------------------------------------------------------------------
 
 
-def made(task: Task) -> nn.Module:
-    """The model in evaluation mode, the same at each call."""
+def make_model(task: Task) -> nn.Module:
+    """Return the model in evaluation mode, the same at each call."""
     seed(task.seed)
     return task.source.make(task.name).eval()
 
@@ -131,12 +133,13 @@ def seed(number: int) -> None:
 
 
 def _run_itself(task: Task, say: Say) -> Running | None:
-    """The model with the first example that it runs on; None, and why, if it runs on none."""
+    """Return the model with the first example that it runs on; None, and why, if it runs on
+    none."""
     say({"stage": "own forward", "runs": False})
     try:
-        model = made(task)
+        model = make_model(task)
     except Exception as error:
-        say({"why_not": f"cannot be made: {_told(error)}"})
+        say({"why_not": f"cannot be made: {_message(error)}"})
         return None
     reasons = []
     seed(task.seed)
@@ -148,12 +151,12 @@ def _run_itself(task: Task, say: Say) -> Running | None:
                 call(model, example, task.seed)
             seconds = time.perf_counter() - began
         except Exception as error:
-            reasons.append(_told(error))
+            reasons.append(_message(error))
             continue
         say(
             {
                 "runs": True,
-                "input": _written(example),
+                "input": _input_sizes(example),
                 "parameters": sum(p.numel() for p in model.parameters()),
                 "strided_convolutions": len(calls.convolutions),
                 "strided_poolings": len(calls.poolings),
@@ -167,21 +170,21 @@ def _run_itself(task: Task, say: Say) -> Running | None:
 
 @torch.no_grad()
 def call(model: nn.Module, example: Example, number: int) -> Any:
-    """What the model gives on copies of its inputs, from the same random state each time."""
+    """Return what the model gives on copies of its inputs, from the same random state each time."""
     seed(number)
-    return model(*kept(example.args), **kept(example.kwargs))
+    return model(*copied(example.args), **copied(example.kwargs))
 
 
 # By layers ------------------------------------------------------------------------------------------
 
 
 def convert_by_layers(model: nn.Module, example: Example, pooling: bool) -> nn.Module:
-    """The model by Theorem 1, with the library's own check on the same inputs."""
+    """Return the model by Theorem 1, with the library's own check on the same inputs."""
     return convert_layers(model, pooling=pooling, example_inputs=_as_one(model, example))
 
 
 def _as_one(model: nn.Module, example: Example) -> Any:
-    """The inputs as convert_layers takes them: all positional, or all by name."""
+    """Return the inputs as convert_layers takes them: all positional, or all by name."""
     if not example.kwargs or not example.args:
         return example.args or example.kwargs
     names = inspect.signature(model.forward).bind_partial(*example.args).arguments
@@ -206,20 +209,22 @@ def _by_layers(running: Running, pooling: bool, say: Say, column: str) -> bool:
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """What it gives; or None, and an outcome that says why: refused by the library, or crashed."""
+    """Return an outcome and what the work gives: refused or crashed with None, or nothing to
+    say."""
     try:
         return {}, work()
     except Exception as error:
         if _is_of_memory(error):
             raise MemoryError from error
         if isinstance(error, StrideEliminationError):
-            return {"outcome": "refused", "reason": _told(error)}, None
-        reason = f"{_told(error)} ({_place(error)})"
+            return {"outcome": "refused", "reason": _message(error)}, None
+        reason = f"{_message(error)} ({_where_raised(error)})"
         return {"outcome": "crashed", "reason": reason}, None
 
 
 def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]:
-    """Whether the twin has no strides left, and is equal: in float64, where the model runs in it."""
+    """Tell whether the twin has no strides left, and is equal: in float64, where the model runs in
+    it."""
     task, example = running.task, running.example
     calls = StridedCalls()
     with calls:
@@ -235,16 +240,17 @@ def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]
     return {"outcome": "converted", **_finite(found)}
 
 
-def referred(task: Task, example: Example) -> Reference:
-    """The model made again; as it is, where it does not run in float64."""
-    model = made(task)
+def make_reference(task: Task, example: Example) -> Reference:
+    """Return the model, made again, as a reference: in float64, or in float32 if it only runs in
+    that."""
+    model = make_model(task)
     wide = Example(*tree_map(_widened, (example.args, example.kwargs)))
     try:
         return Reference(model, wide, call(model.double(), wide, task.seed))
     except Exception as error:  # it has float32 written somewhere
         if _is_of_memory(error):
             raise
-    model = made(task)
+    model = make_model(task)
     return Reference(model, example, call(model, example, task.seed))
 
 
@@ -253,7 +259,7 @@ def _widened(value: Any) -> Any:
 
 
 def _compared(reference: Reference, twin: nn.Module, number: int) -> dict[str, Any]:
-    """The largest error of any converted call, at its own input, and that of the outputs."""
+    """Return the largest error of any converted call, at its own input, and that of the outputs."""
     twin = twin.double() if reference.dtype == torch.float64 else twin
     originals = dict(reference.model.named_modules())
     exchanged = [
@@ -271,12 +277,12 @@ def _compared(reference: Reference, twin: nn.Module, number: int) -> dict[str, A
         "calls_compared": len(made_calls),
         "share_of_bound": 0.0 if worst is None else shares[worst],
         "worst_call": worst,
-        "output_error": difference(reference.outputs, obtained),
+        "output_error": output_error(reference.outputs, obtained),
     }
 
 
 def _finite(found: dict[str, Any]) -> dict[str, Any]:
-    """JSON has no infinity: None stands for it."""
+    """Replace infinite numbers, which JSON lacks, by None."""
     return {
         k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in found.items()
     }
@@ -286,7 +292,7 @@ def _finite(found: dict[str, Any]) -> dict[str, Any]:
 
 
 def _as_network(running: Running, say: Say) -> None:
-    """Whether Theorem 2 has a plan for the model at the size of its inputs, and if not, why."""
+    """Say whether Theorem 2 has a plan for the model at the size of its inputs, and if not, why."""
     maps = running.example.args
     if running.example.kwargs or not all(isinstance(value, Tensor) for value in maps):
         say({"network": "not asked", "network_reason": "inputs that are no tensors, or have names"})
@@ -305,7 +311,7 @@ def _as_network(running: Running, say: Say) -> None:
 
 
 def _is_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out, as torch and Python say it."""
+    """Tell whether memory ran out, as torch and Python say it."""
     told = ("can't allocate memory", "bad_alloc", "not enough memory")
     return isinstance(error, MemoryError) or any(words in str(error) for words in told)
 
@@ -313,23 +319,23 @@ def _is_of_memory(error: BaseException) -> bool:
 # What is said ---------------------------------------------------------------------------------------
 
 
-def _told(error: BaseException) -> str:
-    """The message in one line; where it is no error of the library's, with its type."""
+def _message(error: BaseException) -> str:
+    """Return the message in one line, with the type of an error that is not the library's."""
     message = " ".join(str(error).split())[:LONGEST]
     if isinstance(error, (StrideEliminationError, InputError)):
         return message
     return f"{type(error).__name__}: {message}"
 
 
-def _place(error: BaseException) -> str:
-    """Where it was raised: the last place in the library, and the last of all."""
+def _where_raised(error: BaseException) -> str:
+    """Return where the error was raised: the last place in the library, and the last of all."""
     frames = traceback.extract_tb(error.__traceback__)
     ours = [frame for frame in frames if "stridenet" in Path(frame.filename).parts]
     places = [f"{Path(frame.filename).name}:{frame.lineno}" for frame in ours[-1:] + frames[-1:]]
     return ", ".join(dict.fromkeys(places))
 
 
-def _written(example: Example) -> str:
-    """Sizes of the tensors in it, batch first."""
+def _input_sizes(example: Example) -> str:
+    """Return the sizes of the tensors in the example, batch first."""
     tensors = [v for v in tree_leaves((example.args, example.kwargs)) if isinstance(v, Tensor)]
     return " and ".join("x".join(map(str, tensor.shape)) for tensor in tensors)

@@ -1,4 +1,5 @@
-"""What a survey looks at, without the library's help: strided calls, traces on a model, differences."""
+"""What a survey looks at, without the library's help: strided calls, traces on a model,
+differences."""
 
 import copy
 import dataclasses
@@ -44,20 +45,20 @@ class StridedCalls(TorchDispatchMode):
 
 
 def _arguments(func: Any, args: Any, kwargs: Any) -> dict[str, Any]:
-    """The arguments of an operator by name."""
+    """Return the arguments of an operator by name."""
     names = [argument.name for argument in func._schema.arguments]
     return dict(zip(names, args, strict=False)) | kwargs
 
 
 def _numbers(value: Any) -> list[int]:
-    """One number or several, as a list."""
+    """Return one number or several, as a list."""
     if value is None:
         return []
     return [*value] if isinstance(value, (list, tuple)) else [value]
 
 
 def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
-    """Whether its windows are a stride above one apart; windows of different sizes, which adaptive
+    """Tell whether the pooling has a stride above one; windows of different sizes, which adaptive
     pooling has where the sizes do not divide, have no stride."""
     if "kernel_size" in given:
         strides = _numbers(given.get("stride")) or _numbers(given["kernel_size"])
@@ -75,8 +76,9 @@ def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """All that a user could find changed, by its place: what the attributes of each module hold, their
-    identity and numbers, classes and hooks; the random state; and what torch's own classes have."""
+    """Return everything that a user could find changed, by its place: what the attributes of each
+    module hold, their identity and numbers, classes and hooks; the random state; and what torch's
+    own classes have."""
     seen: dict[int, str] = {}
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -96,7 +98,7 @@ def random_state() -> tuple[str, ...]:
 
 
 def changes(before: dict[str, Any], after: dict[str, Any]) -> list[str]:
-    """The places at which two fingerprints differ."""
+    """Return the places at which two fingerprints differ."""
     return [
         place for place in before | after if before.get(place, _NONE) != after.get(place, _NONE)
     ]
@@ -148,8 +150,8 @@ def _digest(tensor: Tensor) -> str:
 # Differences ----------------------------------------------------------------------------------------
 
 
-def difference(expected: Any, obtained: Any) -> float:
-    """How far two results of a forward lie apart, whatever they are made of.
+def output_error(expected: Any, obtained: Any) -> float:
+    """Return how far two results of a forward pass lie apart, whatever they are made of.
 
     The largest error of any tensor in them, as a share of that tensor's largest number; infinite where
     types, sizes, or anything but floating-point numbers differ.
@@ -163,11 +165,11 @@ def difference(expected: Any, obtained: Any) -> float:
         return 0.0 if _same(expected, obtained) else float("inf")
     if [*parts[0]] != [*parts[1]]:
         return float("inf")
-    return max((difference(parts[0][key], parts[1][key]) for key in parts[0]), default=0.0)
+    return max((output_error(parts[0][key], parts[1][key]) for key in parts[0]), default=0.0)
 
 
 def _parts(value: Any) -> dict[Any, Any] | None:
-    """What a value is made of; None where it is not made of others."""
+    """Return the parts of a value by name; None where it has no parts."""
     if isinstance(value, Mapping):
         return {repr(key): value[key] for key in value}
     if isinstance(value, (list, tuple)):
@@ -203,8 +205,8 @@ def _tensor_difference(expected: Tensor, obtained: Tensor) -> float:
 
 
 @dataclasses.dataclass
-class Call:
-    """One call of a module: on what, and what it gave."""
+class ModuleCall:
+    """Holds one call of a module: its arguments and its result."""
 
     name: str
     args: Any
@@ -213,17 +215,18 @@ class Call:
 
 
 @contextmanager
-def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
-    """The calls of some of a model's modules meanwhile, with copies of their inputs and results."""
-    calls: list[Call] = []
+def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[ModuleCall]]:
+    """Yield the calls of some of a model's modules meanwhile, with copies of their inputs and
+    results."""
+    calls: list[ModuleCall] = []
     handles = []
     waiting: list[tuple[Any, Any]] = []
 
     def before(module: nn.Module, args: Any, kwargs: Any) -> None:
-        waiting.append((kept(args), kept(kwargs)))
+        waiting.append((copied(args), copied(kwargs)))
 
     def after(name: str, module: nn.Module, args: Any, kwargs: Any, result: Any) -> None:
-        calls.append(Call(name, *waiting.pop(), kept(result)))
+        calls.append(ModuleCall(name, *waiting.pop(), copied(result)))
 
     for name in names:
         module = model.get_submodule(name)
@@ -241,20 +244,20 @@ def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[Call]]:
             handle.remove()
 
 
-def kept(value: Any) -> Any:
+def copied(value: Any) -> Any:
     """Copy the tensors in a value, so that what is written into them later is not seen."""
     if isinstance(value, Tensor):
         return value.detach().clone()
     if type(value) in (list, tuple):
-        return type(value)(kept(item) for item in value)
+        return type(value)(copied(item) for item in value)
     if type(value) is dict:
-        return {key: kept(item) for key, item in value.items()}
+        return {key: copied(item) for key, item in value.items()}
     return copy.copy(value)
 
 
-def share_of_bound(layer: nn.Module, call: Call) -> float:
-    """How far a converted call lies from the strided one at its own input, as a share of what rounding
-    can explain: above 1, it is wrong.
+def share_of_bound(layer: nn.Module, call: ModuleCall) -> float:
+    """Return how far a converted call lies from the strided one at its own input, as a share of
+    what rounding can explain: above 1, it is wrong.
 
     layer: the strided one. Two orders of summing n products differ by no more than 2·n·ε times the sum
     of their absolute values, which the layer gives for absolute weights and inputs. Of a module that
@@ -262,7 +265,7 @@ def share_of_bound(layer: nn.Module, call: Call) -> float:
     """
     expected = layer(*call.args, **call.kwargs)
     if not isinstance(expected, Tensor) or not isinstance(call.result, Tensor):
-        return difference(expected, call.result) / (4096 * torch.finfo(_dtype(call)).eps)
+        return output_error(expected, call.result) / (4096 * torch.finfo(_dtype(call)).eps)
     if expected.shape != call.result.shape or expected.dtype != call.result.dtype:
         return float("inf")
     finite = torch.isfinite(expected)
@@ -274,7 +277,7 @@ def share_of_bound(layer: nn.Module, call: Call) -> float:
     return float(exceeds[finite].max()) if bool(finite.any()) else 0.0
 
 
-def _bound(layer: nn.Module, call: Call, expected: Tensor) -> Tensor:
+def _bound(layer: nn.Module, call: ModuleCall, expected: Tensor) -> Tensor:
     eps = torch.finfo(expected.dtype).eps
     weight = getattr(layer, "weight", None)
     known = isinstance(layer, _CONVOLUTIONS) and inspect.unwrap(type(layer).forward) in _FORWARDS
@@ -297,6 +300,6 @@ _CONVOLUTIONS = (
 _FORWARDS: tuple[Callable[..., Any], ...] = tuple(kind.forward for kind in _CONVOLUTIONS)
 
 
-def _dtype(call: Call) -> torch.dtype:
+def _dtype(call: ModuleCall) -> torch.dtype:
     return next((v.dtype for v in call.args if isinstance(v, Tensor) and v.is_floating_point()),
                 torch.get_default_dtype())  # fmt: skip

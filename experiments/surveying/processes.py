@@ -1,4 +1,5 @@
-"""The processes of a survey, from outside: a worker for each source, and what it says of its models."""
+"""The processes of a survey, from outside: a worker for each source, and what it says of its
+models."""
 
 import json
 import os
@@ -27,7 +28,7 @@ HOMES = ("HF_HOME", "TORCH_HOME", "YOLO_CONFIG_DIR", "XDG_CACHE_HOME", "MPLCONFI
 
 
 class Worker:
-    """A process that makes a source's models, each in a process of its own; a context manager.
+    """Runs a process that makes a source's models, each in a process of its own; a context manager.
 
     version: of the source's package; missing: why there are no models, where it cannot be imported.
     """
@@ -72,18 +73,19 @@ class Worker:
 
     @property
     def has_ended(self) -> bool:
-        """Whether there is nobody to ask any more."""
+        """Tell whether the process has ended."""
         return self.process.poll() is not None
 
     def families(self) -> dict[str, list[str]]:
-        """Names of the source's models, by family; none, and why in `missing`, where that fails."""
+        """Return the names of the source's models by family; where that fails, none, and `missing`
+        says why."""
         self._ask({"list": True})
         answer = self._answer() or {"missing": "its process ended while its models were listed"}
         self.missing = answer.get("missing")
         return dict(answer.get("families", {}))
 
     def measure(self, **request: Any) -> dict[str, Any]:
-        """All that was said of a model, and how its process ended."""
+        """Return all that was said of a model, and how its process ended."""
         self._ask(request)
         said: dict[str, Any] = {}
         while "ended" not in said:
@@ -100,7 +102,8 @@ class Worker:
             self.process.stdin.flush()
 
     def _answer(self) -> dict[str, Any] | None:
-        """A line of the worker's; None if it has ended. What is cut off by a kill is skipped."""
+        """Return the next answer of the worker; None if it has ended. Lines that a kill cut off are
+        skipped."""
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with suppress(ValueError):

@@ -26,58 +26,62 @@ SOURCES = {  # package.module:Class of each, by the name that a user gives
     "diffusers": "experiments.surveying.catalogues:Diffusers",
     "transformers": "experiments.surveying.transformer_models:Transformers",
 }
-SMALL = ("atto", "femto", "pico", "zepto", "nano", "tiny", "mini", "small", "xxs", "xs", "s")
+SIZE_WORDS = ("atto", "femto", "pico", "zepto", "nano", "tiny", "mini", "small", "xxs", "xs", "s")
 
 
 @dataclass(frozen=True)
 class Example:
-    """Inputs of one call of a model."""
+    """Holds the inputs of one call of a model."""
 
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
 
 
 class Source(Protocol):
-    """A package that has networks."""
+    """Describes a package that has networks."""
 
     package: str  # what is imported
     distribution: str  # what is installed
 
     def families(self) -> dict[str, list[str]]:
-        """Names of models by family; the first of each stands for it."""
+        """Return names of models by family; the first of each stands for it."""
 
     def make(self, name: str) -> nn.Module:
-        """One of the models, with random weights; downloads nothing."""
+        """Return one of the models, with random weights; downloads nothing."""
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Inputs that the model may take, small ones first; the first that it takes are used."""
+        """Yield inputs that the model may take, small ones first; the first that it takes are
+        used."""
 
 
 class Toy:
-    """A source of one small network, with what networks have: to try a survey on."""
+    """Describes a source of one small network, on which a survey can be tried."""
 
     package = distribution = "torch"
 
     def families(self) -> dict[str, list[str]]:
-        """One."""
+        """Return one family."""
         return {"toy": ["toy"]}
 
     def make(self, name: str) -> nn.Module:
-        """A strided convolution, and a pooling."""
+        """Return a network with a strided convolution and a pooling."""
         return nn.Sequential(nn.Conv2d(3, 4, 3, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.MaxPool2d(2))
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Small images."""
+        """Yield small images."""
         yield from square_images(3, 12)
 
 
 def located(name: str) -> str:
-    """Where a source's class stands: one of ours, or package.module:Class of the user's own."""
+    """Return package.module:Class of a source: of one of ours by its name, else the name itself."""
     return SOURCES.get(name, name)
 
 
 def load(location: str) -> Source:
-    """The source that stands at package.module:Class. Raises ImportError without its package."""
+    """Return the source that stands at package.module:Class.
+
+    Raises ImportError without its package.
+    """
     kind = resolve_name(location)
     if find_spec(kind.package) is None:
         raise ImportError(f"{kind.package} is not installed: pip install '.[survey]'")
@@ -94,16 +98,19 @@ def version_of(source: Source) -> str | None:
 
 
 def imported(name: str) -> Any:
-    """A module of a package that need not be installed."""
+    """Return a module of a package that need not be installed."""
     return importlib.import_module(name)
 
 
 def small_first(names: Sequence[str]) -> list[str]:
-    """The names in an order in which the smallest models probably come first."""
+    """Return the names in an order in which the smallest models probably come first."""
 
     def size(name: str) -> tuple[Any, ...]:
         words = re.split(r"[_\-.]", name.lower())
-        rank = min([SMALL.index(word) for word in words if word in SMALL], default=len(SMALL))
+        rank = min(
+            [SIZE_WORDS.index(word) for word in words if word in SIZE_WORDS],
+            default=len(SIZE_WORDS),
+        )
         for_tests = words[0] == "test"  # toys of the package's own tests
         numbers = [int(number) for number in re.findall(r"\d+", name)]
         return (for_tests, rank, numbers[:1], len(name), name)
@@ -112,11 +119,11 @@ def small_first(names: Sequence[str]) -> list[str]:
 
 
 def images(*size: int, batch: int = 2) -> Tensor:
-    """Normally distributed images (batch, *size)."""
+    """Return normally distributed images (batch, *size)."""
     return torch.randn(batch, *size)
 
 
 def square_images(channels: int, *sides: int) -> Iterator[Example]:
-    """Square images, one example for each side."""
+    """Yield square images, one example for each side."""
     for side in sides:
         yield Example((images(channels, side, side),))

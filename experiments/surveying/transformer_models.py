@@ -30,7 +30,8 @@ class Transformers:
     package = distribution = "transformers"
 
     def families(self) -> dict[str, list[str]]:
-        """Types whose source convolves with strides, and takes images or sounds, but no words."""
+        """Return the types whose code convolves with strides and takes images or sounds, but no
+        words."""
         auto = imported("transformers.models.auto.modeling_auto")
         folder = Path(imported("transformers").__file__).parent / "models"
         found = {}
@@ -42,13 +43,13 @@ class Transformers:
         return found
 
     def _source(self, folder: Path, kind: str) -> str:
-        """The text of a type's model, or nothing where it has no file of its own."""
+        """Return the code of a type's model; "" where it has no file of its own."""
         name = kind.replace("-", "_")
         path = folder / name / f"modeling_{name}.py"
         return path.read_text() if path.is_file() else ""
 
     def make(self, name: str) -> nn.Module:
-        """The base model with few layers if it can be made so, else as it is by default."""
+        """Return the base model with few layers, or with all where few do not work."""
         transformers = imported("transformers")
         config = transformers.AutoConfig.for_model(name)
         try:
@@ -58,7 +59,7 @@ class Transformers:
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Images of the size that the configuration names, else small ones; or sounds."""
+        """Yield images of the configured size, or small ones; sounds for models that take them."""
         taken: Any = getattr(model, "main_input_name", "pixel_values")
         config: Any = getattr(model.config, "vision_config", model.config)
         if taken == "input_values":
@@ -80,7 +81,7 @@ class Transformers:
 
 
 def smaller(config: Any) -> Any:
-    """A copy of a configuration with few layers, and those of the configurations in it."""
+    """Return a copy of a configuration with few layers, in the configurations inside it, too."""
     config = copy.deepcopy(config)
     for one in (config, *(v for v in vars(config).values() if hasattr(v, "to_dict"))):
         for name, number in SMALLER.items():

@@ -46,7 +46,8 @@ def main() -> None:
 
 
 def _prepared(request: dict[str, Any], say: Say) -> Any:
-    """The source, and its package imported; None, and why, where that fails."""
+    """Import the package of the source, and return the source; say why and return None where that
+    fails."""
     from experiments.surveying.sources import imported, load, version_of
     from stridenet.cli import torchvision_import
 
@@ -63,7 +64,7 @@ def _prepared(request: dict[str, Any], say: Say) -> Any:
 
 
 def _listed(source: Any) -> dict[str, Any]:
-    """Names of the source's models by family; or why there are none."""
+    """Return the names of the source's models by family, or why there are none."""
     try:
         return {"families": source.families()}
     except Exception as error:  # packages change the names of what they list
@@ -98,7 +99,7 @@ def _in_a_process(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
-    """What the process of one model does."""
+    """Measure one model, in the process that is forked for it."""
     import warnings
 
     import torch
@@ -120,8 +121,8 @@ def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _waited(child: int, deadline: float) -> int | None:
-    """The exit status; None where the child had to be killed, as its time was over, or nobody is left
-    to be told."""
+    """Return the exit status; None where the child had to be killed, as its time was over, or
+    nobody is left to be told."""
     pause = 0.001
     while time.monotonic() < deadline and os.getppid() == _STARTER:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -14,7 +14,13 @@ from torch import Tensor, nn
 from experiments.runs.data import Dataset
 from experiments.runs.training import History
 from experiments.settings.identity import model_identity
-from experiments.settings.schema import Bench, Data, Layer, Model, Recipe
+from experiments.settings.schema import (
+    BenchmarkConfig,
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    RecipeConfig,
+)
 from experiments.studies import training_step as bench
 from experiments.studies.training_step import (
     benchmark,
@@ -149,16 +155,16 @@ def test_the_caption_tells_the_largest_operators_and_how_it_was_timed() -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Bench:
+def config(tmp_path: Path) -> BenchmarkConfig:
     layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "conv2": LayerConfig("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+        "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    return Bench(
-        model=Model(activation="relu", layers=layers),
-        data=Data("mnist", [10, 10]),
-        recipe=Recipe("tiny", steps=900, batch_size=8),
+    return BenchmarkConfig(
+        model=ModelConfig(activation="relu", layers=layers),
+        data=DataConfig("mnist", [10, 10]),
+        recipe=RecipeConfig("tiny", steps=900, batch_size=8),
         outputs=str(tmp_path),
         rounds=2,
         steps=3,
@@ -166,25 +172,16 @@ def config(tmp_path: Path) -> Bench:
     )
 
 
-@pytest.fixture
-def same_torch() -> Iterator[None]:
-    """Timing sets torch up for the whole process, which here has other tests to do."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    yield
-    torch.use_deterministic_algorithms(deterministic)
-    torch.set_num_threads(1)
-
-
 @pytest.mark.slow
 @pytest.mark.usefixtures("same_torch")
 def test_a_benchmark_times_both_networks_in_every_round_and_counts_by_hand(
-    config: Bench, tiny_data: Dataset, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
+    config: BenchmarkConfig, tiny_data: Dataset, mnist_folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trained = []
     train = bench.train
 
     def watched(
-        network: nn.Module, splits: dict[str, Any], recipe: Recipe, *rest: Any, **named: Any
+        network: nn.Module, splits: dict[str, Any], recipe: RecipeConfig, *rest: Any, **named: Any
     ) -> History:
         history = train(network, splits, recipe, *rest, **named)
         inputs = splits["training"].take(torch.arange(2))[0].shape
@@ -233,7 +230,7 @@ def test_a_benchmark_times_both_networks_in_every_round_and_counts_by_hand(
 
 @pytest.mark.parametrize("name", ["strided", "unit_stride"])
 def test_the_plain_loop_takes_its_steps_of_gradient_descent_on_the_network_that_ours_has(
-    config: Bench, tiny_data: Dataset, name: str
+    config: BenchmarkConfig, tiny_data: Dataset, name: str
 ) -> None:
     config = replace(config, recipe=replace(config.recipe, weight_decay=0.5))
     images = tiny_data.train_images.float() / 255
@@ -265,7 +262,7 @@ def test_the_plain_loop_takes_its_steps_of_gradient_descent_on_the_network_that_
         torch.testing.assert_close(parameter, expected)
 
 
-def test_each_network_is_timed_at_its_own_rate(config: Bench) -> None:
+def test_each_network_is_timed_at_its_own_rate(config: BenchmarkConfig) -> None:
     recipe = replace(config.recipe, learning_rate={"strided": 0.1, "unit_stride": 0.2})
     rates = [
         bench._at_its_rate(replace(config, recipe=recipe), name).recipe.learning_rate
@@ -275,7 +272,9 @@ def test_each_network_is_timed_at_its_own_rate(config: Bench) -> None:
     assert bench._at_its_rate(config, "strided") == config
 
 
-def test_the_networks_of_a_benchmark_are_a_strided_one_and_its_twin(config: Bench) -> None:
+def test_the_networks_of_a_benchmark_are_a_strided_one_and_its_twin(
+    config: BenchmarkConfig,
+) -> None:
     strided, twin = (bench._network(config, name) for name in ("strided", "unit_stride"))
     steps = [
         [module.stride for module in network.modules() if isinstance(module, nn.Conv2d)]
@@ -285,10 +284,12 @@ def test_the_networks_of_a_benchmark_are_a_strided_one_and_its_twin(config: Benc
     assert strided(torch.zeros(2, 1, 10, 10)).shape == twin(torch.zeros(2, 1, 10, 10)).shape
 
 
-def test_two_networks_are_the_same_to_a_benchmark_whatever_the_recipe(config: Bench) -> None:
-    same = Bench(config.model, config.data, Recipe("other", epochs=3))
-    other = Bench(Model(activation="tanh", layers=config.model.layers), config.data)
-    larger = Bench(config.model, Data("mnist", [12, 12]))
+def test_two_networks_are_the_same_to_a_benchmark_whatever_the_recipe(
+    config: BenchmarkConfig,
+) -> None:
+    same = BenchmarkConfig(config.model, config.data, RecipeConfig("other", epochs=3))
+    other = BenchmarkConfig(ModelConfig(activation="tanh", layers=config.model.layers), config.data)
+    larger = BenchmarkConfig(config.model, DataConfig("mnist", [12, 12]))
     assert model_identity(same) == model_identity(config)
     assert len({model_identity(each) for each in (config, other, larger)}) == 3
 

@@ -11,7 +11,7 @@ import pytest
 from experiments.runs.published import Published, publish
 from experiments.runs.results import pack_bits
 from experiments.settings.identity import LOOP
-from experiments.settings.schema import Evidence
+from experiments.settings.schema import EvidenceConfig
 from experiments.studies import evidence
 from experiments.studies.claims import (
     CLAIMS,
@@ -323,7 +323,7 @@ def written(
     for name, result in results:
         publish(name, [result], folder / name)
     everything: dict[str, list[str] | None] = {key: ["a run"] for key in EXPERIMENTS}
-    config = Evidence(str(folder), str(folder / "outputs"))
+    config = EvidenceConfig(str(folder), str(folder / "outputs"))
     return "\n\n".join(write_evidence(config, {**everything, **wanted}))
 
 

@@ -10,13 +10,13 @@ from torch import nn
 
 from experiments.models import convert, input_size, load_model, random_inputs
 from experiments.runs.networks import build_strided
-from experiments.settings.schema import Conversion
+from experiments.settings.conversions import ConversionConfig
 from stridenet.by_layer.converted import converted_layers
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.twin import UnitStrideNetwork
 
 ROOT = Path(__file__).resolve().parents[2]
-Composed = Callable[..., Conversion]
+Composed = Callable[..., ConversionConfig]
 MODELS = """\
 from torch import nn
 
@@ -135,7 +135,7 @@ def test_the_seed_decides_the_weights_and_leaves_the_generator_alone(settings: C
 
 def test_the_default_network_is_the_one_that_is_trained(composed: Callable) -> None:
     trained = build_strided(composed().model, (1, 28, 28))
-    ours = load_model(Conversion())
+    ours = load_model(ConversionConfig())
     ours.load_state_dict(trained.state_dict())
     assert [*dict(ours.named_children())] == [*dict(trained.named_children())]
     images = torch.randn(2, 1, 28, 28)

@@ -2,7 +2,6 @@
 
 import json
 import re
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,15 +16,15 @@ from tqdm import tqdm
 from experiments.command import CONF
 from experiments.runs.files import write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import ConversionBench
+from experiments.settings.conversions import ConversionBenchmarkConfig
 from experiments.studies import conversion as bench
 from experiments.studies.conversion import (
     STEMS,
     benchmark_conversion,
-    check,
     conversion_sections,
     conversion_table,
     in_turn,
+    require_equal,
     stem_table,
 )
 from stridenet.by_layer.conversion import convert_layers
@@ -65,22 +64,10 @@ def measured_with(**changes: Any) -> dict[str, Any]:
     }
 
 
-def settings(*overrides: str) -> ConversionBench:
+def settings(*overrides: str) -> ConversionBenchmarkConfig:
     with initialize_config_dir(CONF, version_base="1.3"):
         composed = compose("conversion_benchmark", overrides=list(overrides))
-    return resolve(composed, ConversionBench)
-
-
-@pytest.fixture
-def same_torch() -> Iterator[None]:
-    """Timing sets torch up for the whole process, which here has other tests to do."""
-    deterministic = torch.are_deterministic_algorithms_enabled()
-    fills = torch.utils.deterministic.fill_uninitialized_memory
-    with torch.random.fork_rng(devices=[]):
-        yield
-    torch.use_deterministic_algorithms(deterministic)
-    torch.utils.deterministic.fill_uninitialized_memory = fills
-    torch.set_num_threads(1)
+    return resolve(composed, ConversionBenchmarkConfig)
 
 
 @pytest.fixture
@@ -134,7 +121,9 @@ def test_a_terminal_holds_the_table(tmp_path: Path) -> None:
 
 @pytest.mark.usefixtures("same_torch", "small")
 def test_each_stem_is_timed_in_both_layouts_and_comes_back_from_its_file(tmp_path: Path) -> None:
-    config = ConversionBench(rounds=2, steps=1, batch_size=1, device="cpu", outputs=str(tmp_path))
+    config = ConversionBenchmarkConfig(
+        rounds=2, steps=1, batch_size=1, device="cpu", outputs=str(tmp_path)
+    )
     measured = benchmark_conversion(config)
     assert [(stem["stem"], stem["layout"]) for stem in measured["stems"]] == CASES
     for stem in measured["stems"]:
@@ -205,8 +194,8 @@ class Plus(nn.Module):
 def test_a_wrong_network_is_named(more: float) -> None:
     model, images = nn.Conv2d(3, 4, 3), torch.rand(1, 3, 8, 8)
     with pytest.raises(StrideEliminationError, match=r"^Stem: .* is not timed"):
-        check("Stem", model, Plus(model, more), images)
-    check("Stem", model, Plus(model, 1e-7), images)
+        require_equal("Stem", model, Plus(model, more), images)
+    require_equal("Stem", model, Plus(model, 1e-7), images)
 
 
 @pytest.mark.usefixtures("same_torch", "small")
@@ -230,7 +219,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
     if part == "fuse":
         monkeypatch.setattr(bench, "_fuse", lambda: lambda model: Plus(model, 1.0))
     where = "ResNet" if part == "stems" else part
-    config = ConversionBench(rounds=1, steps=1, batch_size=1, device="cpu")
+    config = ConversionBenchmarkConfig(rounds=1, steps=1, batch_size=1, device="cpu")
     with pytest.raises(StrideEliminationError, match=f"^{where}: .* not equal"):
         benchmark_conversion(config)
     assert counted == ([["convert_layers", "fuse"]] if part == "stems" else [])
@@ -240,7 +229,7 @@ def test_a_wrong_network_is_not_timed(part: str, monkeypatch: pytest.MonkeyPatch
 
 
 def test_the_settings_of_the_command_are_those_of_the_dataclass() -> None:
-    assert settings() == ConversionBench()
+    assert settings() == ConversionBenchmarkConfig()
     assert settings("rounds=3", "batch_size=1", "device=cpu").batch_size == 1
 
 

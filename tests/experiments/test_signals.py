@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.experiments.test_experiments import (
+from tests.experiments.processes import (
     LONG,
     ROOT,
     alive,
@@ -17,6 +17,8 @@ from tests.experiments.test_experiments import (
     sweep_in_the_background,
     wait_for,
 )
+
+pytestmark = pytest.mark.slow
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MISSING = "stopped, 2 runs are missing: the same command goes on from here\n"
@@ -134,8 +136,6 @@ if sys.argv[1] == "0":
     os._exit(0)  # what it started stays behind
 assert child.wait(10) == 1
 """
-
-pytestmark = pytest.mark.slow
 
 
 @pytest.mark.parametrize("other", [0, 1])  # the parent ends; it had ended before

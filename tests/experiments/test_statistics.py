@@ -11,10 +11,10 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from experiments.reporting.statistics import (
-    difference,
     hodges_lehmann,
     holm,
     new_images,
+    paired_difference,
     seeds_needed,
     tost,
     verdict,
@@ -33,7 +33,7 @@ HALF = T_4 * ERROR  # 0.196324
 
 
 def test_mean_deviation_and_interval_are_the_textbooks() -> None:
-    found = difference(0.3 + SPREAD)
+    found = paired_difference(0.3 + SPREAD)
     assert (found.n, found.ahead, found.blank) == (5, 5, "")
     assert found.mean == pytest.approx(0.3)
     assert found.deviation == pytest.approx(0.158114, abs=1e-6)
@@ -51,11 +51,11 @@ def p_of_t(t: float, degrees: int) -> float:
 
 @pytest.mark.parametrize("mean", [0.3, 0.1, 0.0, -0.15])
 def test_p_is_the_area_beyond_t_on_both_sides(mean: float) -> None:
-    assert difference(mean + SPREAD).p == pytest.approx(p_of_t(mean / ERROR, 4), abs=1e-6)
+    assert paired_difference(mean + SPREAD).p == pytest.approx(p_of_t(mean / ERROR, 4), abs=1e-6)
 
 
 def test_p_is_five_percent_where_the_interval_ends_at_zero() -> None:
-    found = difference(HALF + SPREAD)
+    found = paired_difference(HALF + SPREAD)
     assert found.p == pytest.approx(0.05, abs=1e-6)
     assert found.low == pytest.approx(0, abs=1e-6)
 
@@ -66,7 +66,7 @@ def test_hodges_lehmann_is_the_median_of_all_means_of_two() -> None:
     assert len(means) == 15
     expected = sorted(means)[7]
     assert hodges_lehmann(np.array(values)) == pytest.approx(expected)
-    assert difference(values).median == pytest.approx(expected)
+    assert paired_difference(values).median == pytest.approx(expected)
     assert abs(expected - np.mean(values)) > 0.1  # and no mean
 
 
@@ -78,11 +78,11 @@ def test_wilcoxons_p_is_that_of_all_signs(values: list[float]) -> None:
     sums = [sum(ranks[np.array(signs)]) for signs in itertools.product([False, True], repeat=5)]
     seen = sum(ranks[np.array(values) > 0])
     tail = min(np.mean([s <= seen for s in sums]), np.mean([s >= seen for s in sums]))
-    assert difference(values).wilcoxon_p == pytest.approx(min(2 * tail, 1))
+    assert paired_difference(values).wilcoxon_p == pytest.approx(min(2 * tail, 1))
 
 
 def test_the_pair_in_which_both_are_equal_is_not_ahead() -> None:
-    assert difference([0.1, 0.0, -0.1, -0.1]).ahead == 1
+    assert paired_difference([0.1, 0.0, -0.1, -0.1]).ahead == 1
 
 
 @pytest.mark.parametrize(
@@ -98,7 +98,7 @@ def test_the_pair_in_which_both_are_equal_is_not_ahead() -> None:
 def test_too_few_or_equal_differences_have_blanks_and_the_reason(
     values: list[float], reason: str
 ) -> None:
-    found = difference(values, margin=0.06)
+    found = paired_difference(values, margin=0.06)
     assert reason in found.blank
     assert (found.low, found.high, found.p, found.wilcoxon_p, found.margin_p) == (None,) * 5
     assert found.within is None
@@ -109,7 +109,7 @@ def test_too_few_or_equal_differences_have_blanks_and_the_reason(
 @given(st.lists(st.integers(-10_000, 10_000), max_size=7))
 @examples(40)
 def test_nothing_is_ever_not_a_number_and_what_is_missing_has_a_reason(images: list[int]) -> None:
-    found = difference(np.array(images) / 100, margin=0.06)
+    found = paired_difference(np.array(images) / 100, margin=0.06)
     numbers = [value for value in astuple(found) if isinstance(value, float)]
     assert all(map(math.isfinite, numbers))
     tested = len(images) >= 3 and len({*images}) > 1
@@ -119,7 +119,7 @@ def test_nothing_is_ever_not_a_number_and_what_is_missing_has_a_reason(images: l
     if found.mean is not None and found.low is not None and found.high is not None:
         assert found.low < found.mean < found.high
         assert found.low + found.high == pytest.approx(2 * found.mean, abs=1e-9)
-        turned = difference(-np.array(images) / 100)
+        turned = paired_difference(-np.array(images) / 100)
         assert (turned.low, turned.high) == pytest.approx((-found.high, -found.low), abs=1e-9)
 
 
@@ -145,7 +145,7 @@ def test_a_verdict_needs_a_p_below_five_percent_and_goes_by_the_sign(
 
 
 def test_tost_is_the_larger_of_two_one_sided_t_tests() -> None:
-    found = difference(0.02 + SPREAD, margin=0.2)
+    found = paired_difference(0.02 + SPREAD, margin=0.2)
     nearer = (0.2 - 0.02) / ERROR  # errors from the mean to the nearer end
     assert nearer > 0
     assert found.margin == 0.2
@@ -158,14 +158,14 @@ def test_a_mean_is_within_the_margin_where_its_90_percent_interval_is(
     sign: int, beyond: float, within: bool
 ) -> None:
     mean = sign * (0.2 - beyond**-1 * T_4_ONE_SIDED * ERROR)
-    found = difference(mean + SPREAD, margin=0.2)
+    found = paired_difference(mean + SPREAD, margin=0.2)
     reach = abs(mean) + T_4_ONE_SIDED * ERROR  # of the interval
     assert (reach < 0.2) == within
     assert found.within == within
 
 
 def test_without_a_margin_there_is_no_question_of_size() -> None:
-    found = difference(0.02 + SPREAD)
+    found = paired_difference(0.02 + SPREAD)
     assert (found.margin, found.margin_p, found.within) == (None, None, None)
 
 
@@ -350,7 +350,7 @@ def test_students_interval_holds_the_truth_on_these_images_in_95_percent() -> No
     held = 0
     for _ in range(SIMULATIONS):
         first, second = model.draw(generator, kinds).mean(2)
-        found = difference(100 * (first - second))
+        found = paired_difference(100 * (first - second))
         assert found.low is not None
         assert found.high is not None
         held += found.low <= truth <= found.high

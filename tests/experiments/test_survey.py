@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from experiments.settings.schema import Survey
+from experiments.settings.conversions import SurveyConfig
 from experiments.studies import survey as study
 from experiments.studies.survey import (
     by_source,
@@ -21,18 +21,18 @@ from experiments.studies.survey import (
     kind_of,
     kinds,
     settled,
-    survey,
+    survey_packages,
     write_survey,
 )
 from experiments.surveying import measure as measuring
 from experiments.surveying import sources
 from experiments.surveying.measure import Task, measure
 from experiments.surveying.observation import (
-    Call,
+    ModuleCall,
     StridedCalls,
     changes,
-    difference,
     fingerprint,
+    output_error,
     share_of_bound,
 )
 from experiments.surveying.sources import SOURCES, small_first
@@ -135,8 +135,8 @@ class Pair(NamedTuple):
 
 def test_results_are_compared_whatever_they_are_made_of() -> None:
     x = torch.arange(6.0)
-    assert difference(Pair(x, [None, {"n": 1}]), Pair(x.clone(), [None, {"n": 1}])) == 0
-    assert difference({"a": x}, {"a": x + 0.05}) == pytest.approx(0.01, rel=1e-5)
+    assert output_error(Pair(x, [None, {"n": 1}]), Pair(x.clone(), [None, {"n": 1}])) == 0
+    assert output_error({"a": x}, {"a": x + 0.05}) == pytest.approx(0.01, rel=1e-5)
     infinite = [
         (Pair(x, None), (x, None)),
         (Pair(x, 1), Pair(x, 2)),
@@ -147,8 +147,8 @@ def test_results_are_compared_whatever_they_are_made_of() -> None:
         (x.int(), x.int() + 1),
         (x / 0, x),
     ]
-    assert all(difference(*pair) == float("inf") for pair in infinite)
-    assert difference(x / x, (x / x).clone()) == 0  # not a number at the same place
+    assert all(output_error(*pair) == float("inf") for pair in infinite)
+    assert output_error(x / x, (x / x).clone()) == 0  # not a number at the same place
 
 
 @pytest.mark.parametrize("kind", [nn.Conv2d, nn.ConvTranspose2d])
@@ -157,13 +157,13 @@ def test_a_call_is_held_against_the_bound_of_rounding(kind: type[nn.Module]) -> 
     with torch.no_grad():
         right = layer(x)
         wide = copy.deepcopy(layer).double()(x.double()).float()
-        assert share_of_bound(layer, Call("", (x,), {}, wide)) <= 1
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wide)) <= 1
         wrong = right + 3e-4 * right.abs().max()
-        assert share_of_bound(layer, Call("", (x,), {}, wrong)) > 1
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wrong)) > 1
         wrong = right.clone()
         wrong[1, 2, 3, 4] = float("nan")
-        assert share_of_bound(layer, Call("", (x,), {}, wrong)) == float("inf")
-        assert share_of_bound(layer, Call("", (x,), {}, right[:1])) == float("inf")
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, wrong)) == float("inf")
+        assert share_of_bound(layer, ModuleCall("", (x,), {}, right[:1])) == float("inf")
 
 
 # One model
@@ -275,17 +275,17 @@ def test_a_conversion_that_raises_is_a_crash_with_its_place(
 
 
 @pytest.fixture(scope="module")
-def config(tmp_path_factory: pytest.TempPathFactory) -> Survey:
+def config(tmp_path_factory: pytest.TempPathFactory) -> SurveyConfig:
     names = [f"{HERE}:{name}" for name in ("Fake", "Unlisted", "Absent")]
-    return Survey(
+    return SurveyConfig(
         sources=names, seconds=10, gigabytes=16, outputs=str(tmp_path_factory.mktemp("out"))
     )
 
 
 @pytest.fixture(scope="module")
-def surveyed(config: Survey) -> tuple[dict[str, Row], dict[str, str]]:
+def surveyed(config: SurveyConfig) -> tuple[dict[str, Row], dict[str, str]]:
     """Rows by model, of a survey of the fake sources; and what is missing."""
-    rows, missing = survey(config)
+    rows, missing = survey_packages(config)
     return {row["model"]: row for row in rows}, missing
 
 
@@ -315,7 +315,7 @@ def test_each_model_is_in_a_process_of_its_own_so_that_none_stops_the_survey(
 
 
 def test_a_source_that_is_not_installed_is_skipped_and_said(
-    surveyed: tuple[dict[str, Row], dict[str, str]], config: Survey
+    surveyed: tuple[dict[str, Row], dict[str, str]], config: SurveyConfig
 ) -> None:
     rows, missing = surveyed
     assert [*missing] == [f"{HERE}:Unlisted", f"{HERE}:Absent"]
@@ -352,31 +352,33 @@ class NoWorker:
 
 
 def test_what_has_been_measured_is_not_measured_again(
-    surveyed: tuple[dict[str, Row], dict[str, str]], config: Survey, monkeypatch: pytest.MonkeyPatch
+    surveyed: tuple[dict[str, Row], dict[str, str]],
+    config: SurveyConfig,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
-    rows, _ = survey(config)
+    rows, _ = survey_packages(config)
     assert rows == [*surveyed[0].values()]
     for other in (replace(config, force=True), replace(config, seed=1), replace(config, all=True)):
         with pytest.raises(AttributeError, match="has_ended"):  # asked to measure
-            survey(other)
+            survey_packages(other)
     monkeypatch.setattr(NoWorker, "version", "another")
     with pytest.raises(AttributeError, match="has_ended"):
-        survey(config)
+        survey_packages(config)
 
 
 def test_names_choose_models_and_unknown_ones_are_told(
-    surveyed: object, config: Survey, monkeypatch: pytest.MonkeyPatch
+    surveyed: object, config: SurveyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(study, "Worker", NoWorker)
-    rows, _ = survey(replace(config, every=3))
+    rows, _ = survey_packages(replace(config, every=3))
     assert [row["model"] for row in rows] == ["Plain", "Aborts", "Grows", "pointwise"]
-    rows, _ = survey(replace(config, models=["Plain"]))
+    rows, _ = survey_packages(replace(config, models=["Plain"]))
     assert [row["model"] for row in rows] == ["Plain"]
     with pytest.raises(InputError, match="models: Plane is in none of tests"):
-        survey(replace(config, models=["Plane"]))
+        survey_packages(replace(config, models=["Plane"]))
     with pytest.raises(InputError, match="none of the sources can be used"):
-        survey(replace(config, sources=[f"{HERE}:Absent"]))
+        survey_packages(replace(config, sources=[f"{HERE}:Absent"]))
 
 
 # Sources and tables

@@ -1,4 +1,4 @@
-"""The training loop on tiny data: batches, rates, every step, history, clock, evaluation."""
+"""The training loop on tiny data: rates, every step, history, clock, evaluation."""
 
 import copy
 import json
@@ -12,200 +12,25 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import nn
 
 from experiments.runs import training
 from experiments.runs.data import Dataset
-from experiments.runs.networks import initialise
 from experiments.runs.training import (
     Checkpoint,
     Examples,
     History,
-    batches,
+    TwinTraining,
     evaluate,
-    generator,
     normalise,
     train,
 )
-from experiments.settings.schema import Recipe
+from experiments.settings.schema import RecipeConfig
 from stridenet import eliminate_stride
-from stridenet.errors import InputError
 from stridenet.sharing import fold_back, share
 from stridenet.sharing_measures import distance_from_tied, gradient_ratios, number_of_copies
 from stridenet.twin import UnitStrideNetwork
-
-CPU = torch.device("cpu")
-RECIPE = Recipe(name="tiny", epochs=2, batch_size=64)
-
-
-class Recorder(nn.Module):
-    """A network that remembers each batch it trains on, and its parameters before the step."""
-
-    def __init__(self, network: nn.Module) -> None:
-        super().__init__()
-        self.network = network
-        self.batches: list[Tensor] = []
-        self.states: list[dict[str, Tensor]] = []
-
-    def forward(self, x: Tensor) -> Tensor:
-        if self.training:
-            self.batches.append(x.clone())
-            self.states.append(copy.deepcopy(self.network.state_dict()))
-        return self.network(x)
-
-    @property
-    def order(self) -> list[int]:
-        """The indices of the examples, which `numbered` puts into each example's first number."""
-        return torch.cat([batch[:, 0, 0, 0] for batch in self.batches]).int().tolist()
-
-
-def strided() -> nn.Sequential:
-    """Takes images of 10x10; what follows seed 0 in torch's own generator."""
-    torch.manual_seed(0)
-    return nn.Sequential(
-        nn.Conv2d(1, 4, 3),
-        nn.ReLU(),
-        nn.Conv2d(4, 6, 2, stride=2),
-        nn.ReLU(),
-        nn.Flatten(),
-        nn.Linear(96, 10),
-    )
-
-
-def examples(data: Dataset, dtype: torch.dtype = torch.float32) -> dict[str, Examples]:
-    splits = normalise(data, "standardised")
-    return {name: Examples(x.to(dtype), labels, CPU) for name, (x, labels) in splits.items()}
-
-
-def numbered(n: int) -> Tensor:
-    """Images of 10x10, each full of its own index."""
-    return torch.arange(float(n)).reshape(n, 1, 1, 1).expand(n, 1, 10, 10).clone()
-
-
-def run(network: nn.Module, data: Dataset, seed: int = 0, **changes: object) -> History:
-    return train(network, examples(data), replace(RECIPE, **changes), seed, CPU)
-
-
-# Examples and their numbers
-
-
-def test_examples_are_taken_in_the_asked_order_and_channels_last() -> None:
-    inputs, labels = torch.randn(9, 3, 4, 5), torch.arange(9)
-    taken, taken_labels = Examples(inputs, labels, CPU).take(torch.tensor([7, 0, 7, 3]))
-    assert torch.equal(taken, inputs[[7, 0, 7, 3]])
-    assert taken_labels.tolist() == [7, 0, 7, 3]
-    assert taken.is_contiguous(memory_format=torch.channels_last)
-    assert not taken.is_contiguous()
-
-
-def test_batches_are_all_examples_in_order_the_last_one_smaller() -> None:
-    inputs, labels = torch.randn(9, 3, 4, 5), torch.arange(9)
-    given = Examples(inputs, labels, CPU)
-    batches = list(given.batches(4))
-    assert [len(batch) for batch, _ in batches] == [4, 4, 1]
-    assert torch.equal(torch.cat([batch for batch, _ in batches]), inputs)
-    assert torch.cat([numbers for _, numbers in batches]).tolist() == list(range(9))
-    assert batches[0][0].is_contiguous(memory_format=torch.channels_last)
-    assert len(given) == 9
-
-
-def test_standardised_means_by_the_training_images_alone() -> None:
-    def bytes_of(n: int, least: int, most: int) -> Tensor:
-        return torch.randint(least, most, (n, 1, 4, 4), generator=generator(0, "x")).byte()
-
-    labels = torch.zeros(20).long()
-    train_images, test_images = bytes_of(20, 0, 60), bytes_of(20, 100, 250)
-    data = Dataset(train_images, labels, test_images[:5], labels[:5], test_images, labels)
-    splits = normalise(data, "standardised")
-    training_images = splits["training"][0]
-    assert training_images.dtype == torch.float32
-    assert abs(training_images.mean()) < 1e-6
-    assert abs(training_images.std() - 1) < 1e-6
-    assert splits["test"][0].mean() > 3  # by the same mean and deviation, not its own
-    for name, bytes_ in {"test": test_images, "validation": test_images[:5]}.items():
-        values = train_images.double()
-        expected = (bytes_.double() - values.mean()) / values.std()
-        torch.testing.assert_close(splits[name][0].double(), expected, rtol=1e-5, atol=1e-5)
-
-
-def test_scaled_divides_by_256_and_nothing_else(tiny_data: Dataset) -> None:
-    splits = normalise(tiny_data, "scaled")
-    assert torch.equal(splits["training"][0] * 256, tiny_data.train_images.float())
-    assert torch.equal(splits["test"][0] * 256, tiny_data.test_images.float())
-
-
-def test_labels_stay_with_their_images_and_an_empty_split_is_left_out(tiny_data: Dataset) -> None:
-    splits = normalise(tiny_data, "scaled")
-    assert list(splits) == ["training", "validation", "test"]
-    assert torch.equal(splits["validation"][1], tiny_data.validation_labels)
-    empty = replace(tiny_data, validation_images=tiny_data.test_images[:0],
-                    validation_labels=tiny_data.test_labels[:0])  # fmt: skip
-    assert list(normalise(empty, "scaled")) == ["training", "test"]
-
-
-# Batches
-
-
-def orders(seed: int, network: nn.Module, inputs: Tensor) -> list[int]:
-    recorder = Recorder(network)
-    given = Examples(inputs, torch.zeros(len(inputs)).long(), CPU)
-    train(recorder, {"training": given}, replace(RECIPE, learning_rate=1e-6), seed, CPU)
-    return recorder.order
-
-
-def test_a_seed_gives_both_networks_the_same_order_of_examples() -> None:
-    images = numbered(150)
-    network = strided()
-    twin = eliminate_stride(network, (1, 10, 10))
-    order = orders(3, network, images)
-    assert orders(3, twin.network, twin.rearrange(images)) == order
-    assert orders(4, strided(), images) != order
-
-
-def test_an_epoch_takes_whole_batches_of_an_order_of_its_own_and_no_example_twice() -> None:
-    order = orders(0, strided(), numbered(150))
-    assert len(order) == 2 * 128  # what is left behind two batches of 64 is dropped
-    first, second = set(order[:128]), set(order[128:])
-    assert len(first) == len(second) == 128
-    assert first | second <= set(range(150))
-    assert first != second  # another rest is dropped
-    assert order[:128] != sorted(first)
-
-
-def test_batches_depend_on_the_seed_and_the_number_of_examples_alone() -> None:
-    def places(seed: int = 0, examples: int = 150, start: int = 0, **changes: Any) -> list[int]:
-        return torch.cat([*batches(replace(RECIPE, **changes), seed, examples, start, 4)]).tolist()
-
-    plain = places()
-    other: dict[str, Any] = {"epochs": 9, "evaluations": 3, "learning_rate": 1.0, "name": "other",
-                             "schedule": "constant", "optimizer": "adam"}  # fmt: skip
-    assert all(places(**{key: value}) == plain for key, value in other.items())
-    assert places(start=3) == plain[3 * 64 :]
-    assert places(batch_size=32) == plain[:128]  # the same order, cut elsewhere
-    assert places(seed=1) != plain != places(examples=151)
-
-
-def test_a_batch_larger_than_the_data_is_an_error_with_both_numbers(tiny_data: Dataset) -> None:
-    with pytest.raises(InputError, match=r"recipe\.batch_size=151 is more than the 150 training"):
-        run(strided(), tiny_data, batch_size=151)
-    assert run(strided(), tiny_data, batch_size=150).steps == 2
-
-
-@pytest.mark.parametrize("scheme", ["pytorch", "xavier"])
-def test_drawing_weights_does_not_shift_the_order(scheme: str) -> None:
-    order = orders(5, strided(), numbered(150))
-    network = strided()
-    initialise(network, scheme, generator(5, "weights"))
-    torch.rand(1000)  # nor does what else draws from torch's own generator
-    assert orders(5, network, numbered(150)) == order
-
-
-def test_what_is_drawn_by_a_seed_comes_from_streams_of_their_own() -> None:
-    purposes = ("order of epoch 0", "order of epoch 1", "weights", "training images")
-    streams = [generator(seed, purpose) for seed in (0, 1, 10) for purpose in purposes]
-    starts = {tuple(torch.rand(3, generator=stream).tolist()) for stream in streams}
-    assert len(starts) == len(streams)
-
+from tests.experiments.tiny_networks import CPU, RECIPE, Recorder, examples, run, strided
 
 # Steps
 
@@ -231,7 +56,7 @@ def test_the_rate_follows_its_schedule_and_biases_have_twice_as_much(
         used[:] = [optimizer]
 
     monkeypatch.setattr(torch.optim.SGD, "step", read)
-    recipe = Recipe(
+    recipe = RecipeConfig(
         steps=2000, batch_size=1, learning_rate=0.01, schedule=schedule, bias_rate_factor=2
     )
     given = Examples(torch.zeros(700, 1, 1, 1), torch.zeros(700).long(), CPU)
@@ -251,7 +76,7 @@ def test_the_rate_follows_its_schedule_and_biases_have_twice_as_much(
 def test_training_is_step_for_step_a_plain_loop(
     tiny_data: Dataset, optimizer: str, schedule: str
 ) -> None:
-    recipe = Recipe(
+    recipe = RecipeConfig(
         epochs=2, optimizer=optimizer, learning_rate=0.03, schedule=schedule, rate_decay=0.2,
         rate_power=0.75, bias_rate_factor=2, momentum=0.8, weight_decay=0.01,
     )  # fmt: skip
@@ -291,10 +116,12 @@ def test_training_is_step_for_step_a_plain_loop(
 
 # Twins that share
 
-FULL = Recipe(
+FULL = RecipeConfig(
     "full", epochs=4, batch_size=150, learning_rate=0.03, schedule="inverse", rate_decay=0.2,
     rate_power=0.75, bias_rate_factor=2, momentum=0.9, weight_decay=0.01,
 )  # fmt: skip
+
+
 # Whether each parameter of the twin is a bias, and how often it has each strided number.
 PARAMETERS = {
     "free": {
@@ -328,7 +155,7 @@ def test_scales_multiply_the_rate_and_divide_the_decay_of_weights_and_biases(
 ) -> None:
     twin, splits = twin_and_its_data(sharing, tiny_data)
     expected = copy.deepcopy(twin.network)
-    train(twin.network, splits, FULL, 0, CPU, scales=number_of_copies(twin))
+    train(twin.network, splits, FULL, 0, CPU, twin=TwinTraining(number_of_copies(twin)))
 
     images, labels = next(splits["training"].batches(150))
     velocity = {name: torch.zeros_like(p) for name, p in expected.named_parameters()}
@@ -358,7 +185,7 @@ def test_with_rates_by_copies_the_twins_step_is_the_strided_networks(
     for by_copies in (True, False):
         twin, splits = twin_and_its_data(sharing, tiny_data)
         copies = number_of_copies(twin)
-        train(twin.network, splits, one, 0, CPU, scales=copies if by_copies else None)
+        train(twin.network, splits, one, 0, CPU, twin=TwinTraining(copies if by_copies else {}))
         folded = fold_back(twin).state_dict()
         for name, value in original.state_dict().items():
             equal = torch.allclose(folded[name], value, rtol=0, atol=1e-13)
@@ -477,7 +304,7 @@ def test_what_is_observed_stands_in_each_row_with_what_it_is_then(tiny_data: Dat
     def observe() -> dict[str, object]:
         return {"norm": float(network[0].weight.detach().norm()), "layers": {"0": [1, 2]}}
 
-    history = train(network, examples(tiny_data), RECIPE, 0, CPU, observe=observe,
+    history = train(network, examples(tiny_data), RECIPE, 0, CPU, twin=TwinTraining(observe=observe),
                     save=lambda _: norms.append(float(network[0].weight.detach().norm())))  # fmt: skip
     assert len(set(norms)) == 3
     assert [row["norm"] for row in history.epochs] == norms
@@ -498,7 +325,8 @@ def test_gradients_are_probed_before_they_are_used_every_so_many_steps(tiny_data
         return {"weight": float(weight.detach().sum()), "gradient": float(weight.grad.sum())}
 
     recipe = replace(RECIPE, momentum=0, weight_decay=0, schedule="constant")
-    history = train(recorder, examples(tiny_data), recipe, 0, CPU, probe=probe, probe_every=2)
+    twin = TwinTraining(probe=probe, probe_every=2)
+    history = train(recorder, examples(tiny_data), recipe, 0, CPU, twin=twin)
     assert [seen["step"] for seen in history.rho] == [0, 2]
     for seen in history.rho:
         before, after = (recorder.states[seen["step"] + k]["0.weight"].sum() for k in (0, 1))
@@ -507,35 +335,6 @@ def test_gradients_are_probed_before_they_are_used_every_so_many_steps(tiny_data
 
 
 # Evaluation
-
-
-def test_evaluation_says_which_are_right_and_averages_the_loss_over_all_examples() -> None:
-    torch.manual_seed(0)
-    network = nn.Sequential(nn.Flatten(), nn.Linear(4, 3))
-    inputs, labels = torch.randn(2300, 1, 2, 2), torch.randint(3, (2300,))  # three batches
-    found = evaluate(network, Examples(inputs, labels, CPU))
-    scores = network(inputs).detach()
-    right = [bool(row.argmax() == label) for row, label in zip(scores, labels, strict=True)]
-    assert found.right.tolist() == right
-    assert (found.correct, found.accuracy) == (sum(right), sum(right) / 2300)
-    assert found.loss == pytest.approx(float(F.cross_entropy(scores, labels)), rel=1e-5)
-    nn.init.constant_(network[1].bias, math.nan)
-    assert evaluate(network, Examples(inputs, labels, CPU)).loss is None
-
-
-@pytest.mark.parametrize("mode", [True, False])
-def test_evaluation_is_done_in_evaluation_mode_which_does_not_last(mode: bool) -> None:
-    modes: list[tuple[bool, bool]] = []
-    network = nn.Sequential(nn.Flatten(), nn.Dropout(0.9), nn.Linear(4, 3)).train(mode)
-    hook = network.register_forward_hook(
-        lambda module, *_: modes.append((module[1].training, torch.is_grad_enabled()))
-    )
-    given = Examples(torch.randn(50, 1, 2, 2), torch.zeros(50).long(), CPU)
-    first, second = evaluate(network, given), evaluate(network, given)
-    hook.remove()
-    assert first.loss == second.loss
-    assert modes == [(False, False)] * 2
-    assert network.training == network[1].training == mode
 
 
 def test_every_step_is_done_in_training_mode(tiny_data: Dataset) -> None:
@@ -588,9 +387,9 @@ def test_training_of_a_twin_that_shares_goes_on_from_any_point_bit_for_bit(
 
     def train_on(twin: UnitStrideNetwork, **options: Any) -> History:
         return train(
-            twin.network, splits, recipe, 0, CPU, scales=given,
-            observe=lambda: {"distance": distance_from_tied(twin)},
-            probe=lambda: gradient_ratios(twin), probe_every=1, **options,
+            twin.network, splits, recipe, 0, CPU, **options,
+            twin=TwinTraining(given or {}, lambda: {"distance": distance_from_tied(twin)},
+                              lambda: gradient_ratios(twin), probe_every=1),
         )  # fmt: skip
 
     checkpoints: list[Checkpoint] = []
@@ -645,8 +444,8 @@ def test_weights_that_became_infinite_in_the_last_step_are_a_divergence_too(
     twin, splits = twin_and_its_data("free", tiny_data, torch.float32)
     twin.network.get_parameter("5.weight").data.mul_(1e4)  # for gradients above 1
     recipe = replace(RECIPE, epochs=None, steps=1, learning_rate=1e38)
-    history = train(twin.network, splits, recipe, 0, CPU,
-                    observe=lambda: {"distance": distance_from_tied(twin)})  # fmt: skip
+    observed = TwinTraining(observe=lambda: {"distance": distance_from_tied(twin)})
+    history = train(twin.network, splits, recipe, 0, CPU, twin=observed)
     assert (history.diverged, history.steps) == (True, 1)
     json.dumps(asdict(history), allow_nan=False)
 

@@ -15,39 +15,38 @@ import torch
 
 from experiments import sweep
 from experiments.runs import run
-from experiments.runs.data import Dataset
 from experiments.runs.files import load_tensors, save_tensors, sha256_of
 from experiments.runs.folder import run_folder
 from experiments.runs.published import published_result, read_published
 from experiments.runs.results import DamagedResultError, finished_runs, read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import Config, Data, Layer, Model, Recipe, Report
+from experiments.settings.schema import (
+    LayerConfig,
+    ReportConfig,
+    RunConfig,
+)
 from stridenet.errors import InputError
 from tests.devices import harmless_device
 
 LAYERS = {
-    "conv1": Layer("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
-    "conv2": Layer("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
-    "fc1": Layer("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
+    "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
+    "conv2": LayerConfig("conv", 6, [2, 2], [2, 2], [1, 1], [0, 0]),
+    "fc1": LayerConfig("fc", 10, [1, 1], [1, 1], [1, 1], [0, 0]),
 }
 REFERENCE = Path(__file__).resolve().parents[2] / "outputs" / "reference"
 
 
 @pytest.fixture
-def config(tmp_path: Path, tiny_data: Dataset, monkeypatch: pytest.MonkeyPatch) -> Config:
-    monkeypatch.setattr(run, "load", lambda *_: tiny_data)
-    monkeypatch.setattr(run, "prepare", lambda threads: None)  # which changes the whole process
-    outputs = str(tmp_path / "outputs")
-    data = Data("mnist", [10, 10], validation_size=30)
-    return Config(Model(layers=LAYERS), data, Recipe("tiny", steps=2), outputs, device="cpu")
+def config(config: RunConfig) -> RunConfig:
+    return replace(config, data=replace(config.data, validation_size=30))
 
 
-def twin(config: Config, **changes: Any) -> Config:
+def twin(config: RunConfig, **changes: Any) -> RunConfig:
     return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
 
 
-def report_of(config: Config) -> Report:
-    return Report(config.model, config.data, config.recipe, config.outputs)
+def report_of(config: RunConfig) -> ReportConfig:
+    return ReportConfig(config.model, config.data, config.recipe, config.outputs)
 
 
 def as_before_hashes(result: dict[str, Any]) -> dict[str, Any]:
@@ -71,7 +70,7 @@ def numbers(result: dict[str, Any]) -> list[Any]:
 # What is believed
 
 
-def test_a_result_has_the_hashes_of_its_weights_bits_and_itself(config: Config) -> None:
+def test_a_result_has_the_hashes_of_its_weights_bits_and_itself(config: RunConfig) -> None:
     folder, result, _ = run_once(config)
     assert result["sha256"]["weights"] == sha256_of(folder / "weights.pt")
     assert {len(digits) for digits in result["sha256"].values()} == {64}
@@ -82,7 +81,7 @@ def test_a_result_has_the_hashes_of_its_weights_bits_and_itself(config: Config) 
 
 
 @pytest.mark.parametrize("kind", ["strided", "twin", "copy", "rho", "diverged"])
-def test_results_from_before_hashes_are_read(config: Config, kind: str) -> None:
+def test_results_from_before_hashes_are_read(config: RunConfig, kind: str) -> None:
     run_once(config)
     settings = {
         "strided": config,
@@ -100,7 +99,7 @@ def test_results_from_before_hashes_are_read(config: Config, kind: str) -> None:
 
 @pytest.mark.parametrize("loop", [None, 1])
 def test_results_of_an_earlier_loop_are_read_as_what_they_are_but_are_no_run_of_this(
-    config: Config, loop: int | None, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, loop: int | None, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, result, _ = run_once(config)
     kept = ("run", "experiment", "network", "weights", "seed", "test_accuracy", "config")
@@ -163,7 +162,7 @@ WRONG = [
 
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_an_impossible_result_is_told_and_the_run_starts_anew(
-    config: Config, change: Callable[[dict[str, Any]], None], capfd: pytest.CaptureFixture[str]
+    config: RunConfig, change: Callable[[dict[str, Any]], None], capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, result, _ = run_once(config)
     wrong = copy.deepcopy(as_before_hashes(result))
@@ -183,7 +182,7 @@ def test_an_impossible_result_is_told_and_the_run_starts_anew(
     assert len(finished_runs(report_of(config))) == 1
 
 
-def test_every_key_is_needed(config: Config) -> None:
+def test_every_key_is_needed(config: RunConfig) -> None:
     folder, result, _ = run_once(config)
     before = as_before_hashes(result)
     may_lack = {"fit_accuracy", "fit_loss", "fit_images", "loop"}  # without: an earlier loop's
@@ -198,7 +197,7 @@ TEXTS = ["", "{", "[]", "null", "7", "{}", '{"experiment": "x"}', "\0\0", '{"a":
 
 
 @pytest.mark.parametrize("text", TEXTS, ids=range(len(TEXTS)))
-def test_a_stub_does_not_count_as_done(config: Config, text: str) -> None:
+def test_a_stub_does_not_count_as_done(config: RunConfig, text: str) -> None:
     folder = run_folder(config)
     folder.mkdir(parents=True)
     (folder / "result.json").write_text(text)
@@ -208,7 +207,7 @@ def test_a_stub_does_not_count_as_done(config: Config, text: str) -> None:
     assert run_once(config)[2]
 
 
-def test_a_result_that_is_no_text_is_damaged(config: Config) -> None:
+def test_a_result_that_is_no_text_is_damaged(config: RunConfig) -> None:
     folder, _, _ = run_once(config)
     (folder / "result.json").write_bytes(b"\xff\xfe\x80")
     with pytest.raises(DamagedResultError):
@@ -216,7 +215,7 @@ def test_a_result_that_is_no_text_is_damaged(config: Config) -> None:
 
 
 @pytest.mark.parametrize("make", [os.mkfifo, os.mkdir, "a link to a device"])
-def test_what_is_no_file_is_refused_and_stays(config: Config, make: Any) -> None:
+def test_what_is_no_file_is_refused_and_stays(config: RunConfig, make: Any) -> None:
     folder, _, _ = run_once(config)
     (folder / "result.json").unlink()
     with harmless_device() as device:
@@ -230,7 +229,7 @@ def test_what_is_no_file_is_refused_and_stays(config: Config, make: Any) -> None
 
 
 def test_a_copied_folder_is_named_and_is_no_run(
-    config: Config, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, result, _ = run_once(config)
     stray = folder.with_name("my-copy")
@@ -250,7 +249,7 @@ def test_a_copied_folder_is_named_and_is_no_run(
 # Flipped bytes
 
 
-def test_every_flipped_byte_of_a_result_is_told_or_changes_nothing(config: Config) -> None:
+def test_every_flipped_byte_of_a_result_is_told_or_changes_nothing(config: RunConfig) -> None:
     folder, result, _ = run_once(config)
     path, draw = folder / "result.json", random.Random(0)
     whole, told = path.read_bytes(), 0
@@ -266,7 +265,7 @@ def test_every_flipped_byte_of_a_result_is_told_or_changes_nothing(config: Confi
 
 @pytest.mark.parametrize("part", ["weights", "bits", "result"])
 def test_a_flipped_byte_is_told_and_the_run_starts_anew(
-    config: Config, part: str, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, part: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder, result, _ = run_once(config)
     wrong = copy.deepcopy(result)
@@ -290,7 +289,7 @@ def test_a_flipped_byte_is_told_and_the_run_starts_anew(
     assert again["sha256"]["weights"] == result["sha256"]["weights"]
 
 
-def test_missing_weights_are_told(config: Config) -> None:
+def test_missing_weights_are_told(config: RunConfig) -> None:
     folder, _, _ = run_once(config)
     (folder / "weights.pt").unlink()
     with pytest.raises(DamagedResultError, match=r"weights\.pt is missing"):
@@ -299,7 +298,7 @@ def test_missing_weights_are_told(config: Config) -> None:
     assert (folder / "weights.pt").exists()
 
 
-def test_a_result_whose_hashes_were_taken_out_is_told(config: Config) -> None:
+def test_a_result_whose_hashes_were_taken_out_is_told(config: RunConfig) -> None:
     folder, result, _ = run_once(config)
     leave(folder, {key: result[key] for key in result if key != "sha256"})
     with pytest.raises(DamagedResultError, match="has no sha256"):
@@ -307,7 +306,7 @@ def test_a_result_whose_hashes_were_taken_out_is_told(config: Config) -> None:
 
 
 @pytest.mark.parametrize("weights", ["copy", "fine_tune"])
-def test_nothing_starts_from_damaged_weights(config: Config, weights: str) -> None:
+def test_nothing_starts_from_damaged_weights(config: RunConfig, weights: str) -> None:
     source, _, _ = run_once(config)
     flip(source / "weights.pt", 700)
     with pytest.raises(DamagedResultError, match=f"rm -r {source}"):
@@ -341,7 +340,7 @@ class Killed(BaseException):
 
 
 def test_a_flipped_byte_of_a_runs_checkpoint_is_told_and_the_run_starts_anew(
-    config: Config, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     _, whole, _ = run_once(replace(config, outputs=f"{config.outputs}-whole"))
 
@@ -367,7 +366,9 @@ def test_a_flipped_byte_of_a_runs_checkpoint_is_told_and_the_run_starts_anew(
 
 
 @pytest.mark.parametrize("correct", [-1, 51, 10**6])
-def test_an_impossible_published_row_is_told(config: Config, tmp_path: Path, correct: int) -> None:
+def test_an_impossible_published_row_is_told(
+    config: RunConfig, tmp_path: Path, correct: int
+) -> None:
     mine = replace(config, published=str(tmp_path / "mine"))
     folder, result, _ = run_once(mine)
     sweep.Job([], mine, folder).publish()
@@ -379,7 +380,7 @@ def test_an_impossible_published_row_is_told(config: Config, tmp_path: Path, cor
 
 
 def test_a_finished_run_is_reported_without_a_lock(
-    config: Config, monkeypatch: pytest.MonkeyPatch
+    config: RunConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The folder may be read-only, or another user's."""
     folder, result, _ = run_once(config)

@@ -14,9 +14,9 @@ from torch import Tensor, nn
 
 from experiments.command import failed, start
 from experiments.models import convert, load_model
-from experiments.settings.schema import Conversion, Zoo
+from experiments.settings.conversions import ConversionConfig, ZooConfig
 from experiments.studies import zoo as surveys
-from experiments.studies.zoo import survey, write_zoo, zoo_for_readers, zoo_table
+from experiments.studies.zoo import measure_zoo, write_zoo, zoo_for_readers, zoo_table
 from experiments.zoo import main
 from stridenet.errors import InputError
 from stridenet.zoo import ZOO, Block, all_cnn_c, calibrate, lenet, resnet20
@@ -53,7 +53,7 @@ def parameters(network: nn.Module) -> int:
 def test_every_model_of_the_zoo_can_be_made_and_has_the_published_parameters(name: str) -> None:
     computed = name == "regnet_y_400mf"  # its widths, with tensors
     with torch.device("cpu" if computed else "meta"):
-        network = load_model(Conversion(**ZOO[name]))
+        network = load_model(ConversionConfig(**ZOO[name]))
     assert parameters(network) == PUBLISHED[name]
 
 
@@ -151,27 +151,27 @@ TINY = {"narrow": entry("tiny"), "impossible": entry("Undecided"), "wide": entry
 
 
 @pytest.fixture
-def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Zoo:
+def config(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ZooConfig:
     """Settings of a survey of three tiny models, of which the second has no twin."""
     monkeypatch.setattr(surveys, "ZOO", TINY)
-    return Zoo(model={"_target_": None}, input_size=None, rounds=3, outputs=str(tmp_path))
+    return ZooConfig(model={"_target_": None}, input_size=None, rounds=3, outputs=str(tmp_path))
 
 
 def counting(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the models that are measured from now on."""
     measured: list[str] = []
-    measure = surveys.measure
+    measure_model = surveys.measure_model
 
     def counted(name: str, *rest: Any, **options: Any) -> dict[str, Any]:
         measured.append(name)
-        return measure(name, *rest, **options)
+        return measure_model(name, *rest, **options)
 
-    monkeypatch.setattr(surveys, "measure", counted)
+    monkeypatch.setattr(surveys, "measure_model", counted)
     return measured
 
 
-def test_a_row_says_what_a_twin_costs_and_how_near_it_is(config: Zoo) -> None:
-    row, _, wide = survey(config)
+def test_a_row_says_what_a_twin_costs_and_how_near_it_is(config: ZooConfig) -> None:
+    row, _, wide = measure_zoo(config)
     # By hand: a 3x3 filter at stride 2 becomes 2x2 on 4 phases; the maps are 4x4, then 3x3.
     assert (row["strided_layers"], row["strided_parameters"]) == (1, 4 * 18 + 4 + 3 * 16 + 3)
     assert row["unit_stride_parameters"] == 4 * 8 * 4 + 4 + 3 * 16 + 3
@@ -188,8 +188,8 @@ def test_a_row_says_what_a_twin_costs_and_how_near_it_is(config: Zoo) -> None:
     assert row["versions"]["torch"] == torch.__version__
 
 
-def test_a_model_without_a_twin_has_a_row_with_the_reason(config: Zoo) -> None:
-    rows = survey(config)
+def test_a_model_without_a_twin_has_a_row_with_the_reason(config: ZooConfig) -> None:
+    rows = measure_zoo(config)
     assert [row["model"] for row in rows] == ["narrow", "impossible", "wide"]
     assert ["reason" in row for row in rows] == [False, True, False]
     assert "passed" not in rows[1]
@@ -197,81 +197,81 @@ def test_a_model_without_a_twin_has_a_row_with_the_reason(config: Zoo) -> None:
 
 
 def test_an_interrupted_survey_goes_on_where_it_was(
-    config: Zoo, monkeypatch: pytest.MonkeyPatch
+    config: ZooConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     measured = counting(monkeypatch)
-    counted = surveys.measure
+    counted = surveys.measure_model
 
     def stopped(name: str, *rest: Any, **options: Any) -> dict[str, Any]:
         if name == "wide":
             raise KeyboardInterrupt
         return counted(name, *rest, **options)
 
-    monkeypatch.setattr(surveys, "measure", stopped)
+    monkeypatch.setattr(surveys, "measure_model", stopped)
     with pytest.raises(KeyboardInterrupt):
-        survey(config)
+        measure_zoo(config)
     assert measured == ["narrow", "impossible"]
-    monkeypatch.setattr(surveys, "measure", counted)
-    rows = survey(config)
+    monkeypatch.setattr(surveys, "measure_model", counted)
+    rows = measure_zoo(config)
     assert measured == ["narrow", "impossible", "wide"]
-    assert survey(config) == rows
+    assert measure_zoo(config) == rows
     assert len(measured) == 3
 
 
 def test_rows_of_other_settings_and_damaged_ones_are_measured_again(
-    config: Zoo, monkeypatch: pytest.MonkeyPatch
+    config: ZooConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config.models = ["narrow"]
-    survey(config)
+    measure_zoo(config)
     measured = counting(monkeypatch)
-    survey(config)
+    measure_zoo(config)
     assert measured == []
-    survey(replace(config, rounds=2))
-    survey(replace(config, rounds=2, force=True))
+    measure_zoo(replace(config, rounds=2))
+    measure_zoo(replace(config, rounds=2, force=True))
     assert len(measured) == 2
-    survey(config)
+    measure_zoo(config)
     assert len(measured) == 3
     path = Path(config.outputs) / "zoo" / "narrow.json"
     for damage in ("", "[]", "{}", path.read_text()[:50]):
         path.write_text(damage)
-        survey(config)
+        measure_zoo(config)
     assert len(measured) == 7
     assert json.loads(path.read_text())["model"] == "narrow"
 
 
-def test_a_twin_that_differs_is_told(config: Zoo, monkeypatch: pytest.MonkeyPatch) -> None:
-    def wrong(model: nn.Module, config: Zoo, check: bool) -> nn.Module:
+def test_a_twin_that_differs_is_told(config: ZooConfig, monkeypatch: pytest.MonkeyPatch) -> None:
+    def wrong(model: nn.Module, config: ZooConfig, check: bool) -> nn.Module:
         twin = convert(model, config, check)
         with torch.no_grad():
             next(twin.parameters()).mul_(1.001)
         return twin
 
     monkeypatch.setattr(surveys, "convert", wrong)
-    row, *_ = survey(config)
+    row, *_ = measure_zoo(config)
     assert not row["passed"]
     assert row["first_failure"] == "0"
-    assert surveys.verdict(row) == "NOT equal, from 0 on"
+    assert surveys.outcome_line(row) == "NOT equal, from 0 on"
 
 
 def test_a_model_of_ones_own_is_measured_every_time_and_as_it_is(
-    config: Zoo, monkeypatch: pytest.MonkeyPatch
+    config: ZooConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     own = replace(config, **TINY["wide"])
     measured = counting(monkeypatch)
     calibrated = []
     monkeypatch.setattr(surveys, "calibrate", lambda *_: calibrated.append(True))
     for _ in range(2):
-        (row,) = survey(own)
+        (row,) = measure_zoo(own)
     assert measured == [f"{__name__}.tiny"] * 2
     assert row["unit_stride_parameters"] == 6 * 8 * 4 + 6 + 3 * 24 + 3
     assert calibrated == []
-    survey(config)
+    measure_zoo(config)
     assert len(calibrated) == 3
 
 
-def test_a_name_that_is_not_in_the_zoo_is_told_with_those_that_are(config: Zoo) -> None:
+def test_a_name_that_is_not_in_the_zoo_is_told_with_those_that_are(config: ZooConfig) -> None:
     with pytest.raises(InputError, match="resnet1 is not in the zoo; it has narrow, impossible"):
-        survey(replace(config, models=["narrow", "resnet1"]))
+        measure_zoo(replace(config, models=["narrow", "resnet1"]))
 
 
 @pytest.mark.parametrize(
@@ -355,7 +355,7 @@ def test_readers_get_both_networks_in_one_entry_and_no_numbers_where_there_is_no
     assert "Reason" not in zoo_for_readers(zoo_table(made_rows()[:1]))
 
 
-def test_the_report_has_the_table_in_three_forms_and_every_round(config: Zoo) -> None:
+def test_the_report_has_the_table_in_three_forms_and_every_round(config: ZooConfig) -> None:
     texts = write_zoo(config, made_rows())
     assert "hopeless: fc_1 (Foo) has no rule" in texts
     assert "Abacus 3000, 1 thread(s)" in texts[-1]
@@ -369,7 +369,7 @@ def test_the_report_has_the_table_in_three_forms_and_every_round(config: Zoo) ->
     assert "fc\\_1 (Foo)" in (report / "zoo.tex").read_text()
 
 
-def test_a_model_of_ones_own_leaves_the_zoos_table_alone(config: Zoo) -> None:
+def test_a_model_of_ones_own_leaves_the_zoos_table_alone(config: ZooConfig) -> None:
     write_zoo(config, made_rows())
     table = Path(config.outputs) / "report" / "zoo.csv"
     before = table.read_bytes()
@@ -393,7 +393,7 @@ def zoo(monkeypatch: pytest.MonkeyPatch, *overrides: str) -> int:
 
 
 def test_the_command_succeeds_where_a_model_has_no_twin_and_fails_where_one_differs(
-    config: Zoo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: ZooConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     overrides = ("rounds=1", f"outputs={config.outputs}")
     assert zoo(monkeypatch, *overrides) == 0
@@ -419,7 +419,7 @@ def test_the_command_takes_a_model_of_ones_own(
 
 
 def test_a_mistake_is_one_line(
-    config: Zoo, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    config: ZooConfig, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert zoo(monkeypatch, "models=[narow]", f"outputs={config.outputs}") == 1
     printed = capsys.readouterr()
@@ -431,8 +431,8 @@ def test_a_mistake_is_one_line(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["all_cnn_c", "resnet20"])
 def test_the_small_networks_have_twins_as_a_whole(name: str, tmp_path: Path) -> None:
-    config = Zoo(model={"_target_": None}, models=[name], rounds=1, outputs=str(tmp_path))
-    (row,) = survey(config)
+    config = ZooConfig(model={"_target_": None}, models=[name], rounds=1, outputs=str(tmp_path))
+    (row,) = measure_zoo(config)
     assert row.get("reason") is None
     assert row["passed"]
     assert row["strided_layers"] == 2

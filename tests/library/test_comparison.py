@@ -20,8 +20,8 @@ HALF = T_4 * math.sqrt(0.1 / 4 / 5)  # 0.196324
 IMAGES = 40
 
 
-def compare(runs: pd.DataFrame, paper: float | None = 0.06) -> "pd.Series[Any]":
-    (row,) = [row for _, row in comparison.compare(runs, paper).iterrows()]
+def compare_accuracy(runs: pd.DataFrame, paper: float | None = 0.06) -> "pd.Series[Any]":
+    (row,) = [row for _, row in comparison.compare_accuracy(runs, paper).iterrows()]
     return row
 
 
@@ -51,7 +51,7 @@ def same(one: "pd.Series[Any]", other: "pd.Series[Any]") -> bool:
 
 
 def test_the_row_has_the_numbers_of_the_paired_differences_in_points() -> None:
-    found = compare(shifted(0.3))
+    found = compare_accuracy(shifted(0.3))
     assert (found.n, found.ahead, found.blank, found.paper, found.margin) == (5, 5, "", 0.06, 0.06)
     assert found["mean"] == pytest.approx(0.3)
     assert found.deviation == pytest.approx(0.158114, abs=1e-6)
@@ -66,27 +66,27 @@ def test_pairs_are_of_one_seed_in_whatever_order_the_rows_come() -> None:
     for order in (
         frame[::-1], frame.sample(frac=1, random_state=1), frame.sort_values("test_accuracy")
     ):  # fmt: skip
-        assert same(compare(order), compare(frame))
+        assert same(compare_accuracy(order), compare_accuracy(frame))
 
 
 def test_a_seed_that_only_one_network_has_is_left_out() -> None:
     alone = runs({5: 10.0, 6: 20.0}, {7: 99.9})
-    assert same(compare(pd.concat([alone, shifted(0.3)])), compare(shifted(0.3)))
+    assert same(compare_accuracy(pd.concat([alone, shifted(0.3)])), compare_accuracy(shifted(0.3)))
 
 
 @pytest.mark.parametrize("weights", ["copy", "fine_tune", "file"])
 def test_only_runs_from_scratch_are_compared(weights: str) -> None:
     unit_stride = {seed: 50.0 + seed for seed in range(7)}
     others = runs({5: 40.0, 6: 42.0}, unit_stride, weights)
-    assert same(compare(pd.concat([others, shifted(0.3)])), compare(shifted(0.3)))
-    assert compare(pd.concat([runs(STRIDED, {}), others])).n == 0
+    assert same(compare_accuracy(pd.concat([others, shifted(0.3)])), compare_accuracy(shifted(0.3)))
+    assert compare_accuracy(pd.concat([runs(STRIDED, {}), others])).n == 0
 
 
 def test_twins_that_share_or_have_other_rates_are_not_the_papers() -> None:
     unit_stride = {seed: 50.0 + seed for seed in range(7)}
     others = runs({}, unit_stride).assign(variant="tied")
-    assert same(compare(pd.concat([others, shifted(0.3)])), compare(shifted(0.3)))
-    assert compare(pd.concat([runs(STRIDED, {}), others])).n == 0
+    assert same(compare_accuracy(pd.concat([others, shifted(0.3)])), compare_accuracy(shifted(0.3)))
+    assert compare_accuracy(pd.concat([runs(STRIDED, {}), others])).n == 0
 
 
 # New images
@@ -108,9 +108,9 @@ def test_where_the_images_are_known_there_is_an_interval_on_new_ones_of_the_same
     frame = with_bits(right)
     expected = new_images(right["unit_stride"], right["strided"])
     for order in (frame, frame.sample(frac=1, random_state=1)):
-        found = compare(order)
+        found = compare_accuracy(order)
         assert (found.new_low, found.new_high) == pytest.approx(expected)
-    readable = comparison_for_readers(comparison.compare(frame)).set_index(
+    readable = comparison_for_readers(comparison.compare_accuracy(frame)).set_index(
         "Accuracy, twin minus strided"
     )
     shown = readable.points["95 % interval on new images"]
@@ -120,7 +120,7 @@ def test_where_the_images_are_known_there_is_an_interval_on_new_ones_of_the_same
 def test_without_bits_or_with_too_few_pairs_there_is_no_interval_on_new_images() -> None:
     one = np.ones((2, IMAGES), dtype=bool)
     for frame in (shifted(0.3), with_bits({"strided": one, "unit_stride": ~one})):
-        found = compare(frame)
+        found = compare_accuracy(frame)
         assert (found.new_low, found.new_high) == (None, None)
 
 
@@ -130,14 +130,17 @@ def test_without_bits_or_with_too_few_pairs_there_is_no_interval_on_new_images()
 @pytest.mark.parametrize("mean", [0.3, 0.0, -0.3])
 def test_nothing_is_judged_here(mean: float) -> None:
     frame = shifted(mean)
-    said = sentence(compare(frame)) + comparison_for_readers(comparison.compare(frame)).to_string()
+    said = (
+        sentence(compare_accuracy(frame))
+        + comparison_for_readers(comparison.compare_accuracy(frame)).to_string()
+    )
     for verdict in ("supported", "contradicted", "undecided"):
         assert verdict not in said
     assert "make evidence" in said
 
 
 def test_the_sentence_has_the_numbers_and_which_images_they_are_of() -> None:
-    said = sentence(compare(shifted(0.3)))
+    said = sentence(compare_accuracy(shifted(0.3)))
     told = [
         "+0.300 points on these test images",
         "+0.104 to +0.496",
@@ -145,7 +148,7 @@ def test_the_sentence_has_the_numbers_and_which_images_they_are_of() -> None:
         "ahead in 5 of 5 pairs",
     ]
     assert [part for part in told if part not in said] == []
-    assert "-0.200" in sentence(compare(shifted(-0.2)))
+    assert "-0.200" in sentence(compare_accuracy(shifted(-0.2)))
 
 
 @pytest.mark.parametrize(
@@ -160,7 +163,7 @@ def test_the_sentence_has_the_numbers_and_which_images_they_are_of() -> None:
 def test_the_sentence_says_whether_the_papers_difference_lies_in_the_interval(
     mean: float, place: str
 ) -> None:
-    said = sentence(compare(shifted(mean)))
+    said = sentence(compare_accuracy(shifted(mean)))
     assert f"the paper's +0.06, of one pair, lies {place} that interval" in said
 
 
@@ -177,7 +180,7 @@ def test_the_sentence_says_whether_the_papers_difference_lies_in_the_interval(
 def test_too_few_or_equal_pairs_have_blanks_and_the_sentence_says_why(
     strided: dict[int, float], unit_stride: dict[int, float], n: int, reason: str
 ) -> None:
-    table = comparison.compare(runs(strided, unit_stride), 0.06)
+    table = comparison.compare_accuracy(runs(strided, unit_stride), 0.06)
     found = table.iloc[0]
     assert found.n == n
     assert (found.low, found.high, found.seeds_needed, found.within) == (None,) * 4
@@ -190,13 +193,13 @@ def test_too_few_or_equal_pairs_have_blanks_and_the_sentence_says_why(
 
 
 def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> None:
-    found = compare(shifted(0.3), paper=None)
+    found = compare_accuracy(shifted(0.3), paper=None)
     assert (found.paper, found.seeds_needed, found.margin, found.within) == (None,) * 4
-    assert found.low == compare(shifted(0.3)).low
+    assert found.low == compare_accuracy(shifted(0.3)).low
     said = sentence(found)
     assert "0.06" not in said
     assert "None" not in said
-    shown = comparison_for_readers(comparison.compare(shifted(0.3))).to_string()
+    shown = comparison_for_readers(comparison.compare_accuracy(shifted(0.3))).to_string()
     for wrong in ("±", "+0.06", "None"):
         assert wrong not in shown
 
@@ -205,7 +208,7 @@ def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> No
 
 
 def test_readers_get_every_number_of_the_comparison() -> None:
-    table = comparison.compare(shifted(0.3), 0.06)
+    table = comparison.compare_accuracy(shifted(0.3), 0.06)
     found = table.iloc[0]
     shown = comparison_for_readers(table).set_index("Accuracy, twin minus strided").points.to_dict()
     assert shown == {

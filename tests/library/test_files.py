@@ -12,7 +12,8 @@ from torch import nn
 
 from experiments.runs.files import load_tensors, lock_file, save_tensors, write_json
 from experiments.settings.checks import resolve
-from experiments.settings.schema import Config, Zoo
+from experiments.settings.conversions import ZooConfig
+from experiments.settings.schema import RunConfig
 from stridenet import export_onnx
 from stridenet.errors import InputError
 from stridenet.files import (
@@ -188,10 +189,10 @@ def test_a_path_that_names_no_file_is_refused(
 @pytest.mark.parametrize(
     ("command", "schema", "key"),
     [
-        ("train", Config, "outputs"),
-        ("train", Config, "published"),
-        ("zoo", Zoo, "outputs"),
-        ("zoo", Zoo, "weights"),
+        ("train", RunConfig, "outputs"),
+        ("train", RunConfig, "published"),
+        ("zoo", ZooConfig, "outputs"),
+        ("zoo", ZooConfig, "weights"),
     ],
 )
 def test_a_setting_that_names_no_path_is_refused(

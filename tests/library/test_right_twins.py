@@ -15,7 +15,7 @@ from stridenet.elimination_check import check_conversion
 from stridenet.planner import planned_network
 from tests.examples import examples
 from tests.graphs import networks, randomise
-from tests.library.test_graphs import NAMED
+from tests.library.named_graphs import NAMED
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 SIZE = (2, 13, 11)

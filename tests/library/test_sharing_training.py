@@ -12,8 +12,8 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from experiments.runs.training import Examples, train
-from experiments.settings.schema import Recipe
+from experiments.runs.training import Examples, TwinTraining, train
+from experiments.settings.schema import RecipeConfig
 from stridenet import (
     StrideEliminationError,
     UnitStrideNetwork,
@@ -168,7 +168,7 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
     draw = torch.Generator().manual_seed(0)
     images = torch.randn(8, 1, 28, 28, generator=draw, dtype=torch.float64)
     labels = torch.randint(10, (8,), generator=draw)
-    recipe = Recipe("one step", steps=1, batch_size=8, learning_rate=RATE, weight_decay=0.3)
+    recipe = RecipeConfig("one step", steps=1, batch_size=8, learning_rate=RATE, weight_decay=0.3)
     model, twin = twin_of("lenet")
     shared = share(twin, sharing)
     for network, inputs, many in (
@@ -176,7 +176,9 @@ def test_rate_by_copies_takes_the_strided_step_with_weight_decay_too(sharing: st
         (shared.network, shared.rearrange(images), number_of_copies(shared)),
     ):
         examples = {"training": Examples(inputs, labels, torch.device("cpu"))}
-        train(network, examples, recipe, 0, torch.device("cpu"), None, scales=many)
+        train(
+            network, examples, recipe, 0, torch.device("cpu"), None, twin=TwinTraining(many or {})
+        )
     folded = dict(fold_back(shared).named_parameters())
     for name, parameter in model.named_parameters():
         torch.testing.assert_close(folded[name], parameter, rtol=1e-9, atol=1e-13)
