@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stridenet import UnitStrideNetwork, eliminate_stride, verify
-from tests.graphs import randomise
+from tests.networks import randomise
 
 CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 SIZES = (

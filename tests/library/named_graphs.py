@@ -1,6 +1,6 @@
 """Networks with branches as people have them, by their name, each with the size of its input."""
 
-from tests.graphs import Network
+from tests.networks import Network, TwoInputs
 
 NAMED: dict[str, tuple[tuple, Network]] = {
     "a residual block with a strided shortcut on a ragged map": (

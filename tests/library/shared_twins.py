@@ -19,7 +19,7 @@ from stridenet import (
 from stridenet.by_layer.converted import is_converted
 from stridenet.sharing import plain_state
 from stridenet.zoo import lenet
-from tests import graphs
+from tests import networks
 
 COPIES = {
     "conv1": 16,
@@ -97,7 +97,7 @@ def numbered(make: Callable[[], nn.Module]) -> nn.Module:
 
 def twin_of(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, UnitStrideNetwork]:
     make, size, options = MODELS[name]
-    model = graphs.randomise(make()).to(dtype).eval()
+    model = networks.randomise(make()).to(dtype).eval()
     return model, eliminate_stride(model, size, **options)
 
 

@@ -20,8 +20,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from stridenet import StrideEliminationError, convert_layers, eliminate_stride, verify
 from stridenet.by_layer.converted import is_converted
 from tests.examples import examples
-from tests.graphs import Network, TwoInputs, images, networks, randomise
+from tests.graphs import networks
 from tests.library.named_graphs import NAMED
+from tests.networks import Network, TwoInputs, images, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 many = examples(200)  # 2,000 in make fuzz

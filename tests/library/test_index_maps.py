@@ -19,7 +19,7 @@ from stridenet.index_maps import PositionMap
 from stridenet.phases import FeatureMap
 from tests.between_strides import SIZES, Does, between, check, check_training, images
 from tests.examples import examples
-from tests.graphs import randomise
+from tests.networks import randomise
 
 BLOCKS: dict[str, tuple[Callable | nn.Module, int, int]] = {
     "PixelShuffle": (nn.PixelShuffle(2), 8, 2),

@@ -18,7 +18,7 @@ from stridenet import (
     share,
 )
 from tests.between_strides import SIZES, Does, between, check, check_training, images
-from tests.graphs import randomise
+from tests.networks import randomise
 
 
 def parameter(*size: int) -> nn.Parameter:

@@ -14,7 +14,7 @@ from stridenet import StrideEliminationError, eliminate_stride, plan_elimination
 from stridenet.layers import WindowAverage
 from stridenet.zoo import lenet, resnet20
 from tests.between_strides import Does, check, images
-from tests.graphs import randomise
+from tests.networks import randomise
 
 
 def count(network: nn.Module) -> int:

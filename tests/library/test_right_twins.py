@@ -14,8 +14,9 @@ from stridenet import StrideEliminationError, eliminate_stride, share, verify
 from stridenet.elimination_check import check_conversion
 from stridenet.planner import planned_network
 from tests.examples import examples
-from tests.graphs import networks, randomise
+from tests.graphs import networks
 from tests.library.named_graphs import NAMED
+from tests.networks import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 SIZE = (2, 13, 11)

@@ -25,7 +25,7 @@ from stridenet.phases import filter_entries
 from stridenet.sharing import origins, plain_state
 from stridenet.sharing_measures import number_of_copies
 from stridenet.zoo import lenet, resnet20
-from tests import graphs
+from tests import graphs, networks
 from tests.examples import examples
 from tests.library.shared_twins import (
     COPIES,
@@ -130,7 +130,7 @@ def test_at_copied_weights_a_twin_is_the_same_function_however_it_is_shared(
 ) -> None:
     model, twin = twin_of(name)
     shared = share(twin, sharing)
-    images = graphs.images(MODELS[name][1])[0].double()
+    images = networks.images(MODELS[name][1])[0].double()
     assert torch.equal(shared(images), twin(images))
     assert verify(model, shared).passed
 
@@ -145,7 +145,7 @@ def test_a_tied_twin_has_the_strided_networks_parameters(name: str) -> None:
     expected = copy.deepcopy(model)
     for parameter in expected.parameters():
         parameter.data += 0.01
-    images = graphs.images(MODELS[name][1])[0].double()
+    images = networks.images(MODELS[name][1])[0].double()
     torch.testing.assert_close(tied(images), expected(images), rtol=1e-11, atol=1e-11)
 
 
@@ -161,7 +161,7 @@ def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_o
     free = spread_out(twin)
     masked = share(free, "masked", project=True)
     tied = share(masked, "tied", project=True)
-    images = graphs.images(MODELS[name][1])[0].double()
+    images = networks.images(MODELS[name][1])[0].double()
     for narrow, wide in ((tied, "masked"), (tied, "free"), (masked, "free"), (tied, "tied")):
         wider = share(narrow, wide)
         assert torch.equal(wider(images), narrow(images))
@@ -180,7 +180,7 @@ def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_o
 @given(graphs.networks())
 def test_the_twin_of_a_random_network_is_the_same_however_it_is_shared(example: tuple) -> None:
     network, size = example
-    images = graphs.images(size)
+    images = networks.images(size)
     for twin in twins(network, size):
         expected = tree_leaves(twin(*(x.clone() for x in images)))
         for sharing in ("tied", "masked"):
@@ -257,7 +257,7 @@ def test_sharing_leaves_the_twin_alone_and_keeps_what_it_is_not_about() -> None:
 @pytest.mark.slow
 def test_a_shared_twin_can_be_copied_saved_and_exported(tmp_path: Path) -> None:
     _, twin = twin_of("residual", torch.float32)
-    images = graphs.images((1, 11, 14))[0].float()
+    images = networks.images((1, 11, 14))[0].float()
     for sharing in ("tied", "masked"):
         shared = share(spread_out(twin), sharing, project=True).eval()
         other = share(twin, sharing).eval()
@@ -269,7 +269,7 @@ def test_a_shared_twin_can_be_copied_saved_and_exported(tmp_path: Path) -> None:
             torch.equal(t, fold_back(shared).state_dict()[n])
             for n, t in refolded.state_dict().items()
         )
-        plain = eliminate_stride(graphs.randomise(Residual(), 3).float(), (1, 11, 14)).eval()
+        plain = eliminate_stride(networks.randomise(Residual(), 3).float(), (1, 11, 14)).eval()
         plain.load_state_dict(plain_state(shared))
         assert torch.equal(plain(images), shared(images))
         export_onnx(shared, tmp_path / f"{sharing}.onnx")

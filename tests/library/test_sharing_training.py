@@ -25,7 +25,7 @@ from stridenet import (
 )
 from stridenet.sharing import Origin, origins, plain_name
 from stridenet.sharing_measures import gradient_ratios, number_of_copies
-from tests import graphs
+from tests import graphs, networks
 from tests.examples import examples
 from tests.library.shared_twins import (
     COPIES,
@@ -249,9 +249,9 @@ def test_folding_an_unchanged_twin_gives_the_original_bit_for_bit(
         state = fold_back(share(twin, sharing)).state_dict()
         assert state.keys() == model.state_dict().keys()
         assert all(torch.equal(state[n], t) for n, t in model.state_dict().items())
-        other = graphs.randomise(MODELS[name][0](), seed=5).to(dtype).eval()
+        other = networks.randomise(MODELS[name][0](), seed=5).to(dtype).eval()
         other.load_state_dict(state)
-        images = graphs.images(MODELS[name][1])[0].to(dtype)
+        images = networks.images(MODELS[name][1])[0].to(dtype)
         assert torch.equal(other(images), model(images))
         assert torch.equal(fold_back(twin)(images), model(images))
 
@@ -261,7 +261,7 @@ def test_folding_an_unchanged_twin_gives_the_original_bit_for_bit(
 @given(graphs.networks())
 def test_folding_the_twin_of_a_random_network_gives_the_original(example: tuple) -> None:
     network, size = example
-    graphs.randomise(network)
+    networks.randomise(network)
     for twin in twins(network, size):
         state, expected = fold_back(twin).state_dict(), network.state_dict()
         assert all(torch.equal(t, expected[n]) for n, t in state.items())

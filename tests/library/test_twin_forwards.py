@@ -199,9 +199,9 @@ def test_factors_of_each_axis(given: Any, factor: tuple) -> None:
     ("options", "message"),
     [
         ({"batch_norm": "none"}, r"batch_norm='none': it is one of \('shared', 'per_phase'\)"),
-        ({"output_factor": 0}, "output_factor=0: a positive number"),
-        ({"output_factor": (2, 1.5)}, r"output_factor=\(2, 1.5\): a positive number"),
-        ({"output_factor": ()}, r"output_factor=\(\): a positive number"),
+        ({"output_factor": 0}, "output_factor=0: give a positive number"),
+        ({"output_factor": (2, 1.5)}, r"output_factor=\(2, 1.5\): give a positive number"),
+        ({"output_factor": ()}, r"output_factor=\(\): give a positive number"),
         ({"output_factor": (2,)}, r"output_factor=\(2,\) has no number for axis 1"),
     ],
 )
