@@ -6,8 +6,8 @@ from typing import Any
 
 from torch import nn
 
+from stridenet.checking.elimination import check_conversion
 from stridenet.copies import unwrapped
-from stridenet.elimination_check import check_conversion
 from stridenet.errors import StrideEliminationError
 from stridenet.options import MOST_PARAMETERS, BatchNorm, checked_options
 from stridenet.plan import EliminationPlan

@@ -24,15 +24,11 @@ from tqdm import tqdm
 
 from stridenet.by_layer.converted import is_converted
 from stridenet.by_layer.verification import verify_layers
-from stridenet.comparison import SideBySide, TwinStopped, compared_outputs
-from stridenet.copies import copied, unwrapped
-from stridenet.elimination_check import input_types, traced_report
-from stridenet.errors import StrideEliminationError
-from stridenet.noise import add_noise
-from stridenet.plan import InputPlan
-from stridenet.planner import PlannedNetwork, planned_network
-from stridenet.reports import LayerReport, VerificationReport, compared, failed, worst
-from stridenet.running import (
+from stridenet.checking.comparison import SideBySide, TwinStopped, compared_outputs
+from stridenet.checking.elimination import input_types, traced_report
+from stridenet.checking.noise import add_noise
+from stridenet.checking.reports import LayerReport, VerificationReport, compared, failed, worst
+from stridenet.checking.running import (
     GraphRunner,
     cloned,
     finite,
@@ -43,10 +39,14 @@ from stridenet.running import (
     undisturbed,
     without_dropout,
 )
+from stridenet.checking.structure import differing_settings, graph_code, planned_like, rewired
+from stridenet.copies import copied, unwrapped
+from stridenet.errors import StrideEliminationError
+from stridenet.plan import InputPlan
+from stridenet.planner import PlannedNetwork, planned_network
 from stridenet.sharing import Masked, Tied, make_plain
 from stridenet.sizes import checked_sizes
 from stridenet.twin import UnitStrideNetwork, build
-from stridenet.twin_structure import differing_settings, graph_code, planned_like, rewired
 
 __all__ = ["LayerReport", "VerificationReport", "compare_scores", "verify"]
 

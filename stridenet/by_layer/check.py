@@ -18,12 +18,12 @@ from stridenet.by_layer.calls import POOLING_CALLS, has_stride, numbers
 from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import mixin_for
 from stridenet.by_layer.modules import UnitStrideForward
+from stridenet.checking.reports import LayerReport, compared
+from stridenet.checking.running import cloned, leaves, one_line, seed, undisturbed
 from stridenet.copies import copied
 from stridenet.errors import NotEqualError, StrideEliminationError
 from stridenet.graph.places import users_line
-from stridenet.reports import LayerReport, compared
 from stridenet.rules.rounding import convolution_bound, elementwise_bound, gamma, unit_roundoff
-from stridenet.running import cloned, leaves, one_line, seed, undisturbed
 
 Inputs = tuple[tuple[Any, ...], dict[str, Any]]
 LARGEST = 2**20  # positions of a map on which a layer is checked by itself

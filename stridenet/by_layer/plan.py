@@ -13,9 +13,9 @@ from stridenet.by_layer.check import as_inputs, run
 from stridenet.by_layer.converted import converted_layers
 from stridenet.by_layer.exchange import exchanged, planned_steps
 from stridenet.by_layer.modules import StridedConvolution, StridedPooling, UnitStrideForward
+from stridenet.checking.running import undisturbed
 from stridenet.copies import copied, unwrapped
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
-from stridenet.running import undisturbed
 from stridenet.sizes import NONE, Counts
 
 __all__ = ["ConvertedLayer", "LayersPlan", "plan_layers"]

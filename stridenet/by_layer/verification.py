@@ -22,11 +22,11 @@ from stridenet.by_layer.modules import (
     UnitStrideLayer,
     class_before,
 )
+from stridenet.checking.noise import add_noise
+from stridenet.checking.reports import LayerReport, VerificationReport, compared, failed
+from stridenet.checking.running import finite, undisturbed
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
-from stridenet.noise import add_noise
-from stridenet.reports import LayerReport, VerificationReport, compared, failed
-from stridenet.running import finite, undisturbed
 
 APART_IN_FLOAT64 = 1e-5  # of the largest output; a forward may compute in float32 within
 

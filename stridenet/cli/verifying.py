@@ -11,7 +11,7 @@ from stridenet.cli.output import counted, table, wrapped
 from stridenet.errors import InputError
 
 if TYPE_CHECKING:
-    from stridenet.reports import LayerReport
+    from stridenet.checking.reports import LayerReport
 
 FILES, _, _, TIMES = VERIFY
 MOST_ROWS = 10
@@ -60,7 +60,7 @@ def _verify_model(ctx: click.Context, factory: Factory) -> int:
     if request.theorem == 2:
         request.require_sizes("--theorem 2")
     from stridenet.by_layer.check import strides_left
-    from stridenet.reports import nearest_first
+    from stridenet.checking.reports import nearest_first
     from stridenet.verification import verify as compare
 
     with request.model() as model:

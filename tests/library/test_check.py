@@ -14,9 +14,9 @@ from stridenet import (
     converted_layers,
     eliminate_stride,
 )
+from stridenet.checking.running import runnable_layers
 from stridenet.layers import WindowMaximum
 from stridenet.rules import convolution
-from stridenet.running import runnable_layers
 
 SIZE = (2, 13, 11)
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize
 
 from stridenet import StrideEliminationError, eliminate_stride, share, verify
-from stridenet.elimination_check import check_conversion
+from stridenet.checking.elimination import check_conversion
 from stridenet.planner import planned_network
 from tests.examples import examples
 from tests.graphs import networks

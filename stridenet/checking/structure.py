@@ -5,10 +5,10 @@ from typing import Any
 
 from torch import fx, nn
 
+from stridenet.checking.reports import LayerReport, failed
 from stridenet.errors import StrideEliminationError
 from stridenet.plan import EliminationPlan, LayerPlan
 from stridenet.planner import PlannedNetwork, planned_network
-from stridenet.reports import LayerReport, failed
 from stridenet.sizes import checked_sizes, format_size
 from stridenet.twin import UnitStrideNetwork
 

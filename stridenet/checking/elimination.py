@@ -11,15 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from stridenet.comparison import SideBySide, TwinStopped, compared_outputs
-from stridenet.copies import copied
-from stridenet.errors import NotEqualError, StrideEliminationError
-from stridenet.graph.nodes import nodes_with_op
-from stridenet.graph.preparing import traced_network
-from stridenet.noise import add_noise
-from stridenet.planner import PlannedNetwork
-from stridenet.reports import LayerReport, failed, worst
-from stridenet.running import (
+from stridenet.checking.comparison import SideBySide, TwinStopped, compared_outputs
+from stridenet.checking.noise import add_noise
+from stridenet.checking.reports import LayerReport, failed, worst
+from stridenet.checking.running import (
     GraphRunner,
     cloned,
     finite,
@@ -29,6 +24,11 @@ from stridenet.running import (
     undisturbed,
     without_dropout,
 )
+from stridenet.copies import copied
+from stridenet.errors import NotEqualError, StrideEliminationError
+from stridenet.graph.nodes import nodes_with_op
+from stridenet.graph.preparing import traced_network
+from stridenet.planner import PlannedNetwork
 from stridenet.twin import UnitStrideNetwork
 
 # Numbers of images: two, as one that was traced as a constant fits only one; the second pair is for a

@@ -14,13 +14,13 @@ import torch
 from torch import Tensor, fx, nn
 from torch.utils._pytree import tree_map
 
+from stridenet.checking.reports import LayerReport, compared, equal_to_the_bit, failed, worst
+from stridenet.checking.running import GraphRunner, cloned, leaves, one_line, seed
 from stridenet.graph.nodes import nodes_with_op, tensors
 from stridenet.plan import LayerPlan
 from stridenet.planner import PlannedNetwork
-from stridenet.reports import LayerReport, compared, equal_to_the_bit, failed, worst
 from stridenet.rules.pointwise import Elementwise
 from stridenet.rules.rounding import rounding_bound, unit_roundoff
-from stridenet.running import GraphRunner, cloned, leaves, one_line, seed
 
 # Their result has a size, and whatever numbers the memory held.
 WITHOUT_NUMBERS = frozenset({torch.empty, torch.empty_like, torch.empty_strided, "new_empty"})
