@@ -304,7 +304,7 @@ class RunConfig(ExperimentConfig):
     """Describes one run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
     identity."""
 
-    seed: int = setting(0, "decides the weights and the order of the images", most=math.inf)
+    seed: int = setting(0, "decides the weights and the images' order", most=math.inf)
     weights: str = setting(
         "scratch",
         f"{' | '.join(STARTING_WEIGHTS)} | a file of weights: what it starts from; to copy is to "

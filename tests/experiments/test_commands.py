@@ -248,7 +248,7 @@ def test_help_lists_groups_and_settings_with_their_values_and_meanings() -> None
         "  recipe.schedule=linear          linear | constant | inverse: ",
         "  outputs=a$b                     folder of data",
         "  python -m experiments.train model=unit_stride weights=copy\n",
-        "  seed=0                          of the weights and of the order of the images\n",
+        "  seed=0                          decides the weights and the images' order\n",
     ):
         assert told in done.stdout
 
