@@ -30,6 +30,21 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"
 Composed = Callable[..., RunConfig]
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of a test marked `sample(n)`, mark all but n cases as slow."""
+    families: dict[str, list[pytest.Item]] = {}
+    for item in items:
+        if item.get_closest_marker("sample"):
+            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+    for family in families.values():
+        mark = family[0].get_closest_marker("sample")
+        step = -(-len(family) // mark.args[0])
+        for number, item in enumerate(family):
+            if number % step:
+                item.add_marker("slow")
+
+
 @pytest.fixture(scope="session")
 def mnist_folder() -> Path:
     """A folder with the real MNIST, fetched if it is missing."""

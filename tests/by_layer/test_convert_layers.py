@@ -113,6 +113,7 @@ TRANSPOSED = [
 ]
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize(("axes", "k", "s", "p", "d", "o"), TRANSPOSED)
 def test_a_transposed_convolution(axes, k, s, p, d, o):
     kind = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)[axes - 1]

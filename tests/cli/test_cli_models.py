@@ -184,6 +184,7 @@ def test_into_an_onnx_file_of_any_size(
     np.testing.assert_allclose(run_onnx(folder / "unit.onnx", x.numpy()), expected, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_batch_fixes_all_sizes_and_pooling_goes_too(folder: Path, cli: Cli) -> None:
     typed = mine("pooled")
     assert cli("convert", *typed, "-o", "kept.onnx").code == 0

@@ -49,6 +49,7 @@ def without_times(result: dict[str, Any]) -> dict[str, Any]:
 
 
 # config.yaml, three checkpoints, weights.pt, result.json: a kill before each of them
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("files", range(6))
 @pytest.mark.parametrize("kind", ["strided", "unit_stride", "fine_tune"])
 def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(

@@ -53,6 +53,7 @@ def test_the_groups_hold_what_the_readme_promises() -> None:
     assert {"validated", "sgd", "caffe", "smoke"} <= set(GROUPS["recipe"])
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize(("model", "data", "recipe"), COMBINATIONS)
 def test_every_combination_composes_for_both_commands_and_they_mean_the_same_experiment(
     composed: Composed, model: str, data: str, recipe: str

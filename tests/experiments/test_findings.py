@@ -96,6 +96,7 @@ def test_runs_of_no_arm_are_left_out(run: Callable[..., dict], composed: Compose
     assert [*zip(table.arm, table.seed, strict=True)] == [("free", 3)]
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("quantity", "expected"),
     [

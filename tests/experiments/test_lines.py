@@ -133,6 +133,7 @@ def somewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.sample(20)
 @pytest.mark.parametrize(("name", "line"), lines(60))
 def test_a_wrong_line_is_told_in_one_line(name: str, line: str, somewhere: Path) -> None:
     code, told = typed(name, line)
@@ -152,6 +153,7 @@ def test_three_hundred_more_wrong_lines(name: str, line: str, somewhere: Path) -
 SMOKE = ["recipe=smoke", "outputs=results"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "arguments", "expected"),
     [

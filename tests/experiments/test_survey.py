@@ -314,6 +314,7 @@ def test_each_model_is_in_a_process_of_its_own_so_that_none_stops_the_survey(
     assert rows["Plain"]["version"] == torch.__version__
 
 
+@pytest.mark.slow
 def test_a_source_that_is_not_installed_is_skipped_and_said(
     surveyed: tuple[dict[str, Row], dict[str, str]], config: SurveyConfig
 ) -> None:

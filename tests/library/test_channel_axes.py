@@ -53,6 +53,7 @@ SHUFFLES: dict[str, Shuffle] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", SHUFFLES)
 @pytest.mark.parametrize("size", SIZES)
 def test_a_shuffle_of_channels_written_by_hand(name: str, size: tuple) -> None:
@@ -122,6 +123,7 @@ BLOCKS: dict[str, tuple[Callable, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_works_along_a_dimension_of_channels(name: str) -> None:
     block, after = BLOCKS[name]

@@ -49,6 +49,7 @@ BLOCKS: dict[str, tuple[Callable | nn.Module, int, int]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(6)
 @pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_moves_or_mixes_positions(name: str) -> None:

@@ -84,6 +84,7 @@ BLOCKS: dict[str, Callable[[], Does]] = {
 }  # fmt: skip
 
 
+@pytest.mark.sample(6)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_numbers_of_the_model_s_own(name: str) -> None:
     model = between(BLOCKS[name](), 6)

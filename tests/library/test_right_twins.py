@@ -155,6 +155,7 @@ def zeroed(module: nn.Module) -> nn.Module:
     return module
 
 
+@pytest.mark.sample(17)
 @pytest.mark.parametrize("training", [False, True], ids=["eval", "train"])
 @pytest.mark.parametrize("name", KINDS)
 def test_a_right_twin_passes(name: str, training: bool) -> None:
@@ -165,6 +166,7 @@ def test_a_right_twin_passes(name: str, training: bool) -> None:
     assert report.passed, report
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
 @pytest.mark.parametrize("name", ["one module called twice", "casts", "softmax over channels"])
 def test_a_right_twin_passes_in_other_types(name: str, dtype: torch.dtype) -> None:
@@ -185,6 +187,7 @@ def test_a_twin_that_shares_its_weights_passes(name: str, sharing: str) -> None:
     assert verify(model, share(eliminate_stride(model, SIZE), sharing)).passed
 
 
+@pytest.mark.sample(9)
 @pytest.mark.parametrize("name", NAMED)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_a_network_of_many_branches_passes(name: str, dtype: torch.dtype) -> None:

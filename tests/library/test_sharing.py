@@ -123,6 +123,7 @@ def test_the_papers_formula_counts_masked_filters_of_convolutions_alone() -> Non
 # Tied ⊂ masked ⊂ free ---------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(5)
 @every_model
 @pytest.mark.parametrize("sharing", ["tied", "masked", "free"])
 def test_at_copied_weights_a_twin_is_the_same_function_however_it_is_shared(
@@ -149,6 +150,7 @@ def test_a_tied_twin_has_the_strided_networks_parameters(name: str) -> None:
     torch.testing.assert_close(tied(images), expected(images), rtol=1e-11, atol=1e-11)
 
 
+@pytest.mark.sample(3)
 @every_model
 def test_what_is_tied_can_be_masked_and_what_is_masked_can_be_free_but_not_the_other_way(
     name: str,

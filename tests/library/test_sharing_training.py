@@ -102,6 +102,7 @@ def test_sparse_adam_and_muon_take_no_dense_filters() -> None:
         torch.optim.SparseAdam([weight]).step()
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("kind", optimizers(), ids=lambda kind: kind.__name__)
 def test_masked_keeps_its_zeros_under_every_optimizer(kind: type[torch.optim.Optimizer]) -> None:
     _, twin = twin_of("residual")
@@ -239,6 +240,7 @@ def test_rho_leaves_out_what_has_no_finite_gradient_of_copies() -> None:
 # Folding ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(5)
 @every_model
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_folding_an_unchanged_twin_gives_the_original_bit_for_bit(

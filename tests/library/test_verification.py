@@ -171,6 +171,7 @@ GRAPHS = [
 ]
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("options", GRAPHS)
 @pytest.mark.parametrize("training", [True, False])
 def test_a_right_twin_of_a_graph_passes(options: dict, training: bool) -> None:
@@ -333,6 +334,7 @@ def other_activation(twin: UnitStrideNetwork) -> None:
     twin.network.c_act = nn.Hardtanh()
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("damage", "layers"),
     [

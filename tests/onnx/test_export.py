@@ -111,6 +111,7 @@ def state(module: nn.Module) -> list:
 # What is written
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("make", "size", "rearranged_by", "batch"),
     [
@@ -172,6 +173,7 @@ def assert_computes_the_same(file: Path, model: nn.Module, size: tuple[int, ...]
     assert {stride for each in found for stride in each} == {1}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [

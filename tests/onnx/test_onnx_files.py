@@ -75,6 +75,7 @@ def drawn_window(draw: random.Random, axes: int, operator: str, opset: int) -> d
     return found
 
 
+@pytest.mark.sample(30)
 @pytest.mark.parametrize("seed", range(90))
 def test_random_windows_of_every_operator_are_equal(seed: int, tmp_path: Path) -> None:
     draw = random.Random(seed)
