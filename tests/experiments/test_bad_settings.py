@@ -87,6 +87,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(40)
 @pytest.mark.parametrize(("key", "value", "hint"), BAD_VALUES)
 def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     plain: dict[str, Any], key: str, value: Any, hint: str
@@ -207,6 +208,7 @@ MISTYPED = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("command", "override", "told"), MISTYPED)
 def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
     command: str, override: str, told: str
@@ -235,6 +237,7 @@ def help_of(command: str, *overrides: str) -> str:
         return str(settings.hydra.help.template)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(command: str) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -259,6 +262,7 @@ def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(com
                 assert f"{said}{one.metadata['meaning']}" in words
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_offers_the_groups_that_the_command_takes_and_no_others(command: str) -> None:
     groups, _, _ = help_of(command).partition("\n\nModel:")

@@ -82,6 +82,7 @@ def test_a_killed_run_goes_on_to_the_numbers_of_an_uninterrupted_one(
     assert file_names(resumed_folder) == {"lock", "config.yaml", "weights.pt", "result.json"}
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
 @pytest.mark.parametrize(("sharing", "scaling"), [("tied", "none"), ("masked", "copies")])
 def test_a_killed_run_of_a_twin_that_shares_goes_on_to_the_same_numbers(

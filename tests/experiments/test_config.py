@@ -121,6 +121,7 @@ def test_the_default_recipe_is_that_of_the_protocol() -> None:
 BY_NETWORK = "recipe.learning_rate={strided: 0.1, unit_stride: 0.2, masked: 0.3, pooling: 0.4}"
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize(
     ("arm", "rate"),
     [("strided", 0.1), ("free", 0.2), ("free_by_copies", 0.2), ("free_effective", 0.2),

@@ -149,6 +149,7 @@ def test_a_layer_more_one_less_and_their_order_change_the_experiment(sgd_config:
     assert len(identities) == len(variants)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("one", "other"),
     [
@@ -263,6 +264,7 @@ def test_each_way_of_sharing_is_a_run_of_its_own_in_one_experiment(composed: Com
     assert len({experiment_identity(run) for run in (*runs, *others)}) == 1
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("overrides", "ineffective"),
     [

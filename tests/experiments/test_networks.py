@@ -161,6 +161,7 @@ def test_the_twin_of_lenet_has_as_many_parameters_as_the_design_says(composed: C
     assert sum(parameter.numel() for parameter in twin.parameters()) == 606_240
 
 
+@pytest.mark.sample(5)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_strided_network_computes_what_its_settings_say(composed: Composed, variant: str) -> None:
     overrides, size, _, _ = VARIANTS[variant]

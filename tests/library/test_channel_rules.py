@@ -151,6 +151,7 @@ OPERATIONS: dict[str, tuple[Callable, Callable]] = {
 }
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", OPERATIONS)
 @examples(20)
 @given(maps_and_factors(channels=3))

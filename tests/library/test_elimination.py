@@ -123,6 +123,7 @@ def instance(operation: Any) -> nn.Module:
     return operation(*options)
 
 
+@pytest.mark.sample(27)
 @pytest.mark.parametrize(
     "operation", sorted(ELEMENTWISE, key=str), ids=lambda o: getattr(o, "__name__", o)
 )

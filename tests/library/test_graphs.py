@@ -109,6 +109,7 @@ def test_the_recorder_sees_what_is_strided(code: str) -> None:
     assert len(recorder.strided) == 1
 
 
+@pytest.mark.sample(11)
 @pytest.mark.parametrize("checks", [check, check_by_layer])
 @pytest.mark.parametrize("name", NAMED)
 def test_the_twin_of_this_network_equals_it(name: str, checks: Callable) -> None:

@@ -66,6 +66,7 @@ def learn(network: nn.Module, size: tuple, steps: int, optimizer: torch.optim.Op
 # Training ---------------------------------------------------------------------------------------------
 
 
+@pytest.mark.sample(2)
 @pytest.mark.parametrize("name", ["lenet", "residual", "transposed", "3-D"])
 def test_a_tied_twin_trains_step_for_step_like_the_strided_network(name: str) -> None:
     model, twin = twin_of(name)
