@@ -34,7 +34,7 @@ endif
 .PHONY: help reproduce report bench evidence zoo survey publish test-fast test test-all fuzz check clean
 
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Settings: SEEDS=$(SEEDS) RECIPE=$(RECIPE) OUTPUTS=$(OUTPUTS) ARGS='KEY=VALUE ...'"
 	@echo "ARGS choose recipe., data., model.; RUN_ARGS how it is run (threads=, device=);"

@@ -13,6 +13,7 @@ import tempfile
 import textwrap
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -235,9 +236,10 @@ def _run(command: list[str], folder: Path, log: Path, timeout: float, telling_li
         raise RuntimeError(lines[telling_line] if lines else f"exit code {code}")
 
 
-def _from_toronto(files: DataSetFiles, temporary: Path, timeout: float) -> Path:
+def _from_web(folder: str, files: DataSetFiles, temporary: Path, timeout: float) -> Path:
+    """Download each file from a folder on the web, given by its address."""
     for name in files.sha256:
-        command = [sys.executable, "-c", DOWNLOAD, f"{TORONTO}/{name}", str(temporary / name)]
+        command = [sys.executable, "-c", DOWNLOAD, f"{folder}/{name}", str(temporary / name)]
         _run(command, temporary, temporary / "log", timeout, telling_line=-1)
     return temporary
 
@@ -320,7 +322,7 @@ DATA_SET_FILES = {
             )
         },
         read=_read_cifar10,
-        sources={"the University of Toronto": _from_toronto},
+        sources={"the University of Toronto": partial(_from_web, TORONTO)},
         cure="connect to the internet and try again",
     ),
 }

@@ -458,3 +458,11 @@ def test_debian_files_are_unpacked_where_the_package_is_installed(
     packed = {f"{name}.gz": gzip.compress(content) for name, content in FILES.items()}
     write(tmp_path / "debian", packed)
     assert torch.equal(load_mnist(tmp_path / "data").test_images, PIXELS[TRAIN:])
+
+
+def test_files_are_downloaded_from_a_folder_on_the_web(tmp_path: Path, use: Use) -> None:
+    use(web=functools.partial(data._from_web, (tmp_path / "web").as_uri()))
+    with pytest.raises(InputError, match=r"web .*URLError"):
+        load_mnist(tmp_path / "data")
+    write(tmp_path / "web", FILES)
+    assert torch.equal(load_mnist(tmp_path / "data").test_images, PIXELS[TRAIN:])
