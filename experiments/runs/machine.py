@@ -73,7 +73,7 @@ def circumstances(
         "threads": config.threads,
         "jobs_at_once": jobs_at_once,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
-        "git_commit": _commit(),
+        "git_commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -94,9 +94,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
-    """Return the git commit, with + behind it if files have changed since; without git, a hash of
-    the code."""
+def commit() -> str:
+    """Return the git commit, with + behind it if files have changed since.
+
+    Where git tells none, a hash of the code stands in its place, and the first call says so.
+    """
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # not of what we are installed in
         return _git("rev-parse", "HEAD") + (
@@ -113,12 +115,6 @@ def _commit() -> str:
                 flush=True,
             )
         return found
-
-
-def commit() -> str:
-    """Return the code's commit, or the hash that stands for it; the first call says so if it is
-    one."""
-    return _commit()
 
 
 def _git(*command: str) -> str:

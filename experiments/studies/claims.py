@@ -40,12 +40,10 @@ class Claim:
     margin: float | None = None
 
 
-def by_arm(
-    runs: pd.DataFrame, values: "pd.Series[float]", weights: str = "scratch"
-) -> pd.DataFrame:
-    """Return values of runs as a table with a row for each seed and a column for each arm."""
+def by_arm(runs: pd.DataFrame, values: "pd.Series[float]") -> pd.DataFrame:
+    """Return values of runs from scratch, with a row for each seed and a column for each arm."""
     table = pd.DataFrame({"seed": runs.seed, "arm": arms(runs), "value": values.astype(float)})
-    return table[runs.weights == weights].pivot(index="seed", columns="arm", values="value")
+    return table[runs.weights == "scratch"].pivot(index="seed", columns="arm", values="value")
 
 
 def paired(table: pd.DataFrame, arm: str, against: str) -> "pd.Series[float]":

@@ -93,16 +93,16 @@ def by_run(results: Sequence[Result]) -> pd.DataFrame:
     return table.iloc[np.lexsort([key.to_numpy() for key in reversed(keys)])].reset_index()
 
 
-def differences(
-    runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
-) -> "pd.Series[float]":
-    """Return one arm's quantity minus the other's for each seed that both have; time is in
-    percent."""
+def differences(runs: pd.DataFrame, quantity: str, weights: str, arm: str) -> "pd.Series[float]":
+    """Return an arm's quantity minus the strided network's, for each seed that both have.
+
+    Times are compared in percent.
+    """
     wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
-    pairs = wide.reindex(columns=[arm, against]).dropna()
+    pairs = wide.reindex(columns=[arm, "strided"]).dropna()
     if QUANTITIES[quantity] == "%":
-        return 100 * (pairs[arm] / pairs[against] - 1)
-    return pairs[arm] - pairs[against]
+        return 100 * (pairs[arm] / pairs.strided - 1)
+    return pairs[arm] - pairs.strided
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:

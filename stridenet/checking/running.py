@@ -92,7 +92,7 @@ class GraphRunner(fx.Interpreter):
     """
 
     def __init__(
-        self, network: nn.Module, graph: fx.Graph | None = None, dtype: torch.dtype | None = None
+        self, network: nn.Module, graph: fx.Graph, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(network, graph=graph)
         self.extra_traceback = False

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stridenet.cli.options import Command, Part, did_you_mean
+from stridenet.cli.options import Command, Part
 from stridenet.cli.users import kind_and_message, users_code
 from stridenet.errors import InputError
+from stridenet.onnx.files.options import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

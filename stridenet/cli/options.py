@@ -1,6 +1,5 @@
 """Options of the commands, made from the signatures and docstrings of the library's functions."""
 
-import difflib
 import json
 import math
 import re
@@ -13,6 +12,7 @@ import click
 
 from stridenet.cli.signatures import Argument, arguments_of
 from stridenet.errors import InputError
+from stridenet.onnx.files.options import did_you_mean
 
 OPTION_WIDTH = 24  # columns of the help in which an option is named beside its text
 
@@ -24,9 +24,7 @@ class Part:
     subject: str  # what these options are for
     function: str  # "module:name"
     provided: frozenset[str]  # arguments that the command gives by itself, so that no option does
-    documented: str = (
-        ""  # another function, whose docstring has the arguments that this one's lacks
-    )
+    documented: str = ""  # another function, whose docstring has arguments that this one's lacks
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -204,12 +202,6 @@ class Choice(click.Choice):
         """Say which words there are, and which may have been meant."""
         words = [*map(str, self.choices)]
         return f"{value!r} is not one of {', '.join(words)}{did_you_mean(str(value), words)}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a half sentence with the name most like a mistyped one; "" if none is like it."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def number_or_numbers(text: str) -> int | tuple[int, ...]:

@@ -26,9 +26,7 @@ class Weight:
     numbers: Callable[[], np.ndarray]  # reads the numbers when they are needed
 
 
-def constant_weight(
-    value: ir.Value | None, folder: Path, initializers: Any = None
-) -> Weight | Refused:
+def constant_weight(value: ir.Value | None, folder: Path) -> Weight | Refused:
     """Return the filter that a value holds, or why it is not known before the file runs."""
     chain: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:

@@ -15,6 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from stridenet.errors import InputError
 from stridenet.onnx.files.building import FreshNames
+from stridenet.onnx.files.options import did_you_mean
 from stridenet.onnx.strides import reason
 
 OLDEST_OPSET = 11  # the first one whose Pad takes sizes that are computed
@@ -82,8 +83,6 @@ def parse(path: Path) -> Any:
 
 
 def _similar(path: Path) -> str:
-    from stridenet.onnx.files.options import did_you_mean
-
     folder = path.parent
     if not folder.is_dir():
         return f": there is no folder {folder}"
