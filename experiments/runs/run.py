@@ -32,12 +32,7 @@ from experiments.runs.training import (
     train,
 )
 from experiments.runs.trust import hashed
-from experiments.settings.identity import (
-    LOOP,
-    experiment_identity,
-    strided_source,
-    variant,
-)
+from experiments.settings.identity import LOOP, experiment_identity, strided_source, variant
 from experiments.settings.schema import STARTING_WEIGHTS, RunConfig
 from stridenet.files import remove_half_written
 from stridenet.twin import UnitStrideNetwork

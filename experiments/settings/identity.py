@@ -7,12 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.schema import (
-    STARTING_WEIGHTS,
-    ExperimentConfig,
-    ModelConfig,
-    RunConfig,
-)
+from experiments.settings.schema import STARTING_WEIGHTS, ExperimentConfig, ModelConfig, RunConfig
 
 # Counts the versions of the training loop, so that results of two are never in one table. 1: batches
 # of what was left of an epoch too, curves on the test images. 2: docs/protocol.md.

@@ -8,13 +8,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.surveying.sources import (
-    Example,
-    images,
-    imported,
-    small_first,
-    square_images,
-)
+from experiments.surveying.sources import Example, images, imported, small_first, square_images
 
 
 class Timm:

@@ -16,12 +16,7 @@ from stridenet.by_layer.check import (
     small_reports,
 )
 from stridenet.by_layer.exchange import exchanged
-from stridenet.by_layer.modules import (
-    Exchanged,
-    UnitStrideForward,
-    UnitStrideLayer,
-    class_before,
-)
+from stridenet.by_layer.modules import Exchanged, UnitStrideForward, UnitStrideLayer, class_before
 from stridenet.checking.noise import add_noise
 from stridenet.checking.reports import LayerReport, VerificationReport, compared, failed
 from stridenet.checking.running import finite, undisturbed

@@ -21,13 +21,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.constants import MOST_KNOWN, known_value
-from stridenet.graph.meta import (
-    FACTORIES,
-    Strides,
-    first_line,
-    without_batch,
-    without_devices,
-)
+from stridenet.graph.meta import FACTORIES, Strides, first_line, without_batch, without_devices
 from stridenet.graph.nodes import (
     CONVOLUTIONS,
     TRANSPOSED,

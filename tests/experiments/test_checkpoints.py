@@ -12,12 +12,8 @@ from experiments.runs import files, machine, training
 from experiments.runs.files import save_tensors
 from experiments.runs.folder import run_folder
 from experiments.runs.run import run_once
-from experiments.settings.identity import (
-    strided_source,
-)
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.identity import strided_source
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from tests.experiments.runs import Payload, file_names, network, twin_of
 

@@ -13,16 +13,8 @@ from omegaconf import OmegaConf
 
 from experiments.command import CONF
 from experiments.settings.checks import resolve
-from experiments.settings.conversions import (
-    ConversionBenchmarkConfig,
-    SurveyConfig,
-    ZooConfig,
-)
-from experiments.settings.identity import (
-    experiment_identity,
-    run_name,
-    strided_source,
-)
+from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
+from experiments.settings.identity import experiment_identity, run_name, strided_source
 from experiments.settings.schema import (
     BenchmarkConfig,
     EvidenceConfig,

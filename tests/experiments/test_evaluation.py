@@ -7,10 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.runs.training import (
-    Examples,
-    evaluate,
-)
+from experiments.runs.training import Examples, evaluate
 from tests.experiments.tiny_networks import CPU
 
 

@@ -19,16 +19,8 @@ from experiments.runs.networks import build_network, build_strided
 from experiments.runs.results import pack_bits, unpack_bits
 from experiments.runs.run import run_once
 from experiments.runs.training import Evaluation, Examples, normalise
-from experiments.settings.identity import (
-    LOOP,
-    experiment_identity,
-    run_name,
-)
-from experiments.settings.schema import (
-    DataConfig,
-    LayerConfig,
-    RunConfig,
-)
+from experiments.settings.identity import LOOP, experiment_identity, run_name
+from experiments.settings.schema import DataConfig, LayerConfig, RunConfig
 from stridenet.errors import InputError
 from tests.experiments.runs import file_names, network, pooling_of, snapshot, twin_of
 

@@ -9,13 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stridenet import (
-    StrideEliminationError,
-    convert_layers,
-    eliminate_stride,
-    plan_elimination,
-)
-from tests.library.chains import Forward, Recorder, close, images, randomise
+from stridenet import StrideEliminationError, convert_layers, eliminate_stride, plan_elimination
+from tests.library.chains import Recorder, close, images
+from tests.networks import Forward, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
@@ -95,7 +91,7 @@ def before_a_stride(layer: nn.Module) -> nn.Sequential:
         ),
         pytest.param(
             Forward(lambda m, x: torch.relu(x) if x.sum() > 0 else x),
-            r"Forward cannot be traced by torch\.fx: .*numbers of a tensor \(if.*test_elim.*, line",
+            r"Forward cannot be traced by torch\.fx: .*numbers of a tensor \(if.*test_no_twin.*, line",
             id="data-dependent control flow",
         ),
         pytest.param(
@@ -249,7 +245,7 @@ def recorded(network: nn.Module, x: Tensor) -> Recorder:
         pytest.param(Forward(lambda m, x: fails("")), "NotImplementedError", id="no message"),
         pytest.param(
             Forward(lambda m, x: x.foo()),
-            r"'Tensor' object has no attribute 'foo' \(test_eli",
+            r"'Tensor' object has no attribute 'foo' \(test_no_twin",
             id="no such method",
         ),
     ],
