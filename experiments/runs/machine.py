@@ -43,8 +43,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare(threads: int) -> None:
-    """Set this process up to train: repeatable bit for bit on the same machine, build and
-    threads."""
+    """Set this process up to train.
+
+    On the same machine, build and threads the numbers are then the same, bit for bit.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
@@ -140,8 +142,10 @@ def _why_not(error: Exception) -> str:
 
 
 def _hash_of_sources() -> str:
-    """Return forty digits of a SHA-256 over names and contents of the files that decide a run's
-    numbers."""
+    """Return forty digits of a SHA-256 over the files that decide a run's numbers.
+
+    Their names count as well as their contents.
+    """
     here = Path(__file__).resolve().parents[2]
     roots = {name: here / name for name in CODE_FOLDERS} | {
         "stridenet": Path(stridenet.__file__).parent

@@ -114,8 +114,7 @@ class Trained(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Holds what is trained: layers and examples on the device, in the form in which the layers
-    take them."""
+    """Holds what is trained: layers and examples on the device, in the form that they need."""
 
     layers: nn.Module
     splits: dict[str, Examples]
@@ -144,8 +143,10 @@ def _prepared(
 def _execute(
     config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool
 ) -> tuple[Result, str]:
-    """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights'
-    file."""
+    """Train or evaluate.
+
+    Returns what result.json is to say, and the SHA-256 of the weights' file.
+    """
     device = choose_device(config.device)
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)

@@ -155,8 +155,7 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
-    """Classify the examples in order, in evaluation mode, and leave the network's mode as it
-    was."""
+    """Classify the examples in order, in evaluation mode; the network's mode stays."""
     training = network.training
     network.eval()
     right, loss = [], 0.0
@@ -193,8 +192,10 @@ def length(recipe: RecipeConfig, examples: int) -> Length:
 
 
 def points(recipe: RecipeConfig, steps: int, per_epoch: int) -> list[int]:
-    """Return the steps after which the curves have a point: those that end an epoch, or, with
-    recipe.evaluations, so many evenly spread ones."""
+    """Return the steps after which the curves have a point.
+
+    They are those that end an epoch, or, with recipe.evaluations, so many evenly spread ones.
+    """
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
     many = max(1, min(recipe.evaluations, steps))  # no more than there are steps
@@ -212,8 +213,10 @@ def train(
     save: Callable[[Checkpoint], None] | None = None,
     twin: TwinTraining | None = None,
 ) -> History:
-    """Train on splits["training"]; before the first step and at each point of the curves, evaluate
-    on splits["validation"], if there is one. Splits of other names are not looked at.
+    """Train on splits["training"], and return the history.
+
+    Before the first step and at each point of the curves, splits["validation"] is evaluated, if
+    there is one. Splits of other names are not looked at.
 
     recipe.learning_rate is one number. The order of the examples depends on the seed and their number
     alone. title: of the progress bar; None shows no bar. `save` is given a checkpoint at each point;
@@ -354,9 +357,7 @@ def _optimizer(
     """
     kinds: dict[tuple[float, bool], list[nn.Parameter]] = {(1, False): [], (1, True): []}
     for name, parameter in network.named_parameters():
-        is_bias = name.removesuffix(".original").endswith(
-            "bias"
-        )  # shared parameters have this suffix
+        is_bias = name.removesuffix(".original").endswith("bias")  # the suffix of shared parameters
         kinds.setdefault((scales.get(name, 1), is_bias), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {

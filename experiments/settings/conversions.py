@@ -29,8 +29,7 @@ _OF_THEOREM = {
 
 @dataclass
 class ConversionBenchmarkConfig:
-    """What is timed: two conversions of one network, and the stems of several beside their
-    twins."""
+    """Says how conversions are timed, and first layers beside their unit-stride twins."""
 
     rounds: int = setting(20, "rounds; in each, everything is timed in turn")
     steps: int = setting(3, "forward passes of each first layer and of its twin in a round")

@@ -241,8 +241,9 @@ def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
 
 
 def _bake(layer: nn.Module) -> None:
-    """Remove torch's hooks that set the weight before each forward (the old weight_norm, spectral_norm
-    and pruning); the weight stays as it is now.
+    """Remove torch's hooks that set the weight before each forward; it stays as it is now.
+
+    They are those of the old weight_norm, of spectral_norm and of pruning.
     """
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):

@@ -47,7 +47,7 @@ class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a contex
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Runs networks without a trace: random states are put back, nothing is recorded or cast."""
+    """Run networks without a trace: random states are put back, nothing is recorded or cast."""
     with (
         same_random_states(),
         torch.no_grad(),

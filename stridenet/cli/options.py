@@ -19,7 +19,7 @@ OPTION_WIDTH = 24  # columns of the help in which an option is named beside its 
 
 @dataclass(frozen=True)
 class Part:
-    """The options of a command that are arguments of one function of the library."""
+    """Describes the options of a command that are arguments of one function of the library."""
 
     subject: str  # what these options are for
     function: str  # "module:name"
@@ -74,7 +74,7 @@ VERIFY = (
 
 
 class Command(click.Command):
-    """A command with the options of some functions, which its help lists function by function."""
+    """Is a command with the options of some functions, which its help lists by function."""
 
     def __init__(self, name: str, parts: Sequence[Part], params: list[Any], **more: Any) -> None:
         super().__init__(name, params=[*params, *_model_options(), *options_of(parts)], **more)
@@ -196,7 +196,7 @@ def refuse_others(ctx: click.Context, allowed: Collection[str], file: Path | Non
 
 
 class Choice(click.Choice):
-    """A choice among words, whose error names the word that is nearest to a mistyped one."""
+    """Takes one of some words; its error names the word that is nearest to a mistyped one."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Say which words there are, and which may have been meant."""

@@ -24,7 +24,7 @@ _MISSING = object()
 
 
 class Change(NamedTuple):
-    """An attribute of a module that a forward has changed."""
+    """Names an attribute of a module that a forward has changed."""
 
     path: str  # of the module
     name: str

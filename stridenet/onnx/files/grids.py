@@ -9,7 +9,7 @@ from stridenet.onnx.files.windows import FilterAxis, Window, unmoved
 
 @dataclass(frozen=True)
 class Grid:
-    """One axis of the rearrangement, and of the unit-stride convolution behind it."""
+    """Describes one axis of the rearrangement, and of the unit-stride convolution behind it."""
 
     stride: int
     size: GraphSize  # of the map

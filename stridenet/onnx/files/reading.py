@@ -24,7 +24,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that has been read. The graph of onnx-ir refers to the tensors of `proto`."""
+    """Holds a file that has been read; the graph of onnx-ir refers to the tensors of `proto`."""
 
     path: Path
     proto: Any  # onnx.ModelProto
@@ -155,7 +155,7 @@ def is_external(tensor: Any) -> bool:
 
 
 class ExternalData(NamedTuple):
-    """The part of a file that has a tensor's numbers."""
+    """Names the part of a file that has a tensor's numbers."""
 
     file: Path
     offset: int  # in bytes
