@@ -50,7 +50,8 @@ def lenet(num_classes: int = 10) -> nn.Sequential:
 def all_cnn_c(num_classes: int = 10) -> nn.Sequential:
     """Return All-CNN-C of Springenberg et al. (2015), Tables 1 and 2.
 
-    It takes images (n, 3, 32, 32), and returns scores (n, classes). The 3x3 layer after the second stride is not padded, so that the average is over 6x6 positions.
+    It takes images (n, 3, 32, 32), and returns scores (n, classes). The 3x3 layer after the second
+    stride is not padded, so that the average is over 6x6 positions.
     """
     network, channels = nn.Sequential(OrderedDict(dropout=nn.Dropout(0.2))), 3
     for number, (width, kernel, stride, padding) in enumerate(

@@ -278,8 +278,8 @@ def reshaped_filters(layer: Layer, s: int) -> list[Maps]:
 def twin(layers: Sequence[Layer]) -> tuple[list[Layer], list[int]]:
     """Return the network with strides of one, by the induction of Theorem 2 from the last layer on.
 
-    Its layers come first, and then for ℓ = 0, …, L the s by which its X̃^(ℓ) is a reshape of X^(ℓ): the product
-    of all strides from layer ℓ on. The basis of the induction is its step with s = 1.
+    Its layers come first; then, for ℓ = 0, …, L, the s by which its X̃^(ℓ) is a reshape of X^(ℓ), which
+    is the product of all strides from layer ℓ on. The basis of the induction is its step with s = 1.
     """
     twins: list[Layer] = []
     strides = [1]

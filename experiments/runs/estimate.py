@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 
+from experiments.runs.examples import Examples
 from experiments.runs.machine import choose_device, prepare
 from experiments.runs.networks import build_network
 from experiments.runs.starting import weights_to_keep
-from experiments.runs.training import Examples, length, points, train
+from experiments.runs.training import length, points, train
 from experiments.settings.schema import RunConfig
 from stridenet.twin import UnitStrideNetwork
 

@@ -15,22 +15,14 @@ from torch import nn
 
 from experiments.runs import files
 from experiments.runs.data import load
+from experiments.runs.examples import Examples, Split, normalise
 from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.published import published_result
 from experiments.runs.result_keys import Copied, Fit, Measurements, Result, RunIdentity
 from experiments.runs.results import DamagedResultError, pack_bits, read_result
 from experiments.runs.starting import starting_network, twin_training, weights_to_keep
-from experiments.runs.training import (
-    Checkpoint,
-    Examples,
-    History,
-    Split,
-    TwinTraining,
-    evaluate,
-    normalise,
-    train,
-)
+from experiments.runs.training import Checkpoint, History, TwinTraining, evaluate, train
 from experiments.runs.trust import hashed
 from experiments.settings.identity import LOOP, experiment_identity, strided_source, variant
 from experiments.settings.schema import STARTING_WEIGHTS, RunConfig

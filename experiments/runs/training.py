@@ -1,6 +1,5 @@
 """Train a network on tensors in memory, and measure it. Knows no files."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.runs.data import Dataset, generator
+from experiments.runs.data import generator
+from experiments.runs.examples import Examples
 from experiments.runs.result_keys import CurvePoint
 from experiments.settings.schema import RecipeConfig
 from stridenet.errors import InputError
@@ -21,36 +21,6 @@ from stridenet.errors import InputError
 EVALUATION_BATCH = 1000
 BAR = "{desc} {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}"
 LOSS_EVERY = 20  # steps; to read the loss makes the device wait
-
-
-class Examples:
-    """Holds a network's inputs with their labels, channels-last on the device.
-
-    inputs: float (n, c, h, w); labels: int64 (n,).
-    """
-
-    def __init__(self, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
-        # index_select gives whole rows: with the channels last, a batch of them is channels-last too.
-        self._rows = inputs.movedim(1, -1).contiguous().to(device)
-        self._labels = labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def first(self, number: int) -> "Examples":
-        """Return the first examples, at most so many, without a copy."""
-        few = copy.copy(self)
-        few._rows, few._labels = self._rows[:number], self._labels[:number]
-        return few
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs (k, c, h, w) and labels (k,) at these places."""
-        return self._rows.index_select(0, indices).movedim(-1, 1), self._labels[indices]
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all examples in order, in batches of this size."""
-        for rows, labels in zip(self._rows.split(size), self._labels.split(size), strict=True):
-            yield rows.movedim(-1, 1), labels
 
 
 @dataclass
@@ -97,43 +67,6 @@ class TwinTraining:
 # What training needs to go on from a point of the curves: tensors, numbers, strings, and lists and
 # dictionaries of these, so that torch.load(weights_only=True) reads it.
 Checkpoint = dict[str, Any]
-
-
-class Split(NamedTuple):
-    """Holds images, float (n, channels, h, w), and their labels, int64 (n,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def normalise(data: Dataset, pixels: str) -> dict[str, Split]:
-    """Return the splits "training", "validation" and "test" with images in floating point.
-
-    pixels: "standardised" gives each channel mean 0 and standard deviation 1 over the training images;
-    "scaled" multiplies by 1/256, as Caffe does. A split without images is left out.
-    """
-    channels = data.train_images.shape[1]
-    scales = [(0.0, 256.0)] * channels
-    if pixels == "standardised":
-        values = [data.train_images[:, channel].float() for channel in range(channels)]
-        scales = [(float(each.mean()), float(each.std())) for each in values]
-
-    def scaled(images: Tensor) -> Tensor:
-        numbers = images.float()
-        for channel, (mean, deviation) in enumerate(scales):
-            numbers[:, channel].sub_(mean).div_(deviation)
-        return numbers
-
-    splits = {
-        "training": (data.train_images, data.train_labels),
-        "validation": (data.validation_images, data.validation_labels),
-        "test": (data.test_images, data.test_labels),
-    }
-    return {
-        name: Split(scaled(images), labels)
-        for name, (images, labels) in splits.items()
-        if len(labels)
-    }
 
 
 @dataclass(frozen=True)

@@ -82,8 +82,8 @@ class ModelConfig:
     eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
     max_pooling: bool = setting(False, "max pooling in place of each strided convolution")
     activation: str = setting("relu", "after every layer but the last", ACTIVATIONS)
-    # A LayerConfig each, once resolved; fully connected ones follow all convolutions. Typed as Any because
-    # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
+    # Each is a LayerConfig once it is resolved; fully connected ones follow all convolutions. The type
+    # is Any, because Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
     layers: dict[str, Any] = setting({}, "the strided network's layers by name, in order")
 
     @property

@@ -27,9 +27,10 @@ from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.runs.data import generator, load, load_official
+from experiments.runs.examples import Examples, Split, normalise
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise, require_scores
-from experiments.runs.training import Examples, Split, normalise, synchronise, train
+from experiments.runs.training import synchronise, train
 from experiments.settings.identity import model_identity
 from experiments.settings.schema import BenchmarkConfig, DataConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
