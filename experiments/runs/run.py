@@ -62,7 +62,7 @@ def run_once(
         result = _trusted_result(folder)  # another process may have finished it meanwhile
         new = result is None
         if result is None:
-            result = _done(config, folder, jobs_at_once, bar, sweep)
+            result = _do_run(config, folder, jobs_at_once, bar, sweep)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Outcome(folder, result, new)
 
@@ -77,7 +77,7 @@ def _trusted_result(folder: Path) -> Result | None:
         return None
 
 
-def _done(
+def _do_run(
     config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool, sweep: str | None
 ) -> Result:
     """Do the run in its folder, which the caller has locked; if it fails, failure.json says why."""
@@ -114,7 +114,7 @@ class Prepared(NamedTuple):
     rearrangement_seconds: float | None  # None for a network that is no twin
 
 
-def _prepared(
+def _prepare(
     network: nn.Module, images: Mapping[str, Split], config: RunConfig, device: torch.device
 ) -> Prepared:
     """Move the network and its images to the device; rearrange a twin's images once (section 6)."""
@@ -149,12 +149,12 @@ def _execute(
     images = normalise(
         load(config.data, Path(config.outputs) / "data", config.seed), config.recipe.pixels
     )
-    prepared = _prepared(network, images, config, device)
+    prepared = _prepare(network, images, config, device)
     test = prepared.splits.pop("test")  # read once, after the last step
 
     title = folder.name.rpartition("-")[0] if bar else None
     history, about["git_commit"] = _train(config, folder, prepared, about["git_commit"], title)
-    measured = _measured(config, history, prepared, test)
+    measured = _measure(config, history, prepared, test)
     if config.weights == "copy" and source is not None and isinstance(network, UnitStrideNetwork):
         for numbers in ("float32", "float64"):
             compared = compare_scores(source, network, images["test"].images, numbers)
@@ -179,7 +179,7 @@ def _identity(config: RunConfig, folder: Path) -> RunIdentity:
     }
 
 
-def _measured(
+def _measure(
     config: RunConfig, history: History, prepared: Prepared, test: Examples
 ) -> Measurements:
     fit = _fit(config, prepared) if history.steps else Fit()

@@ -123,7 +123,7 @@ def _measure_all(
                     if worker is None or worker.has_ended:
                         worker = Worker(one.source, config.threads)
                         workers.append(worker)
-                    row = {**about, **_measured(worker, one, config)}
+                    row = {**about, **_measure(worker, one, config)}
                     if faults:  # its worker was ended from outside
                         return
                     write_json(_path(config, one), row)
@@ -152,7 +152,7 @@ def _measure_all(
     return found
 
 
-def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
+def _measure(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
     """Return the row of a model."""
     said = worker.measure(model=one.model, **_deciding_settings(config))
     row = {**asdict(one), "version": worker.version, "config": _deciding_settings(config), **said}

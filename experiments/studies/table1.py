@@ -51,7 +51,7 @@ def table1(
     )
     architecture["input"] = architecture.maps.str.partition(" ")[0]
     paper = PAPER if data == "mnist" else PAPER.iloc[:0]
-    measured = _measured(runs)
+    measured = _means_of_networks(runs)
     measured["built"] = measured.network.str.partition(" ")[0]
     table = measured.merge(architecture, how="left").merge(paper, how="left")
     papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
@@ -60,7 +60,7 @@ def table1(
     return table[[*COLUMNS]]
 
 
-def _measured(runs: pd.DataFrame) -> pd.DataFrame:
+def _means_of_networks(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row a network and start, first the two networks of the paper from scratch."""
     trained = runs[runs.weights.isin(TRAINED)].assign(network=arms)
     measured = trained.groupby(["network", "weights"]).agg(

@@ -34,7 +34,7 @@ def main() -> None:
         answers.write(f"\n{json.dumps(line)}\n")  # a process that was killed may have begun one
         answers.flush()
 
-    source = _prepared(json.loads(sys.stdin.readline()), say)
+    source = _load_source(json.loads(sys.stdin.readline()), say)
     if source is None:
         return
     for line in sys.stdin:
@@ -45,7 +45,7 @@ def main() -> None:
             _in_a_process(source, request, say)
 
 
-def _prepared(request: dict[str, Any], say: Say) -> Any:
+def _load_source(request: dict[str, Any], say: Say) -> Any:
     """Import the package of the source, and return the source.
 
     Says why and returns None where that fails.
