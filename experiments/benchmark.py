@@ -1,5 +1,4 @@
-"""Time a training step, and keep it for the report: python -m experiments.benchmark [KEY=VALUE
-…]."""
+"""Time a training step for the report: python -m experiments.benchmark [KEY=VALUE …]."""
 
 import os
 
@@ -18,10 +17,8 @@ from stridenet.files import make_folder
 def main(settings: DictConfig) -> None:
     config = resolve(settings, BenchmarkConfig)
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # torch's profiler tells of its own stages
-    from experiments.studies.training_step import (
-        benchmark,  # imports torch, which `--help` should not wait for
-        benchmark_section,
-    )
+    # This imports torch, which `--help` should not wait for.
+    from experiments.studies.training_step import benchmark, benchmark_section
 
     measured = benchmark(config)
     outputs = make_folder(config.outputs)

@@ -69,8 +69,10 @@ _stopping = threading.Event()
 
 
 def guarded(task: Callable[[DictConfig], None]) -> Callable[[DictConfig], None]:
-    """Return the Hydra task with its errors caught: it reports each in one line, and lets other
-    jobs go on."""
+    """Return the Hydra task with its errors caught.
+
+    Each is reported in one line, and other jobs of a sweep go on.
+    """
 
     @functools.wraps(task)
     def guarded_task(settings: DictConfig) -> None:
@@ -157,8 +159,10 @@ def _listen() -> None:
 
 
 def _stop(number: int, _: object) -> None:
-    """Handle a signal that ends the program. It reaches the runs' processes, too, and joblib may
-    report that first."""
+    """Handle a signal that ends the program.
+
+    It reaches the runs' processes, too, and joblib may report that first.
+    """
     global stopped_by
     if not stopped_by:  # a second one would break off what is done about the first
         stopped_by = number
@@ -214,8 +218,10 @@ def _is_foreseen(error: BaseException) -> bool:
 
 
 def one_line(error: BaseException) -> str:
-    """Return the message and its cause in one line, without the internals that OmegaConf and Hydra
-    add."""
+    """Return the message and its cause in one line.
+
+    What OmegaConf and Hydra add of their internals is left out.
+    """
     if isinstance(error, SystemExit):
         return _exited(error)
     if match := re.match(r"InputError raised while resolving interpolation: (.*)", str(error)):

@@ -1,5 +1,4 @@
-"""What does the jobs of a sweep: Hydra's sweeper, which asks nothing twice, and a launcher for
-Dask.
+"""The engines of a sweep: a sweeper that asks nothing twice, and a launcher for Dask.
 
 Hydra takes sweepers and launchers from the package hydra_plugins alone, so that these two are known to
 it by names in that package (register).
@@ -62,7 +61,7 @@ class DaskLauncher(Launcher):
     def setup(
         self, *, hydra_context: HydraContext, task_function: TaskFunction, config: DictConfig
     ) -> None:
-        """Hydra gives what each job needs."""
+        """Keep what Hydra gives for each job."""
         self.config = config
         self.task = (hydra_context, config, task_function)
 
@@ -80,8 +79,10 @@ class DaskLauncher(Launcher):
 
 @contextmanager
 def _cluster(address: str | None, workers: int) -> Iterator["Client"]:
-    """Yield a client of the cluster at the address; without an address, of workers on this
-    machine."""
+    """Yield a client of the Dask cluster at the address.
+
+    Without an address, its workers are processes on this machine.
+    """
     try:
         from distributed import Client, LocalCluster
     except ImportError as error:

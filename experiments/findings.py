@@ -1,5 +1,4 @@
-"""What experiment=sharing found, tables and figure: python -m experiments.findings [KEY=VALUE
-…]."""
+"""Tables and figure of experiment=sharing: python -m experiments.findings [KEY=VALUE …]."""
 
 import hydra
 from omegaconf import DictConfig
@@ -13,9 +12,7 @@ from experiments.settings.schema import ReportConfig
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, ReportConfig)
-    from experiments.studies.sharing import (
-        write_findings,  # slow to import: `--help` should not wait for it
-    )
+    from experiments.studies.sharing import write_findings  # slow: `--help` should not wait for it
 
     print(*write_findings(config), sep="\n\n")
 

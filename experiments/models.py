@@ -17,8 +17,9 @@ from stridenet.errors import InputError
 
 
 def load_model(config: ConversionConfig) -> nn.Module:
-    """Return the network that `model` describes, drawn from `seed`, in evaluation mode, with its
-    `weights`.
+    """Return the network that `model` describes, in evaluation mode.
+
+    Its weights are drawn from `seed`, or read from the file `weights`.
 
     Raises InputError where the target is not there, does not take the arguments beside it or gives
     no network, and where the file of weights does not fit.
@@ -46,15 +47,15 @@ def load_model(config: ConversionConfig) -> nn.Module:
 
 
 def input_size(config: ConversionConfig) -> Any:
-    """Return one size (channels, height, width), or a tuple of sizes where there are several
-    inputs."""
+    """Return one size (channels, height, width), or a tuple of one for each input."""
     sizes = config.input_size
     return tuple(map(tuple, sizes)) if isinstance(sizes[0], list) else tuple(sizes)
 
 
 def convert(model: nn.Module, config: ConversionConfig, check: bool = True) -> nn.Module:
-    """Return the model with unit strides, as the settings say. Raises StrideEliminationError where
-    that fails.
+    """Return the model with unit strides, as the settings say.
+
+    Raises StrideEliminationError where that fails.
 
     check: see that it is equal, which is not needed where it is verified afterwards.
     """

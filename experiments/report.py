@@ -12,9 +12,7 @@ from experiments.settings.schema import ReportConfig
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, ReportConfig)
-    from experiments.studies.report import (
-        write_report,  # slow to import: `--help` should not wait for it
-    )
+    from experiments.studies.report import write_report  # slow: `--help` should not wait for it
 
     print(*write_report(config), sep="\n\n")
 

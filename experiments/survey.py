@@ -12,11 +12,8 @@ from experiments.settings.conversions import SurveyConfig
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, SurveyConfig)
-    from experiments.studies.survey import (
-        faulty,
-        survey_packages,
-        write_survey,  # slow to import: `--help` should not wait for it
-    )
+    # Slow to import: `--help` should not wait for it.
+    from experiments.studies.survey import faulty, survey_packages, write_survey
 
     found = survey_packages(config)
     print(*write_survey(config, found.rows, found.missing), sep="\n\n")

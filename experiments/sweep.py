@@ -170,8 +170,7 @@ class Watch(threading.Thread):
 
 
 class Sweep(Callback):
-    """Hydra calls this at the start and the end of a sweep, and at the start of each of its
-    jobs."""
+    """Is Hydra's callback, at the start and end of a sweep and at the start of each job."""
 
     def __init__(self) -> None:
         # These go along to the processes that do the jobs.
@@ -181,8 +180,10 @@ class Sweep(Callback):
         self.starter: int | None = None
 
     def on_multirun_start(self, config: DictConfig, **_: Any) -> None:
-        """Say what is to be done, and begin to watch. Ends the program where nothing is to be
-        done."""
+        """Say what is to be done, and begin to watch.
+
+        Ends the program where nothing is to be done.
+        """
         if config.hydra.sweeper._target_ != SWEEPER:
             sys.exit("error: hydra/sweeper must be Hydra's own, which knows all runs beforehand")
         try:
@@ -226,8 +227,11 @@ class Sweep(Callback):
 
 
 def _start_tracker() -> None:
-    """Start joblib's process that clears up after workers. It ignores INT and TERM until it has
-    done so, and is to ignore HUP as well, which a terminal that closes sends to all."""
+    """Start joblib's process that clears up after workers.
+
+    It ignores INT and TERM until it has done so, and is to ignore HUP as well, which a terminal
+    that closes sends to all.
+    """
     hang_up = getattr(signal, "SIGHUP", None)
     if hang_up is not None:
         before = signal.signal(hang_up, signal.SIG_IGN)  # what is ignored stays so in a new process
@@ -332,8 +336,10 @@ def _fetch_data(missing: list[Job]) -> None:
 
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
-    """Say how many runs there are to do, and what they take. Ends the program if there is no
-    room."""
+    """Say how many runs there are to do, and what they take.
+
+    Ends the program if there is no room.
+    """
     from experiments.runs.estimate import estimate
     from experiments.runs.machine import commit  # imports torch
 

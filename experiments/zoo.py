@@ -1,5 +1,4 @@
-"""Convert, verify and time the zoo, or a model of your own: python -m experiments.zoo [KEY=VALUE
-…]."""
+"""Convert, verify and time networks: python -m experiments.zoo [KEY=VALUE …]."""
 
 import hydra
 from omegaconf import DictConfig
@@ -13,10 +12,8 @@ from experiments.settings.conversions import ZooConfig
 @guarded
 def main(settings: DictConfig) -> None:
     config = resolve(settings, ZooConfig)
-    from experiments.studies.zoo import (
-        measure_zoo,
-        write_zoo,  # slow to import: `--help` should not wait for it
-    )
+    # Slow to import: `--help` should not wait for it.
+    from experiments.studies.zoo import measure_zoo, write_zoo
 
     rows = measure_zoo(config)
     print(*write_zoo(config, rows), sep="\n\n")

@@ -46,6 +46,8 @@ _HOME = {
     "converted_layers": "by_layer.converted",
     "LayersPlan": "by_layer.plan",
     "plan_layers": "by_layer.plan",
+    "eliminate_stride": "elimination",
+    "plan_elimination": "elimination",
     "EliminationPlan": "plan",
     "ExportReport": "onnx.export",
     "export_onnx": "onnx.export",
@@ -70,9 +72,9 @@ def __getattr__(name: str) -> Any:
     # Importing torch takes two seconds, which `--help` and a mistyped option should not.
     if name == "__version__":
         return _version()
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'stridenet' has no attribute {name!r}")
-    return getattr(importlib.import_module(f"stridenet.{_HOME.get(name, 'elimination')}"), name)
+    return getattr(importlib.import_module(f"stridenet.{_HOME[name]}"), name)
 
 
 def _version() -> str:

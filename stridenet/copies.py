@@ -91,9 +91,8 @@ class _Copier:
     # Tensors
 
     def _tensor(self, old: Tensor) -> Tensor:
-        if isinstance(
-            old, (nn.UninitializedParameter, nn.UninitializedBuffer)
-        ):  # of a lazy module: it has no numbers yet
+        if isinstance(old, (nn.UninitializedParameter, nn.UninitializedBuffer)):
+            # A lazy module's, which has no numbers yet.
             lazy: Tensor = copy.deepcopy(old)
             return lazy
         parameter = isinstance(old, nn.Parameter)
@@ -210,9 +209,8 @@ class _Copier:
             *vars(old).values(),
         ]
         plain = not old.__closure__ and all(isinstance(thing, _ATOMIC) for thing in inner)
-        if plain or _is_importable(
-            old
-        ):  # cells are copied whatever they hold: it may write to them
+        # Cells are copied whatever they hold, since the function may write to them.
+        if plain or _is_importable(old):
             return old
         cells = tuple(map(self._cell, old.__closure__ or ()))
         new = types.FunctionType(old.__code__, old.__globals__, old.__name__, None, cells)
@@ -222,7 +220,7 @@ class _Copier:
         new.__defaults__, new.__kwdefaults__ = self(old.__defaults__), self(old.__kwdefaults__)
         vars(new).update({name: self(value) for name, value in vars(old).items()})
         for cell, filled in zip(cells, old.__closure__ or (), strict=True):
-            if _is_filled(filled) and not _is_filled(cell):
+            if is_filled(filled) and not is_filled(cell):
                 cell.cell_contents = self(filled.cell_contents)
         return new
 
@@ -270,7 +268,8 @@ def _has_deepcopy_of_its_own(module: nn.Module) -> bool:
     return method is not None and method.__module__ != "torch.nn.utils.parametrize"
 
 
-def _is_filled(cell: types.CellType) -> bool:
+def is_filled(cell: types.CellType) -> bool:
+    """Tell whether a closure's cell has a value yet."""
     try:
         _ = cell.cell_contents
     except ValueError:

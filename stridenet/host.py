@@ -174,9 +174,10 @@ def rearrange(layout: dict[str, Any], *images: np.ndarray) -> Any:
 def space_to_depth(
     images: np.ndarray, factor: Sequence[int], padding: Sequence[Sequence[int]]
 ) -> np.ndarray:
-    """Return the phase form of images (n, c, h, w), with zeros put around them and then, at the end,
-    up to a multiple of the factor. Its channel (c·f_h + p)·f_w + q holds rows p, p + f_h, … and columns
-    q, q + f_w, …
+    """Return the phase form of images (n, c, h, w), with zeros put around them first.
+
+    At the end of each axis, further zeros make its size a multiple of the factor. Channel
+    (c·f_h + p)·f_w + q of the result holds rows p, p + f_h, … and columns q, q + f_w, …
 
     >>> space_to_depth(np.arange(5.0).reshape(1, 1, 5), factor=[2], padding=[[1, 0]])
     array([[[0., 1., 3.],

@@ -1,4 +1,4 @@
-"""Which number of a strided network stands behind each of a twin's tensor, and how to go back."""
+"""Which number of a strided network stands behind each of a twin's numbers, and how to go back."""
 
 from dataclasses import dataclass
 from functools import cached_property

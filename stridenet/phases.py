@@ -175,8 +175,10 @@ Places = tuple[tuple[int, ...], tuple[int, ...], int]
 
 
 def places_of(tap_map: Taps) -> Places:
-    """Return the tap, or −1, at each place of one axis of the twin's filter; its shape (S, F, K̃); and
-    the size of the strided kernel."""
+    """Return the tap, or −1, at each place of one axis of the twin's filter, with two sizes.
+
+    These are the shape (S, F, K̃) of that table, and the size of the strided kernel.
+    """
     return tuple(tap_map.taps.ravel().tolist()), tap_map.taps.shape, tap_map.kernel
 
 

@@ -8,7 +8,7 @@ import copy
 import operator
 from collections.abc import Mapping
 from itertools import chain
-from typing import TYPE_CHECKING, Any, TypeVar, cast
+from typing import Any, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -25,10 +25,6 @@ from stridenet.origins import Origin, mean_of_copies
 from stridenet.planner import planned_network
 from stridenet.sizes import format_size
 from stridenet.twin import UnitStrideNetwork, build
-
-if TYPE_CHECKING:
-    pass
-
 
 Network = TypeVar("Network", bound=nn.Module)
 _INTEGERS = (torch.int64, torch.int32)

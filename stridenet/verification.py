@@ -67,14 +67,13 @@ def verify(
         convert_layers has converted, a tensor, a tuple of positional or a mapping of keyword arguments;
         without them its layers are compared on small maps, and the networks are not run.
 
-    A layer passes
-    where its error is at most a bound on its rounding: for convolutions, Linear and averages
-    2γ_n·(|H|∗|X| + |b|), n the number of terms of a sum, the bound on two sums of the same terms in
-    different orders. Works on copies with noise on their parameters, whose layers are in evaluation
-    mode; the forward is the one that the twin was made of, training or evaluation. Networks that fix a
-    type in their forward run in their own type. Settings of a layer that show only in training are
-    compared, too. Raises StrideEliminationError if the twin was made from another network, and, if so
-    asked, if a layer differs.
+    A layer passes where its error is at most a bound on its rounding. For convolutions, Linear and
+    averages this is 2γ_n·(|H|∗|X| + |b|), where n is the number of terms of a sum: the bound on two
+    sums of the same terms in different orders. Copies are compared, with noise on their parameters and
+    their layers in evaluation mode; the forward is the one that the twin was made of, training or
+    evaluation. Networks that fix a type in their forward run in their own type. Settings of a layer
+    that show only in training are compared, too. Raises StrideEliminationError if the twin was made
+    from another network, and, if so asked, if a layer differs.
     """
     if isinstance(twin, UnitStrideNetwork):
         with undisturbed(), without_dropout():

@@ -1,6 +1,7 @@
 """The zoo: networks on which the conversion is tried, and at which sizes and settings.
 
-Three small networks as they were published, with weights as torch's layers start, and torchvision's.
+It has three small networks as they were published, with weights as torch's layers start, and names
+networks of torchvision.
 """
 
 from collections import OrderedDict
@@ -24,10 +25,10 @@ ALL_CNN_C = (
 
 
 def lenet(num_classes: int = 10) -> nn.Sequential:
-    """The strided LeNet of Kong & Lucey (2017), Table 1: images (n, 1, 28, 28) to scores (n, classes).
+    """Return the strided LeNet of Kong & Lucey (2017), Table 1.
 
-    Its layers have the names that they have in conf/model/strided.yaml, so that the weights.pt of a
-    training run fits.
+    It takes images (n, 1, 28, 28), and returns scores (n, classes). Its layers have the names that they
+    have in conf/model/strided.yaml, so that the weights.pt of a training run fits.
     """
     layers: dict[str, nn.Module] = {
         "conv1": nn.Conv2d(1, 20, 5),
@@ -47,9 +48,10 @@ def lenet(num_classes: int = 10) -> nn.Sequential:
 
 
 def all_cnn_c(num_classes: int = 10) -> nn.Sequential:
-    """All-CNN-C of Springenberg et al. (2015), Tables 1 and 2: images (n, 3, 32, 32) to (n, classes).
+    """Return All-CNN-C of Springenberg et al. (2015), Tables 1 and 2.
 
-    The 3x3 layer after the second stride is not padded, so that the average is over 6x6 positions.
+    It takes images (n, 3, 32, 32), and returns scores (n, classes). The 3x3 layer after the second
+    stride is not padded, so that the average is over 6x6 positions.
     """
     network, channels = nn.Sequential(OrderedDict(dropout=nn.Dropout(0.2))), 3
     for number, (width, kernel, stride, padding) in enumerate(
@@ -66,7 +68,7 @@ def all_cnn_c(num_classes: int = 10) -> nn.Sequential:
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions and a shortcut without weights (option A of He et al. 2016).
+    """Has two 3x3 convolutions and a shortcut without weights (option A of He et al. 2016).
 
     Maps (n, c, h, w) become (n, channels, h/stride, w/stride); the shortcut samples every stride-th
     position and fills new channels with zeros.
@@ -81,7 +83,7 @@ class Block(nn.Module):
         self.bn2 = nn.BatchNorm2d(channels)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(n, c, h, w) to (n, channels, h/stride, w/stride)."""
+        """Take maps (n, c, h, w), and return maps (n, channels, h/stride, w/stride)."""
         shortcut = x
         if self.stride > 1 or self.new_channels:
             sampled = x[:, :, :: self.stride, :: self.stride]
@@ -91,7 +93,7 @@ class Block(nn.Module):
 
 
 class ResNet20(nn.Module):
-    """The network that resnet20 makes."""
+    """Is the network that resnet20 returns."""
 
     def __init__(self, num_classes: int = 10) -> None:
         super().__init__()
@@ -103,14 +105,14 @@ class ResNet20(nn.Module):
         self.fc = nn.Linear(64, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Images (n, 3, 32, 32) to scores (n, classes)."""
+        """Take images (n, 3, 32, 32), and return scores (n, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
         x = self.layer3(self.layer2(self.layer1(x)))
         return self.fc(x.mean((2, 3)))
 
 
 def resnet20(num_classes: int = 10) -> ResNet20:
-    """ResNet-20 of He et al. (2016), section 4.2: images (n, 3, 32, 32) to scores (n, classes)."""
+    """Return ResNet-20 of He et al. (2016), section 4.2: it takes images (n, 3, 32, 32)."""
     return ResNet20(num_classes)
 
 
@@ -124,7 +126,7 @@ def _torchvision(name: str, size: int = 224, **arguments: Any) -> dict[str, Any]
     return {"model": model, "input_size": [3, size, size], "theorem": 1, "pooling": True}
 
 
-# By name, the settings (config.Conversion) of each.
+# The settings of each network by its name, as ConversionConfig of the experiments has them.
 ZOO: dict[str, dict[str, Any]] = {
     "lenet": _ours("lenet", 1, 28, 28),
     "all_cnn_c": _ours("all_cnn_c", 3, 32, 32),

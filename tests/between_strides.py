@@ -12,14 +12,9 @@ from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
 from stridenet import UnitStrideNetwork, eliminate_stride, verify
-from tests.networks import randomise
+from tests.networks import CONVOLUTIONS, Forward, randomise
 
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
-SIZES = (
-    (11, 7),
-    (12, 8),
-    (5, 9),
-)  # with a factor of 6: ragged on both axes, on none or one, on both
+SIZES = ((11, 7), (12, 8), (5, 9))  # of which a factor of 6 leaves ragged: both axes, one, both
 
 
 class Between(nn.Module):
@@ -37,25 +32,9 @@ class Between(nn.Module):
         return self.last(self.middle(self.block(self.first(x))))
 
 
-class Does(nn.Module):
-    """A forward that is the given function of itself and the map."""
-
-    def __init__(self, forward: Callable[..., Any], **state: Any) -> None:
-        super().__init__()
-        self.function = forward
-        for name, value in state.items():
-            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
-                self.register_buffer(name, value)
-            else:
-                setattr(self, name, value)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
-
-
 def between(block: nn.Module | Callable, channels: int, **options: Any) -> nn.Module:
     """In float64 and evaluation mode, with random weights."""
-    module = block if isinstance(block, nn.Module) else Does(lambda _, x: block(x))
+    module = block if isinstance(block, nn.Module) else Forward(lambda _, x: block(x))
     return randomise(Between(module, channels, **options))
 
 

@@ -12,6 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
+
 
 class Network(nn.Module):
     """Steps like ("nn.Conv2d(2, 3, 3)", "x") or ("x + y", "x", 0), and the names of the results.
@@ -63,6 +65,22 @@ def evaluate(code: str) -> Any:
     if not code.startswith("nn."):
         code = f"lambda x, y=None, z=None, w=None: {code}"
     return eval(code, {"torch": torch, "nn": nn, "F": F})
+
+
+class Forward(nn.Module):
+    """A module with this state (layers, parameters, buffers), whose forward is the given function."""
+
+    def __init__(self, forward: Callable[..., Any], **state: Any) -> None:
+        super().__init__()
+        self.function = forward
+        for name, value in state.items():
+            if isinstance(value, Tensor) and not isinstance(value, nn.Parameter):
+                self.register_buffer(name, value)
+            else:
+                setattr(self, name, value)
+
+    def forward(self, x: Tensor) -> Any:
+        return self.function(self, x)
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:

@@ -46,8 +46,10 @@ class Cells(NamedTuple):
 def new_page(
     width: float, height: float, title: str, caption: str, unit: float = 0.42
 ) -> tuple[Figure, Axes]:
-    """Return an empty page whose coordinates are in units (in inches) from its upper left
-    corner."""
+    """Return an empty page, whose coordinates are in units from its upper left corner.
+
+    unit: its length in inches.
+    """
     figure = Figure(figsize=(width * unit, height * unit))
     axes = figure.add_axes((0, 0, 1, 1))
     axes.set(xlim=(0, width), ylim=(height, 0))
@@ -144,8 +146,7 @@ def figure_1() -> Figure:
 
 
 def figure_2() -> Figure:
-    """Draw the convolutional tensor of a 3×3 filter and a 5×5 image: for each output, what it
-    reads."""
+    """Draw the convolutional tensor of a 3×3 filter and a 5×5 image: what each output reads."""
     filter_ = np.arange(1, 10).reshape(3, 3)
     scale = mpl.cm.ScalarMappable(mpl.colors.Normalize(1, 9), "viridis")
 
@@ -279,8 +280,10 @@ def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, tw
 def _sheets(
     axes: Axes, x: float, middle: float, name: str, size: Sequence[int], twin: bool
 ) -> tuple[float, float]:
-    """Draw a map as a stack of sheets, its sides to scale, more sheets for more channels. Returns
-    where it begins and ends."""
+    """Draw a map as a stack of sheets, and return where it begins and ends.
+
+    Its sides are to scale; more channels have more sheets.
+    """
     height, width = size[1] / 10, size[2] / 10
     sheets = round(2 * log2(size[0]))
     shift = 0.13

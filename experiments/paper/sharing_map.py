@@ -32,8 +32,7 @@ class Phases(NamedTuple):
 
     @property
     def labels(self) -> list[str]:
-        """Return the phase of each channel, with the strided channel before it if there are
-        several."""
+        """Return the phase of each channel, behind the strided channel if there are several."""
         phases = [f"({','.join(map(str, phase))})" for phase in np.ndindex(*self.factor)]
         if self.channels == 1:
             return phases
@@ -47,8 +46,7 @@ class Phases(NamedTuple):
 
 
 def sharing_map(plan: EliminationPlan, name: str) -> Figure:
-    """Draw which strided weight each entry of a twin's filter is: the same colour is the same
-    weight.
+    """Draw which strided weight each entry of a twin's filter is, in the weight's colour.
 
     Rows are the twin's output channels, columns its input channels, each pair of phases a tile of
     K̃ taps; blank where the filter has a structural zero. Of a larger filter, only the first output

@@ -23,6 +23,3 @@ PAPER = pd.DataFrame(
 
 
 PAPER_DIFFERENCE = round(float(PAPER.paper_accuracy_percent.diff().iloc[1]), 2)  # points
-
-
-PAPER_PERCENT = float(PAPER.paper_accuracy_percent[0])  # of the strided network

@@ -30,9 +30,8 @@ class Section:
         save_table(self.table, self.readable, folder / self.name, caption)
         printed = self.readable.drop(columns=[*self.unprinted], errors="ignore")
         text = printed.to_string(index=False)
-        if (
-            max(map(len, text.splitlines())) > WIDTH
-        ):  # the rest below, behind the first column again
+        if max(map(len, text.splitlines())) > WIDTH:
+            # The rest stands below, behind the first column again.
             rows = printed.set_index(printed.columns[0]).rename_axis(None)
             text = rows.to_string(line_width=WIDTH)
         return f"{textwrap.fill(f'{self.title}: {self.caption}', WIDTH)}\n\n{text}"

@@ -32,8 +32,10 @@ class Interval(NamedTuple):
 
 @dataclass(frozen=True)
 class PairedDifference:
-    """Holds the mean of paired differences, and what can be said of it. What too few pairs cannot
-    give is None, and `blank` is the reason."""
+    """Holds the mean of paired differences, and what can be said of it.
+
+    What too few pairs cannot give is None, and `blank` is the reason.
+    """
 
     n: int
     ahead: int = 0  # pairs whose difference is above zero
@@ -50,8 +52,7 @@ class PairedDifference:
 
     @property
     def within(self) -> bool | None:
-        """Tell whether the mean lies within ±margin, at 5 %; None if there is no margin or no
-        test."""
+        """Tell whether the mean lies within ±margin, at 5 %; None without a margin or a test."""
         return None if self.margin_p is None else self.margin_p < LEVEL
 
 
@@ -86,8 +87,10 @@ def paired_difference(differences: ArrayLike, margin: float | None = None) -> Pa
 
 
 def tost(values: np.ndarray, margin: float) -> float:
-    """Return the p-value of "the mean does not lie within ±margin": the larger of two one-sided
-    t-tests'."""
+    """Return the p-value of "the mean does not lie within ±margin".
+
+    It is the larger of those of two one-sided t-tests.
+    """
     from statsmodels.stats.weightstats import DescrStatsW  # slow to import
 
     return float(DescrStatsW(values).ttost_mean(-margin, margin)[0])
@@ -100,8 +103,9 @@ def hodges_lehmann(values: np.ndarray) -> float:
 
 
 def new_images(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES) -> Interval:
-    """Return the 95 % percentile interval of the mean difference first − second, in points, for new
-    seeds and new images: seeds and images are both drawn again (crossed bootstrap).
+    """Return a 95 % interval of the mean difference first − second, for new seeds and images.
+
+    It is the percentile interval of a bootstrap that draws both again (crossed), in points.
 
     first, second: bool (seeds, images), which images each network classifies rightly. The interval is
     slightly too wide, as the noise of one image and seed counts three times in it (Owen, The pigeonhole
@@ -127,8 +131,10 @@ def new_images(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
 
 
 def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
-    """Return the p-values of a family of claims, adjusted by Holm's method; a missing one counts as
-    1."""
+    """Return the p-values of a family of claims, adjusted by Holm's method.
+
+    A missing one counts as 1.
+    """
     from statsmodels.stats.multitest import multipletests  # slow to import
 
     given = [1.0 if p is None else p for p in p_values.values()]
@@ -136,16 +142,17 @@ def holm(p_values: Mapping[str, float | None]) -> dict[str, float]:
 
 
 def verdict(mean: float | None, p: float | None) -> str:
-    """Return the verdict on the claim that a difference is above zero: supported, contradicted or
-    undecided."""
+    """Return the verdict on the claim that a difference is above zero.
+
+    It is supported, contradicted or undecided.
+    """
     if mean is None or p is None or not p < LEVEL:
         return "undecided"
     return "supported" if mean > 0 else "contradicted"
 
 
 def seeds_needed(difference: float, deviation: float) -> int | None:
-    """Return the fewest pairs with which a paired t-test (5 %) finds the difference in 80 % of
-    cases.
+    """Return the fewest pairs with which a paired t-test (5 %) finds the difference at 80 % power.
 
     deviation: of the paired differences. None if more than a million are needed.
     """

@@ -38,8 +38,10 @@ getattr(torchvision.datasets, sys.argv[1])(sys.argv[2], download=True)
 
 @dataclass(frozen=True)
 class Dataset:
-    """Holds the three splits: images are uint8 of shape (n, channels, h, w), the labels int64 of
-    shape (n,)."""
+    """Holds the three splits of a data set.
+
+    Images are uint8 of shape (n, channels, h, w), labels int64 of shape (n,).
+    """
 
     train_images: Tensor
     train_labels: Tensor
@@ -51,8 +53,7 @@ class Dataset:
 
 @dataclass(frozen=True)
 class DataSetFiles:
-    """Describes the files of a data set: their checksums, where they come from and how they are
-    read.
+    """Describes the files of a data set: checksums, sources, and how they are read.
 
     A source writes only below the temporary folder that it is given, takes at most the given
     seconds, returns the folder in which it left the files, and raises anything when it fails. `read`

@@ -5,10 +5,11 @@ from typing import NamedTuple
 
 import torch
 
+from experiments.runs.examples import Examples
 from experiments.runs.machine import choose_device, prepare
 from experiments.runs.networks import build_network
 from experiments.runs.starting import weights_to_keep
-from experiments.runs.training import Examples, length, points, train
+from experiments.runs.training import length, points, train
 from experiments.settings.schema import RunConfig
 from stridenet.twin import UnitStrideNetwork
 
@@ -23,8 +24,7 @@ class Estimate(NamedTuple):
 
 
 def estimate(config: RunConfig) -> Estimate:
-    """Estimate the seconds of a run by timing a few steps, and return the bytes of its weights,
-    too."""
+    """Estimate the seconds of a run by timing a few steps, and the bytes of its weights."""
     network = build_network(config.model, config.data.input_size, config.sharing)
     weight_bytes = sum(tensor.nbytes for tensor in weights_to_keep(network).values())
     step, facts = _seconds_of_a_step(config, network), config.data.facts
@@ -40,8 +40,7 @@ def estimate(config: RunConfig) -> Estimate:
 
 
 def _seconds_of_a_step(config: RunConfig, network: torch.nn.Module) -> float:
-    """Train four steps twice on blank images, and return the seconds of a step in the faster
-    time."""
+    """Train four steps twice on blank images, and return the seconds of a step the faster time."""
     device = choose_device(config.device)
     prepare(config.threads)
     images, layers = torch.zeros(4 * config.recipe.batch_size, *config.data.input_size), network

@@ -59,8 +59,10 @@ def _seal(archive: bytes) -> bytes:
 
 
 def _seal_holds(content: bytes) -> bool:
-    """Tell whether the content has the hash of its seal; archives of older code have no seal, and
-    pass."""
+    """Tell whether the content has the hash of its seal.
+
+    Archives of older code have no seal, and pass.
+    """
     body, seal = content[:-SEAL_BYTES], content[-SEAL_BYTES:]
     end = content[-ZIP_END_BYTES:]
     if end.startswith(ZIP_END) and end.endswith(b"\0\0"):  # no comment

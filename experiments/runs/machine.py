@@ -43,8 +43,10 @@ def choose_device(name: str) -> torch.device:
 
 
 def prepare(threads: int) -> None:
-    """Set this process up to train: repeatable bit for bit on the same machine, build and
-    threads."""
+    """Set this process up to train.
+
+    On the same machine, build and threads the numbers are then the same, bit for bit.
+    """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")  # read when CUDA starts
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.allow_tf32 = False  # float32 means float32
@@ -73,7 +75,7 @@ def circumstances(
         "threads": config.threads,
         "jobs_at_once": jobs_at_once,
         "versions": {"python": platform.python_version(), **{p: _version(p) for p in PACKAGES}},
-        "git_commit": _commit(),
+        "git_commit": commit(),
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
     }
 
@@ -94,9 +96,11 @@ def _version(package: str) -> str | None:
         return None
 
 
-def _commit() -> str:
-    """Return the git commit, with + behind it if files have changed since; without git, a hash of
-    the code."""
+def commit() -> str:
+    """Return the git commit, with + behind it if files have changed since.
+
+    Where git tells none, a hash of the code stands in its place, and the first call says so.
+    """
     try:
         _git("ls-files", "--error-unmatch", Path(__file__).name)  # not of what we are installed in
         return _git("rev-parse", "HEAD") + (
@@ -113,12 +117,6 @@ def _commit() -> str:
                 flush=True,
             )
         return found
-
-
-def commit() -> str:
-    """Return the code's commit, or the hash that stands for it; the first call says so if it is
-    one."""
-    return _commit()
 
 
 def _git(*command: str) -> str:
@@ -144,8 +142,10 @@ def _why_not(error: Exception) -> str:
 
 
 def _hash_of_sources() -> str:
-    """Return forty digits of a SHA-256 over names and contents of the files that decide a run's
-    numbers."""
+    """Return forty digits of a SHA-256 over the files that decide a run's numbers.
+
+    Their names count as well as their contents.
+    """
     here = Path(__file__).resolve().parents[2]
     roots = {name: here / name for name in CODE_FOLDERS} | {
         "stridenet": Path(stridenet.__file__).parent

@@ -57,8 +57,7 @@ def build_strided(
 
 
 def require_scores(network: nn.Module, data: DataConfig) -> None:
-    """Raise InputError unless the network gives a score, at least, for each class of the data
-    set."""
+    """Raise InputError unless the network gives a score for each class of the data set."""
     with torch.no_grad():
         scores = network(torch.zeros(1, *data.input_size)).shape[1]
     if scores < data.facts.classes:
@@ -102,8 +101,7 @@ def draw_network(
     sharing: str,
     generator: torch.Generator,
 ) -> nn.Module:
-    """Return the network that the settings name with weights drawn as the recipe says, to be
-    trained.
+    """Return the network that the settings name, its weights drawn as the recipe says.
 
     A tied twin starts from the strided network's draw. A masked one draws by the inputs that its
     filters' non-zero entries have (recipe.fan_in=nonzero) or by all; a free one by all.

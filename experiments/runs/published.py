@@ -136,14 +136,15 @@ def _possible(runs: "pd.DataFrame") -> bool:
 
 
 def _with_whole_numbers(table: "pd.DataFrame") -> "pd.DataFrame":
-    """Return the table with whole numbers kept whole: where some are missing, pandas would write
-    300.0."""
+    """Return the table with whole numbers kept whole.
+
+    Where some are missing, pandas would write 300.0.
+    """
     return table.astype({name: kind for name, kind in WHOLE_NUMBERS.items() if name in table})
 
 
 def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> int:
-    """Add finished runs to the published ones of experiment `name`; returns how many those are
-    then.
+    """Add finished runs to the published ones of experiment `name`, and return their number then.
 
     A run that is published already stays as it is. Each file is written whole, runs.csv last, so that
     a run with a row has everything else too.
@@ -209,8 +210,11 @@ def _epoch_rows(result: Mapping[str, Any]) -> list[dict[str, Any]]:
 
 
 def distance(row: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return how far a twin is from the tied ones at a point of its curves: two parts, as shares of
-    the norm of all shared weights; None for a network that is no twin."""
+    """Return how far a twin is from the tied ones at a point of its curves.
+
+    There are two parts, as shares of the norm of all shared weights; both are None for a network
+    that is no twin.
+    """
     layers = row.get("distance") or {}
     parts = {
         part: sum(layer[part] ** 2 for layer in layers.values()) ** 0.5

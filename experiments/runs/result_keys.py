@@ -101,9 +101,7 @@ class CurvePoint(TypedDict, total=False):
     validation_correct: Annotated[int, COUNT]
     validation_accuracy: Annotated[float, SHARE]
     diverged: Annotated[bool, TRUTH]
-    distance: Annotated[
-        dict[str, dict[str, float]], TABLE
-    ]  # of a twin from the tied ones, by layer
+    distance: Annotated[dict[str, dict[str, float]], TABLE]  # of a twin from the tied, by layer
 
 
 class Fit(TypedDict, total=False):

@@ -132,7 +132,6 @@ def tidy(results: Sequence[Result]) -> "pd.DataFrame":
 
 
 def arms(runs: "pd.DataFrame") -> "pd.Series[str]":
-    """Return the network of each run and how it is treated, as in "unit_stride masked
-    by_copies"."""
+    """Return the network of each run and its treatment: "unit_stride masked by_copies"."""
     treated = runs.variant.fillna("") if "variant" in runs else ""  # which older runs do not say
     return (runs.network + " " + treated).str.strip()

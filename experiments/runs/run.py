@@ -15,29 +15,16 @@ from torch import nn
 
 from experiments.runs import files
 from experiments.runs.data import load
+from experiments.runs.examples import Examples, Split, normalise
 from experiments.runs.folder import load_checkpoint, locked, run_folder
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.published import published_result
 from experiments.runs.result_keys import Copied, Fit, Measurements, Result, RunIdentity
 from experiments.runs.results import DamagedResultError, pack_bits, read_result
 from experiments.runs.starting import starting_network, twin_training, weights_to_keep
-from experiments.runs.training import (
-    Checkpoint,
-    Examples,
-    History,
-    Split,
-    TwinTraining,
-    evaluate,
-    normalise,
-    train,
-)
+from experiments.runs.training import Checkpoint, History, TwinTraining, evaluate, train
 from experiments.runs.trust import hashed
-from experiments.settings.identity import (
-    LOOP,
-    experiment_identity,
-    strided_source,
-    variant,
-)
+from experiments.settings.identity import LOOP, experiment_identity, strided_source, variant
 from experiments.settings.schema import STARTING_WEIGHTS, RunConfig
 from stridenet.files import remove_half_written
 from stridenet.twin import UnitStrideNetwork
@@ -75,7 +62,7 @@ def run_once(
         result = _trusted_result(folder)  # another process may have finished it meanwhile
         new = result is None
         if result is None:
-            result = _done(config, folder, jobs_at_once, bar, sweep)
+            result = _do_run(config, folder, jobs_at_once, bar, sweep)
         (folder / "checkpoint.pt").unlink(missing_ok=True)
     return Outcome(folder, result, new)
 
@@ -90,7 +77,7 @@ def _trusted_result(folder: Path) -> Result | None:
         return None
 
 
-def _done(
+def _do_run(
     config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool, sweep: str | None
 ) -> Result:
     """Do the run in its folder, which the caller has locked; if it fails, failure.json says why."""
@@ -119,8 +106,7 @@ class Trained(NamedTuple):
 
 
 class Prepared(NamedTuple):
-    """Holds what is trained: layers and examples on the device, in the form in which the layers
-    take them."""
+    """Holds what is trained: layers and examples on the device, in the form that they need."""
 
     layers: nn.Module
     splits: dict[str, Examples]
@@ -128,7 +114,7 @@ class Prepared(NamedTuple):
     rearrangement_seconds: float | None  # None for a network that is no twin
 
 
-def _prepared(
+def _prepare(
     network: nn.Module, images: Mapping[str, Split], config: RunConfig, device: torch.device
 ) -> Prepared:
     """Move the network and its images to the device; rearrange a twin's images once (section 6)."""
@@ -149,8 +135,10 @@ def _prepared(
 def _execute(
     config: RunConfig, folder: Path, jobs_at_once: int | None, bar: bool
 ) -> tuple[Result, str]:
-    """Train or evaluate. Returns what result.json is to say, and the SHA-256 of the weights'
-    file."""
+    """Train or evaluate.
+
+    Returns what result.json is to say, and the SHA-256 of the weights' file.
+    """
     device = choose_device(config.device)
     about = circumstances(config, device, jobs_at_once)  # of the code that starts here
     prepare(config.threads)
@@ -161,12 +149,12 @@ def _execute(
     images = normalise(
         load(config.data, Path(config.outputs) / "data", config.seed), config.recipe.pixels
     )
-    prepared = _prepared(network, images, config, device)
+    prepared = _prepare(network, images, config, device)
     test = prepared.splits.pop("test")  # read once, after the last step
 
     title = folder.name.rpartition("-")[0] if bar else None
     history, about["git_commit"] = _train(config, folder, prepared, about["git_commit"], title)
-    measured = _measured(config, history, prepared, test)
+    measured = _measure(config, history, prepared, test)
     if config.weights == "copy" and source is not None and isinstance(network, UnitStrideNetwork):
         for numbers in ("float32", "float64"):
             compared = compare_scores(source, network, images["test"].images, numbers)
@@ -191,7 +179,7 @@ def _identity(config: RunConfig, folder: Path) -> RunIdentity:
     }
 
 
-def _measured(
+def _measure(
     config: RunConfig, history: History, prepared: Prepared, test: Examples
 ) -> Measurements:
     fit = _fit(config, prepared) if history.steps else Fit()

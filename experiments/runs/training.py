@@ -1,6 +1,5 @@
 """Train a network on tensors in memory, and measure it. Knows no files."""
 
-import copy
 import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -13,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from experiments.runs.data import Dataset, generator
+from experiments.runs.data import generator
+from experiments.runs.examples import Examples
 from experiments.runs.result_keys import CurvePoint
 from experiments.settings.schema import RecipeConfig
 from stridenet.errors import InputError
@@ -21,36 +21,6 @@ from stridenet.errors import InputError
 EVALUATION_BATCH = 1000
 BAR = "{desc} {percentage:3.0f}%|{bar:10}| {elapsed}<{remaining}{postfix}"
 LOSS_EVERY = 20  # steps; to read the loss makes the device wait
-
-
-class Examples:
-    """Holds a network's inputs with their labels, channels-last on the device.
-
-    inputs: float (n, c, h, w); labels: int64 (n,).
-    """
-
-    def __init__(self, inputs: Tensor, labels: Tensor, device: torch.device) -> None:
-        # index_select gives whole rows: with the channels last, a batch of them is channels-last too.
-        self._rows = inputs.movedim(1, -1).contiguous().to(device)
-        self._labels = labels.to(device)
-
-    def __len__(self) -> int:
-        return len(self._labels)
-
-    def first(self, number: int) -> "Examples":
-        """Return the first examples, at most so many, without a copy."""
-        few = copy.copy(self)
-        few._rows, few._labels = self._rows[:number], self._labels[:number]
-        return few
-
-    def take(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the inputs (k, c, h, w) and labels (k,) at these places."""
-        return self._rows.index_select(0, indices).movedim(-1, 1), self._labels[indices]
-
-    def batches(self, size: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield all examples in order, in batches of this size."""
-        for rows, labels in zip(self._rows.split(size), self._labels.split(size), strict=True):
-            yield rows.movedim(-1, 1), labels
 
 
 @dataclass
@@ -99,43 +69,6 @@ class TwinTraining:
 Checkpoint = dict[str, Any]
 
 
-class Split(NamedTuple):
-    """Holds images, float (n, channels, h, w), and their labels, int64 (n,)."""
-
-    images: Tensor
-    labels: Tensor
-
-
-def normalise(data: Dataset, pixels: str) -> dict[str, Split]:
-    """Return the splits "training", "validation" and "test" with images in floating point.
-
-    pixels: "standardised" gives each channel mean 0 and standard deviation 1 over the training images;
-    "scaled" multiplies by 1/256, as Caffe does. A split without images is left out.
-    """
-    channels = data.train_images.shape[1]
-    scales = [(0.0, 256.0)] * channels
-    if pixels == "standardised":
-        values = [data.train_images[:, channel].float() for channel in range(channels)]
-        scales = [(float(each.mean()), float(each.std())) for each in values]
-
-    def scaled(images: Tensor) -> Tensor:
-        numbers = images.float()
-        for channel, (mean, deviation) in enumerate(scales):
-            numbers[:, channel].sub_(mean).div_(deviation)
-        return numbers
-
-    splits = {
-        "training": (data.train_images, data.train_labels),
-        "validation": (data.validation_images, data.validation_labels),
-        "test": (data.test_images, data.test_labels),
-    }
-    return {
-        name: Split(scaled(images), labels)
-        for name, (images, labels) in splits.items()
-        if len(labels)
-    }
-
-
 @dataclass(frozen=True)
 class Evaluation:
     """Holds how a network does on some examples."""
@@ -155,8 +88,7 @@ class Evaluation:
 
 
 def evaluate(network: nn.Module, examples: Examples) -> Evaluation:
-    """Classify the examples in order, in evaluation mode, and leave the network's mode as it
-    was."""
+    """Classify the examples in order, in evaluation mode; the network's mode stays."""
     training = network.training
     network.eval()
     right, loss = [], 0.0
@@ -193,8 +125,10 @@ def length(recipe: RecipeConfig, examples: int) -> Length:
 
 
 def points(recipe: RecipeConfig, steps: int, per_epoch: int) -> list[int]:
-    """Return the steps after which the curves have a point: those that end an epoch, or, with
-    recipe.evaluations, so many evenly spread ones."""
+    """Return the steps after which the curves have a point.
+
+    They are those that end an epoch, or, with recipe.evaluations, so many evenly spread ones.
+    """
     if recipe.evaluations is None:
         return sorted({*range(per_epoch, steps, per_epoch), steps} - {0})
     many = max(1, min(recipe.evaluations, steps))  # no more than there are steps
@@ -212,8 +146,10 @@ def train(
     save: Callable[[Checkpoint], None] | None = None,
     twin: TwinTraining | None = None,
 ) -> History:
-    """Train on splits["training"]; before the first step and at each point of the curves, evaluate
-    on splits["validation"], if there is one. Splits of other names are not looked at.
+    """Train on splits["training"], and return the history.
+
+    Before the first step and at each point of the curves, splits["validation"] is evaluated, if
+    there is one. Splits of other names are not looked at.
 
     recipe.learning_rate is one number. The order of the examples depends on the seed and their number
     alone. title: of the progress bar; None shows no bar. `save` is given a checkpoint at each point;
@@ -354,9 +290,7 @@ def _optimizer(
     """
     kinds: dict[tuple[float, bool], list[nn.Parameter]] = {(1, False): [], (1, True): []}
     for name, parameter in network.named_parameters():
-        is_bias = name.removesuffix(".original").endswith(
-            "bias"
-        )  # shared parameters have this suffix
+        is_bias = name.removesuffix(".original").endswith("bias")  # the suffix of shared parameters
         kinds.setdefault((scales.get(name, 1), is_bias), []).append(parameter)
     groups: list[dict[str, Any]] = [
         {

@@ -1,5 +1,4 @@
-"""Checks whether a run's result can be trusted: keys, types and ranges, agreement of its parts,
-hashes.
+"""Checks whether a run's result can be trusted: its keys, their agreement, its hashes.
 
 A result of this training loop has all required keys of `Result`. Results of other loops may lack some
 of them: only what is there is checked. Results from before there were hashes have none.

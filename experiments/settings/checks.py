@@ -27,8 +27,10 @@ Settings = TypeVar("Settings", bound=Checked)
 
 
 def resolve(settings: DictConfig, schema: type[Settings]) -> Settings:
-    """Return settings as a checked dataclass, with everything written in one way only: sizes as [h,
-    w], convolutions before fully connected layers. Raises InputError."""
+    """Return settings as a checked dataclass, with everything written in one way only.
+
+    Sizes are then [h, w], and convolutions come before fully connected layers. Raises InputError.
+    """
     config = _typed(schema, OmegaConf.to_container(settings), "")
     check_choices(config)
     for key in PATHS:

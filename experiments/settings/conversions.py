@@ -18,7 +18,7 @@ from experiments.settings.fields import (
 )
 from experiments.settings.schema import DEVICES
 from stridenet.errors import InputError
-from stridenet.options import MOST_PARAMETERS
+from stridenet.options import BATCH_NORM, DEPTHWISE, MOST_PARAMETERS
 
 # Settings that only one of the two conversions has.
 _OF_THEOREM = {
@@ -29,8 +29,7 @@ _OF_THEOREM = {
 
 @dataclass
 class ConversionBenchmarkConfig:
-    """What is timed: two conversions of one network, and the stems of several beside their
-    twins."""
+    """Says how conversions are timed, and first layers beside their unit-stride twins."""
 
     rounds: int = setting(20, "rounds; in each, everything is timed in turn")
     steps: int = setting(3, "forward passes of each first layer and of its twin in a round")
@@ -68,11 +67,11 @@ class ConversionConfig:
     only: Any = setting(None, "theorem=1: name of a layer, or a list of names; null: all")
     pooling: bool = setting(False, "theorem=1: also the strides of pooling layers")
     depthwise: str = setting(
-        "phases", "theorem=1: how a depthwise convolution is computed", ("phases", "grouped")
+        "phases", "theorem=1: how a depthwise convolution is computed", DEPTHWISE
     )
     output_factor: Any = setting(1, "theorem=2: of the phase form in which the output is wanted")
     batch_norm: str = setting(
-        "shared", "theorem=2: the statistics of a channel's phases", ("shared", "per_phase")
+        "shared", "theorem=2: the statistics of a channel's phases", BATCH_NORM
     )
     max_parameters: int = setting(
         MOST_PARAMETERS, "theorem=2: a larger twin is refused", most=2**53

@@ -17,8 +17,10 @@ NO_VALUE = "{} has no value yet: give it, or make the search that its comment in
 
 
 def setting(default: Any, meaning: str, choices: Collection[Any] = (), most: float = MOST) -> Any:
-    """Return a field of a dataclass, with what `--help` says, its choices and its largest
-    number."""
+    """Return a field of a dataclass, with what `--help` says of it.
+
+    choices: the values that it may have; most: the largest number that it may be.
+    """
     metadata = {"meaning": meaning, "choices": choices, "most": most}
     return field(default_factory=lambda: copy.deepcopy(default), metadata=metadata)
 

@@ -26,8 +26,7 @@ SEVERAL_SEEDS = "not a whole number; several are given as seed=range(0,4) or see
 
 
 def settings_text(settings: DictConfig) -> str:
-    """Return the groups and settings that a command takes: each with its value, its meaning and
-    choices.
+    """Return the groups and settings of a command, with values, meanings and choices.
 
     settings: as Hydra composed them, the type of whose root is the command's dataclass.
     """
@@ -67,8 +66,7 @@ def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:
 
 
 def _layers(layers: DictConfig, meaning: str) -> Iterator[str]:
-    """Yield the layers with what is not a layer's default, and the settings that each of them
-    has."""
+    """Yield the layers with what is not a layer's default, and each setting that they have."""
     defaults = OmegaConf.structured(LayerConfig)
     yield _line("model.layers", meaning)
     for name, layer in layers.items():
@@ -96,8 +94,9 @@ def _as_typed(value: Any) -> str:
 
 
 def advice(error: BaseException, place: str = "") -> str | None:
-    """Return one line that says what a mistyped setting or option may have meant; None for other
-    errors.
+    """Return one line on what a mistyped setting or option may have meant.
+
+    Returns None for other errors.
 
     place: in all settings, where those stand that the error is of.
     """

@@ -7,12 +7,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.settings.schema import (
-    STARTING_WEIGHTS,
-    ExperimentConfig,
-    ModelConfig,
-    RunConfig,
-)
+from experiments.settings.schema import STARTING_WEIGHTS, ExperimentConfig, ModelConfig, RunConfig
 
 # Counts the versions of the training loop, so that results of two are never in one table. 1: batches
 # of what was left of an epoch too, curves on the test images. 2: docs/protocol.md.
@@ -20,8 +15,10 @@ LOOP = 2
 
 
 def experiment_identity(experiment: ExperimentConfig) -> str:
-    """Return a hash that is equal for all runs that may stand in one table: same network, data,
-    recipe."""
+    """Return a hash that is equal for all runs that may stand in one table.
+
+    They have the same network, data and recipe.
+    """
     data, recipe = asdict(experiment.data), asdict(experiment.recipe)
     del data["download_timeout"], recipe["note"], recipe["fan_in"], recipe["rate_scaling"]
     return content_hash([LOOP, *_model(experiment.model), data, recipe])
@@ -49,8 +46,7 @@ def variant(config: RunConfig) -> str:
 
 
 def run_name(config: RunConfig) -> str:
-    """Return a run's folder, as in unit_stride-scratch-sgd-s3-3f4611ee or
-    unit_stride-tied-scratch-….
+    """Return the name of a run's folder, as unit_stride-tied-scratch-sgd-s3-3f4611ee.
 
     The last part is the identity: a hash of what decides the numbers. Device, threads, folders and
     the way in which settings were written are not in it; of a file of weights, the content is.

@@ -40,8 +40,10 @@ RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: 
 
 @dataclass
 class LayerConfig:
-    """Describes one layer of the strided network; sizes along the axes are written as one number or [h,
-    w]."""
+    """Describes one layer of the strided network.
+
+    Sizes along the axes are written as one number or [h, w].
+    """
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
     channels: int = setting(MISSING, "output channels; of a fully connected layer, its features")
@@ -72,14 +74,16 @@ class LayerConfig:
 
 @dataclass
 class ModelConfig:
-    """Describes the strided network, and whether one of two others is to be derived from it: its
-    unit-stride twin, or the network with pooling layers that it stands for."""
+    """Describes the strided network, and which network is derived from it.
+
+    It is the unit-stride twin, the network with pooling layers that it stands for, or none.
+    """
 
     eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
     max_pooling: bool = setting(False, "max pooling in place of each strided convolution")
     activation: str = setting("relu", "after every layer but the last", ACTIVATIONS)
-    # A Layer each, once resolved; fully connected ones follow all convolutions. Typed as Any because
-    # Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
+    # Each is a LayerConfig once it is resolved; fully connected ones follow all convolutions. The type
+    # is Any, because Hydra cannot add (+model.layers.conv5=…) to a dictionary of dataclasses.
     layers: dict[str, Any] = setting({}, "the strided network's layers by name, in order")
 
     @property
@@ -301,8 +305,10 @@ class FiguresConfig(NetworkConfig):
 
 @dataclass
 class RunConfig(ExperimentConfig):
-    """Describes one run. Model, data, recipe, seed, weights and sharing decide its numbers, and so its
-    identity."""
+    """Describes one run.
+
+    Model, data, recipe, seed, weights and sharing decide its numbers, and so its identity.
+    """
 
     seed: int = setting(0, "decides the weights and the images' order", most=math.inf)
     weights: str = setting(

@@ -28,8 +28,10 @@ CAPTION = (
 
 @dataclass(frozen=True)
 class Claim:
-    """Describes a claim: a sentence, and the outcome that decides it: one difference a seed, of
-    one experiment."""
+    """Describes a claim: a sentence, and the outcome of one experiment that decides it.
+
+    The outcome is one difference for each seed.
+    """
 
     text: str
     experiment: str
@@ -40,12 +42,10 @@ class Claim:
     margin: float | None = None
 
 
-def by_arm(
-    runs: pd.DataFrame, values: "pd.Series[float]", weights: str = "scratch"
-) -> pd.DataFrame:
-    """Return values of runs as a table with a row for each seed and a column for each arm."""
+def by_arm(runs: pd.DataFrame, values: "pd.Series[float]") -> pd.DataFrame:
+    """Return values of runs from scratch, with a row for each seed and a column for each arm."""
     table = pd.DataFrame({"seed": runs.seed, "arm": arms(runs), "value": values.astype(float)})
-    return table[runs.weights == weights].pivot(index="seed", columns="arm", values="value")
+    return table[runs.weights == "scratch"].pivot(index="seed", columns="arm", values="value")
 
 
 def paired(table: pd.DataFrame, arm: str, against: str) -> "pd.Series[float]":
@@ -70,8 +70,10 @@ def worse_fit(found: Published) -> "pd.Series[float]":
 
 
 def sharing_helps(found: Published) -> "pd.Series[float]":
-    """Return the outcome of C4: test accuracy, strided − free, in points, the mean over all four
-    sizes."""
+    """Return the outcome of C4: test accuracy, strided − free, in points.
+
+    It is the mean over all four sizes.
+    """
     of_sizes = []
     for size in SIZES:
         runs = found.runs[found.runs.train_size == size]
@@ -80,8 +82,10 @@ def sharing_helps(found: Published) -> "pd.Series[float]":
 
 
 def first_epoch(arm: str) -> Callable[[Published], "pd.Series[float]"]:
-    """Return what gives the outcome of C2, C6 or C7: mean loss of the first epoch, an arm −
-    strided."""
+    """Return a function that gives the outcome of C2, C6 or C7.
+
+    It is the mean loss of the first epoch, an arm − strided.
+    """
 
     def outcome(found: Published) -> "pd.Series[float]":
         first = found.epochs[found.epochs.epoch == 1].set_index("run").training_loss
@@ -163,8 +167,10 @@ def _judged(
     published: Mapping[str, Published],
     select: Callable[[Published], Published],
 ) -> dict[str, dict[str, Any]]:
-    """Return each claim's difference, adjusted p-value and verdicts, on the runs that `select`
-    leaves."""
+    """Return each claim's difference, adjusted p-value and verdicts.
+
+    select: leaves the runs to judge by.
+    """
     found = {key: paired_difference([]) for key in CLAIMS}
     for key, claim in complete.items():
         values = claim.outcome(select(published[claim.experiment]))
@@ -190,8 +196,10 @@ def _judged(
 
 
 def _verdict(claim: Claim, centre: float | None, within: bool | None, adjusted: float) -> str:
-    """Return the verdict on a claim. centre: the mean difference, or the median for Wilcoxon's
-    test."""
+    """Return the verdict on a claim.
+
+    centre: the mean difference, or the median for Wilcoxon's test.
+    """
     if not claim.equality:
         return verdict(centre, adjusted)
     if adjusted < LEVEL:
@@ -204,8 +212,10 @@ def _without_diverged(found: Published) -> Published:
 
 
 def _spoken(row: "pd.Series[Any]") -> str:
-    """Return the verdict, and those of other tests where they differ; the reason where there is
-    none."""
+    """Return the verdict, and those of other tests where they differ.
+
+    Returns the reason where there is none.
+    """
     if not row.verdict:
         return f"none: {row.blank}"
     others = {

@@ -23,12 +23,11 @@ CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for:
 
 
 def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataFrame:
-    """Return one row about the difference unit stride − strided in test accuracy, in points, by
-    pairs.
+    """Return one row on the difference in test accuracy, unit stride − strided, in points.
 
     runs: as results.tidy gives them; a pair is a seed with which both networks were trained from
     scratch. paper: the paper's difference in points, if this is its experiment; it is the margin of the
-    question of size. Columns: those of statistics.Difference; within; new_low and new_high (95 %
+    question of size. Columns: those of statistics.PairedDifference; within; new_low and new_high (95 %
     interval on new images); paper; seeds_needed: how many pairs show the paper's difference in 80 %
     of experiments.
     """

@@ -1,5 +1,4 @@
-"""What a conversion costs, beside torch.fx's own of the same network; what a stem costs in either
-form.
+"""What a conversion costs beside torch.fx's own, and what a stem costs in either form.
 
 Of each pair, both are timed in turn, round by round, as in training_step.py; a network that does not
 give what the strided one gives is not timed.
@@ -165,8 +164,7 @@ def require_equal(name: str, model: nn.Module, other: nn.Module, images: Tensor)
 
 
 def _network() -> nn.Module:
-    """Return the network to be converted, with random weights and the statistics of random
-    images."""
+    """Return the network to be converted: random weights, statistics of random images."""
     torchvision_import.watch()
     from torchvision import models
 
@@ -187,8 +185,10 @@ TIMES = {"strided": "ms", "unit_stride": "twin's ms", "ratio": "ratio"}  # of a 
 
 
 def conversion_table(measured: Measured) -> pd.DataFrame:
-    """Return milliseconds of both conversions of one network: median and quartiles over the rounds,
-    and how many times as long as torch.fx's fuse convert_layers takes in a round."""
+    """Return milliseconds of both conversions of one network: median and quartiles over rounds.
+
+    The ratio says how many times as long as torch.fx's fuse convert_layers takes in a round.
+    """
     milliseconds = 1000 * pd.DataFrame(measured["conversion"]["seconds"])
     columns = {
         "convert_layers": milliseconds.convert_layers,
@@ -205,8 +205,7 @@ def conversions_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def stem_table(measured: Measured) -> pd.DataFrame:
-    """Return milliseconds of a forward pass of each stem and of its twin, and the ratio of each
-    round."""
+    """Return milliseconds of a forward pass of each stem and its twin, with the ratio by rounds."""
     rows = []
     for stem in measured["stems"]:
         milliseconds = 1000 * pd.DataFrame(stem["seconds"])

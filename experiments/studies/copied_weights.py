@@ -6,8 +6,10 @@ from experiments.reporting.section import Section
 
 
 def copied_weights(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return the least agreement and the largest difference over n seeds (the paper's first
-    setting)."""
+    """Return the least agreement and the largest difference over n seeds.
+
+    This is the paper's first setting.
+    """
     copies = runs[runs.weights == "copy"]
     rows = [
         {

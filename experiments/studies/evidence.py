@@ -82,8 +82,10 @@ def _missing(progress: pd.DataFrame, name: str) -> int | None:
 
 
 def _search(name: str, found: Published, folder: Path, complete: bool) -> list[Section]:
-    """Return the table of a search of rates, and its figures: one for each number of training
-    images."""
+    """Return the table of a search of rates, and save its figures.
+
+    There is one figure for each number of training images.
+    """
     table = rates_table(found.runs)
     about = "" if complete else "The search is not complete: nothing is chosen yet."
     if not complete:

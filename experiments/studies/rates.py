@@ -1,5 +1,4 @@
-"""The searches of docs/protocol.md: the best learning rate of each network, on validation
-images."""
+"""The searches of docs/protocol.md: the best rate of each network on validation images."""
 
 from typing import Any
 
@@ -26,8 +25,7 @@ def diverged(runs: pd.DataFrame) -> "pd.Series[bool]":
 
 
 def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each number of training images, network and rate, of the runs of one
-    search.
+    """Return one row for each number of training images, network and rate of a search.
 
     runs: as published.read_published gives them. Columns: train_size, arm, learning_rate, n, diverged
     (how many seeds), error_percent_mean, error_percent_std, chosen, and inside: whether rates on both
@@ -55,8 +53,7 @@ def rates_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def to_try(table: pd.DataFrame) -> list[float]:
-    """Return the rates that the protocol adds for every arm, where a chosen one lies on the grid's
-    edge."""
+    """Return the rates that the protocol adds for every arm, where a chosen one is at an edge."""
     edges = table[table.chosen & ~table.inside].learning_rate
     low, high = table.learning_rate.min(), table.learning_rate.max()
     beyond = [low / STEP] * bool((edges == low).any()) + [high * STEP] * bool((edges == high).any())
@@ -64,8 +61,7 @@ def to_try(table: pd.DataFrame) -> list[float]:
 
 
 def rates_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a table with a line for each rate and number of training images, a column for each
-    network."""
+    """Return a line for each rate and number of training images, a column for each network."""
     error = table.error_percent_mean.map("{:.2f}".format)
     error += table.error_percent_std.map(blank_or(" ± {:.2f}")) + table.chosen.map(
         {True: " *", False: ""}
@@ -90,8 +86,9 @@ def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
 
 
 def rates_figure(table: pd.DataFrame) -> Figure:
-    """Draw validation error against rate, with the standard error of the mean; a ring around what
-    is chosen.
+    """Draw validation error against rate, with the standard error of the mean.
+
+    A ring is around what is chosen.
 
     Rates with a diverged seed are left out. table: of one number of training images.
     """

@@ -51,9 +51,11 @@ QUANTITIES = {  # of a run: the unit of its differences
 
 
 def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
-    """Return one row for each run and epoch: arm, weights, seed, epoch, accuracy on validation
-    images, training loss, and the distance from the tied twins in its two parts
-    (published.distance)."""
+    """Return one row for each run and epoch.
+
+    It has arm, weights, seed, epoch, accuracy on validation images, training loss, and the distance
+    from the tied twins in its two parts (published.distance).
+    """
     rows = [
         {
             "run": result["run"],
@@ -73,8 +75,10 @@ def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def by_run(results: Sequence[Result]) -> pd.DataFrame:
-    """Return one row for each run: arm, weights, seed, and QUANTITIES, with the distance after the
-    last epoch."""
+    """Return one row for each run: arm, weights, seed and QUANTITIES.
+
+    The distance from the tied twins is that after the last epoch.
+    """
     epochs = by_epoch(results)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
@@ -93,21 +97,23 @@ def by_run(results: Sequence[Result]) -> pd.DataFrame:
     return table.iloc[np.lexsort([key.to_numpy() for key in reversed(keys)])].reset_index()
 
 
-def differences(
-    runs: pd.DataFrame, quantity: str, weights: str, arm: str, against: str = "strided"
-) -> "pd.Series[float]":
-    """Return one arm's quantity minus the other's for each seed that both have; time is in
-    percent."""
+def differences(runs: pd.DataFrame, quantity: str, weights: str, arm: str) -> "pd.Series[float]":
+    """Return an arm's quantity minus the strided network's, for each seed that both have.
+
+    Times are compared in percent.
+    """
     wide = runs[runs.weights == weights].pivot(index="seed", columns="arm", values=quantity)
-    pairs = wide.reindex(columns=[arm, against]).dropna()
+    pairs = wide.reindex(columns=[arm, "strided"]).dropna()
     if QUANTITIES[quantity] == "%":
-        return 100 * (pairs[arm] / pairs[against] - 1)
-    return pairs[arm] - pairs[against]
+        return 100 * (pairs[arm] / pairs.strided - 1)
+    return pairs[arm] - pairs.strided
 
 
 def summary(runs: pd.DataFrame) -> pd.DataFrame:
-    """Return one row for each start and arm: n, mean and deviation of every quantity, and the
-    paired difference of accuracy from the strided network with its interval."""
+    """Return one row for each start and arm: n, mean and deviation of every quantity.
+
+    It also has the paired difference of accuracy from the strided network, with its interval.
+    """
     rows = []
     for (weights, arm), group in runs.groupby(["weights", "arm"], sort=False):
         row: dict[str, Any] = {"start": STARTS[weights], "arm": arm, "n": len(group)}
@@ -207,8 +213,10 @@ def freedom_section(plan: EliminationPlan) -> Section:
 
 
 def sharing_figure(epochs: pd.DataFrame) -> Figure:
-    """Draw the arms of experiment=sharing by epoch: mean and standard deviation over seeds, from
-    scratch above and fine-tuned below. epochs: as by_epoch gives them."""
+    """Draw the arms of experiment=sharing by epoch: mean and standard deviation over seeds.
+
+    Runs from scratch are above, fine-tuned ones below. epochs: as by_epoch gives them.
+    """
     panels = {
         "validation_accuracy": ("Validation accuracy (%)", 100),
         "training_loss": ("Mean training loss of the epoch", 1),

@@ -54,8 +54,9 @@ class Surveyed(NamedTuple):
 
 
 def survey_packages(config: SurveyConfig) -> Surveyed:
-    """Return a row for each model, in the order of sources and families; and which sources are
-    missing, why.
+    """Return a row for each model, and why sources are missing.
+
+    Rows are in the order of sources and families.
 
     Each row is in outputs/survey/SOURCE/MODEL.json, too. What was measured with the same settings, and
     the same version of the package, is not measured again, unless `force`.
@@ -79,8 +80,10 @@ def survey_packages(config: SurveyConfig) -> Surveyed:
 
 
 def choose(config: SurveyConfig, source: str, families: dict[str, list[str]]) -> Iterator[Chosen]:
-    """Yield the first model of each family (of every so many-th), all of them, or those that are
-    named."""
+    """Yield the first model of each family, or all of them, or those that are named.
+
+    Only the first of every so many families is taken.
+    """
     for family in [*families][:: config.every]:
         names = families[family]
         wanted = names if config.all or config.models is not None else names[:1]
@@ -120,7 +123,7 @@ def _measure_all(
                     if worker is None or worker.has_ended:
                         worker = Worker(one.source, config.threads)
                         workers.append(worker)
-                    row = {**about, **_measured(worker, one, config)}
+                    row = {**about, **_measure(worker, one, config)}
                     if faults:  # its worker was ended from outside
                         return
                     write_json(_path(config, one), row)
@@ -149,7 +152,7 @@ def _measure_all(
     return found
 
 
-def _measured(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
+def _measure(worker: Worker, one: Chosen, config: SurveyConfig) -> Row:
     """Return the row of a model."""
     said = worker.measure(model=one.model, **_deciding_settings(config))
     row = {**asdict(one), "version": worker.version, "config": _deciding_settings(config), **said}
@@ -205,8 +208,10 @@ def _path(config: SurveyConfig, one: Chosen) -> Path:
 
 
 def _deciding_settings(config: SurveyConfig) -> Row:
-    """Return the settings that decide a row: not where it is kept, nor which others were asked
-    for."""
+    """Return the settings that decide a row.
+
+    Where it is kept, and which others were asked for, do not.
+    """
     return {key: getattr(config, key) for key in DECIDING}
 
 
@@ -225,8 +230,10 @@ def _kept_rows(
 
 
 def by_source(rows: list[Row]) -> pd.DataFrame:
-    """Return how many models of each source were tried, ran, have strided convolutions and were
-    converted; the last line is of all."""
+    """Return how many models of each source were tried, ran, have strides and were converted.
+
+    The last line is of all sources.
+    """
     sources = [*dict.fromkeys(row["source"] for row in rows)]
     lines = [_counted(source, [r for r in rows if r["source"] == source]) for source in sources]
     return pd.DataFrame([*lines, _counted("all", rows)])
@@ -310,8 +317,10 @@ KINDS = {"layers": "by layers", "pooling": "with pooling", "network": "Theorem 2
 
 
 def kinds(rows: list[Row]) -> pd.DataFrame:
-    """Return why models were not converted: how many for each kind of reason, the most frequent
-    first."""
+    """Return why models were not converted, and how many for each kind of reason.
+
+    The most frequent come first.
+    """
     found = [
         {
             "conversion": KINDS[column],

@@ -35,8 +35,7 @@ BUSY = 1.2  # wall seconds over CPU seconds: above it, runs waited for the proce
 def table1(
     runs: pd.DataFrame, plan: EliminationPlan, data: str, pooling: EliminationPlan | None = None
 ) -> pd.DataFrame:
-    """Return accuracy and training time of each network over its n seeds, and the paper's beside
-    them.
+    """Return accuracy and training time of each network over n seeds, and the paper's.
 
     runs: as results.tidy gives them. pooling: the plan of the network with pooling layers, if runs have
     it. One row for each network trained from scratch, n = 0 included, and one for each that is treated
@@ -52,7 +51,7 @@ def table1(
     )
     architecture["input"] = architecture.maps.str.partition(" ")[0]
     paper = PAPER if data == "mnist" else PAPER.iloc[:0]
-    measured = _measured(runs)
+    measured = _means_of_networks(runs)
     measured["built"] = measured.network.str.partition(" ")[0]
     table = measured.merge(architecture, how="left").merge(paper, how="left")
     papers = (table.weights == "scratch") & table.network.isin(NETWORKS)
@@ -61,7 +60,7 @@ def table1(
     return table[[*COLUMNS]]
 
 
-def _measured(runs: pd.DataFrame) -> pd.DataFrame:
+def _means_of_networks(runs: pd.DataFrame) -> pd.DataFrame:
     """Return one row a network and start, first the two networks of the paper from scratch."""
     trained = runs[runs.weights.isin(TRAINED)].assign(network=arms)
     measured = trained.groupby(["network", "weights"]).agg(
@@ -143,8 +142,10 @@ def table1_section(
 
 
 def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFrame, str] | None:
-    """Return the published means of this experiment by network, if there are any, and where they
-    are from."""
+    """Return the published means of this experiment by network, and where they are from.
+
+    Returns None if there are none.
+    """
     if config.reference is None:
         return None
     wanted = experiment_identity(config)
@@ -161,8 +162,10 @@ def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFram
 
 
 def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
-    """Draw accuracy on validation images after each epoch: a thin line a seed, a thick one their
-    mean."""
+    """Draw accuracy on validation images after each epoch.
+
+    A thin line is a seed, a thick one their mean.
+    """
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
     epochs = epochs[(epochs.weights == "scratch") & (epochs.epoch > 0)]

@@ -1,5 +1,4 @@
-"""Table 2: the networks' layers and the dimensions of their feature maps, and the figure of
-these."""
+"""Table 2: the networks' layers and the sizes of their feature maps, and their figure."""
 
 import math
 
@@ -20,16 +19,14 @@ from stridenet.taps import phase_size
 
 
 def table2(plan: EliminationPlan, pooling: EliminationPlan | None = None) -> pd.DataFrame:
-    """Return the input and every feature map of the networks, in order, as channels x height x
-    width."""
+    """Return the input and every feature map of the networks, as channels x height x width."""
     columns = ["network", "input", *(layer.name for layer in layers_of_table(plan)[:-1])]
     plans = dict.fromkeys(NETWORKS, plan) | ({"pooling": pooling} if pooling else {})
     return pd.DataFrame([[name, *maps_of(of, name)] for name, of in plans.items()], columns=columns)
 
 
 def is_the_papers(plan: EliminationPlan, data: str) -> bool:
-    """Tell whether these are the paper's networks on its data, so that its numbers may stand beside
-    ours."""
+    """Tell whether these are the paper's networks on its data, so that its numbers compare."""
     return data == "mnist" and [" ".join(maps_of(plan, name)) for name in NETWORKS] == [*PAPER.maps]
 
 
@@ -49,8 +46,7 @@ def maps_of(plan: EliminationPlan, network: str) -> list[str]:
 
 
 def layers_text(plan: EliminationPlan, network: str) -> str:
-    """Return the layers as the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …, fc
-    500"."""
+    """Return the layers as the paper writes them: "5x5 conv 20, 2x2 conv 20 stride 2, …"."""
     return ", ".join(_layer(layer, network != "unit_stride") for layer in layers_of_table(plan))
 
 
@@ -86,9 +82,11 @@ GAP = 0.1  # between channels and between phases, over the size of one
 
 
 def feature_maps(plan: EliminationPlan) -> Figure:
-    """Draw every map of both networks, each channel a rectangle, all to one scale. A channel's
-    phases stand where the channel stands in the strided network: the twin computes the same maps,
-    cut up."""
+    """Draw every map of both networks, each channel a rectangle, all to one scale.
+
+    A channel's phases stand where the channel stands in the strided network: the twin computes the
+    same maps, cut up.
+    """
     layers = [layer for layer in plan.layers if layer.weight_size][:-1]
     maps = {"input": plan.input, **{layer.name: layer.output for layer in layers}}
     tiles = {name: _channels(feature_map, strided=False) for name, feature_map in maps.items()}
@@ -126,9 +124,8 @@ def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
     channels, *size = feature_map.size
     height, width = size or (1, 1)
     f_h, f_w = (1, 1) if strided or not size else feature_map.factor
-    block_h, block_w = phase_size(
-        (height, width), (f_h, f_w)
-    )  # with phantoms where sizes are ragged
+    # With phantoms where sizes are ragged.
+    block_h, block_w = phase_size((height, width), (f_h, f_w))
     columns = math.ceil(math.sqrt(channels))
     return [
         Rectangle(

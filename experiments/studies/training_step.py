@@ -27,9 +27,10 @@ from experiments.reporting.formats import NETWORKS, PRINTED, of_rounds, spreads
 from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.runs.data import generator, load, load_official
+from experiments.runs.examples import Examples, Split, normalise
 from experiments.runs.machine import choose_device, circumstances, prepare
 from experiments.runs.networks import build_network, build_strided, initialise, require_scores
-from experiments.runs.training import Examples, Split, normalise, synchronise, train
+from experiments.runs.training import synchronise, train
 from experiments.settings.identity import model_identity
 from experiments.settings.schema import BenchmarkConfig, DataConfig, ReportConfig
 from experiments.studies.table2 import is_the_papers
@@ -45,8 +46,10 @@ Chunk = Callable[[], float]  # does some steps, and returns the seconds of one
 
 
 def benchmark(config: BenchmarkConfig) -> Measured:
-    """Time everything. Returns the seconds of every round, and what a reader needs to judge
-    them."""
+    """Time everything.
+
+    Returns the seconds of every round, and what a reader needs to judge them.
+    """
     prepare(config.threads)
     device = choose_device(config.device)
     data = load(config.data, Path(config.outputs) / "data")
@@ -175,8 +178,7 @@ def _start_plain(config: BenchmarkConfig, device: torch.device) -> None:
 
 
 def _batches(loader: "DataLoader[Any]") -> Iterator[Any]:
-    """Yield batches epoch after epoch, so that only one chunk of steps pays for the start of an
-    epoch."""
+    """Yield batches epoch after epoch, so that one chunk alone pays for the start of an epoch."""
     while True:
         yield from loader
 
@@ -235,8 +237,10 @@ def _operators(chunk: Chunk) -> dict[str, float]:
 
 
 def benchmark_table(measured: Measured) -> pd.DataFrame:
-    """Return the table of what experiments.benchmark measured: median and quartiles over the
-    rounds, by network, and the ratio of the networks, unit stride over strided, of each round."""
+    """Return the table of what experiments.benchmark measured: median and quartiles over rounds.
+
+    Its columns are the networks, and their ratio in each round, unit stride over strided.
+    """
     seconds = pd.DataFrame(measured["seconds"])
     batch = measured["config"]["recipe"]["batch_size"]
     rate = 2 * measured["matrix"] ** 3 / seconds.matrix_product

@@ -102,8 +102,10 @@ def measure_model(name: str, config: ZooConfig, calibrated: bool) -> Row:
 def forward_seconds(
     model: nn.Module, twin: nn.Module, inputs: tuple[Tensor, ...], rounds: int
 ) -> list[dict[str, float]]:
-    """Return the seconds of a forward pass of both networks, in turn, round by round, after one not
-    counted."""
+    """Return the seconds of a forward pass of both networks, in turn, round by round.
+
+    A first round is not counted.
+    """
 
     def once(network: nn.Module) -> float:
         began = time.perf_counter()
@@ -116,8 +118,7 @@ def forward_seconds(
 
 
 def _costs(model: nn.Module, twin: nn.Module, config: ZooConfig) -> dict[str, int]:
-    """Return what the twin costs: as planned, or where layers were converted, as torch counts
-    it."""
+    """Return what the twin costs: as planned, or as torch counts it where layers were converted."""
     if isinstance(twin, UnitStrideNetwork):
         layers = twin.plan.strided_layers
         costs: dict[str, tuple[int, int]] = {"parameters": twin.plan.parameters}
@@ -181,8 +182,10 @@ def _chosen_models(config: ZooConfig) -> dict[str, ZooConfig]:
 
 
 def _deciding_settings(config: ZooConfig) -> Row:
-    """Return the settings that decide a row: not where it is kept, nor which others were asked
-    for."""
+    """Return the settings that decide a row.
+
+    Where it is kept, and which others were asked for, do not.
+    """
     settings = asdict(config)
     for name in ("outputs", "models", "force"):
         del settings[name]
@@ -223,8 +226,10 @@ ZOO_COLUMNS = (
 
 
 def zoo_table(rows: list[Row]) -> pd.DataFrame:
-    """Return the survey's rows: what each twin costs, how far it is from its network, milliseconds
-    of a forward pass of both; or the reason why there is no twin."""
+    """Return the zoo's rows: costs, distance from the network, milliseconds of both passes.
+
+    A network without a twin has the reason instead.
+    """
 
     def timed(row: Row) -> dict[str, float]:
         milliseconds = 1000 * pd.DataFrame(row.get("seconds"), columns=[*NETWORKS], dtype=float)

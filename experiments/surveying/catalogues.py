@@ -12,8 +12,7 @@ from experiments.surveying.sources import Example, images, imported
 
 @dataclass(frozen=True)
 class Entry:
-    """Describes a network: its class, the class's arguments, and the sizes of its inputs, without
-    batch."""
+    """Describes a network: its class and arguments, and its inputs' sizes without batch."""
 
     kind: str
     arguments: dict[str, Any]
@@ -22,8 +21,10 @@ class Entry:
 
 
 class Catalogue:
-    """Is a source that is a table, with a family for each entry. Classes that this version lacks
-    are left out."""
+    """Is a source that is a table, with a family for each entry.
+
+    Classes that the installed version lacks are left out.
+    """
 
     package: str
     distribution: str

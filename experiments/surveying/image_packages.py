@@ -1,5 +1,7 @@
-"""Packages whose models take images, and have a list of them: names, makers and inputs are
-theirs."""
+"""Packages whose models take images and are listed by name.
+
+Names, makers and inputs are those of the packages.
+"""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,17 +10,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from experiments.surveying.sources import (
-    Example,
-    images,
-    imported,
-    small_first,
-    square_images,
-)
+from experiments.surveying.sources import Example, images, imported, small_first, square_images
 
 
 class Timm:
-    """A family is one of its modules."""
+    """Has a family for each module of the package."""
 
     package = distribution = "timm"
 
@@ -41,7 +37,7 @@ class Timm:
 
 
 class Torchvision:
-    """A family is one of the modules of torchvision.models."""
+    """Has a family for each module of torchvision.models."""
 
     package = distribution = "torchvision"
 
@@ -80,7 +76,7 @@ class Torchvision:
 
 
 class Pytorchcv:
-    """A family is one of its modules."""
+    """Has a family for each module of the package."""
 
     package = distribution = "pytorchcv"
 
@@ -108,7 +104,7 @@ class Pytorchcv:
 
 
 class SegmentationModels:
-    """A family is a decoder, or an encoder below a U-Net."""
+    """Has families of networks by decoder, or by encoder below a U-Net."""
 
     package = "segmentation_models_pytorch"
     distribution = "segmentation-models-pytorch"
@@ -137,7 +133,7 @@ class SegmentationModels:
 
 
 class Ultralytics:
-    """A family is a generation, or a purpose: each model has a file of its own there."""
+    """Has families by generation or purpose; each model has a file of its own there."""
 
     package = distribution = "ultralytics"
 
@@ -154,13 +150,10 @@ class Ultralytics:
 
     def make(self, name: str) -> nn.Module:
         """Return a model with random weights."""
-        yolo = (
-            imported("ultralytics").YOLO if "rtdetr" not in name else imported("ultralytics").RTDETR
-        )
-        folder = Path(imported("ultralytics").__file__).parent / "cfg" / "models"
-        network: nn.Module = yolo(
-            str(folder / name),
-        ).model
+        ultralytics = imported("ultralytics")
+        kind = ultralytics.RTDETR if "rtdetr" in name else ultralytics.YOLO
+        folder = Path(ultralytics.__file__).parent / "cfg" / "models"
+        network: nn.Module = kind(str(folder / name)).model
         return network
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:

@@ -1,5 +1,4 @@
-"""One model: does it run, and what becomes of it by layers (Theorem 1) and as a network (Theorem
-2).
+"""One model of a survey: whether it runs, and how Theorems 1 and 2 convert it.
 
 Nothing of the library decides here whether a twin is right: the strided network, made a second time
 from the same seed, is what its converted calls and its outputs are held against.
@@ -37,10 +36,8 @@ from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError, StrideEliminationError
 
 Say = Callable[[dict[str, Any]], None]
-OUTPUTS_AGREE = {
-    torch.float64: 1e-6,
-    torch.float32: 1e-2,
-}  # of whole networks, which amplify rounding
+# Of whole networks, which amplify rounding.
+OUTPUTS_AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
 LONGEST = 400  # characters of a message
 
 
@@ -101,8 +98,10 @@ class Reference:
 
 
 def measure(task: Task, say: Say) -> None:
-    """Say what becomes of a model, piece by piece: what was said before a crash is known after
-    it."""
+    """Say what becomes of a model, piece by piece.
+
+    What was said before a crash is known after it.
+    """
     running = _run_itself(task, say)
     if running is None:
         return
@@ -133,8 +132,7 @@ def seed(number: int) -> None:
 
 
 def _run_itself(task: Task, say: Say) -> Running | None:
-    """Return the model with the first example that it runs on; None, and why, if it runs on
-    none."""
+    """Return the model with the first example that it runs on; None, and say why, without one."""
     say({"stage": "own forward", "runs": False})
     try:
         model = make_model(task)
@@ -209,8 +207,10 @@ def _by_layers(running: Running, pooling: bool, say: Say, column: str) -> bool:
 
 
 def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
-    """Return an outcome and what the work gives: refused or crashed with None, or nothing to
-    say."""
+    """Return an outcome and what the work gives.
+
+    The outcome is refused or crashed, with None, or empty where the work is done.
+    """
     try:
         return {}, work()
     except Exception as error:
@@ -223,8 +223,7 @@ def _attempt(work: Callable[[], Any]) -> tuple[dict[str, Any], Any]:
 
 
 def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]:
-    """Tell whether the twin has no strides left, and is equal: in float64, where the model runs in
-    it."""
+    """Return whether the twin has no strides left and is equal, in float64 where that runs."""
     task, example = running.task, running.example
     calls = StridedCalls()
     with calls:
@@ -241,8 +240,10 @@ def _checked(running: Running, twin: nn.Module, pooling: bool) -> dict[str, Any]
 
 
 def make_reference(task: Task, example: Example) -> Reference:
-    """Return the model, made again, as a reference: in float64, or in float32 if it only runs in
-    that."""
+    """Return the model, made again, as a reference.
+
+    It is in float64, or in float32 if it only runs in that.
+    """
     model = make_model(task)
     wide = Example(*tree_map(_widened, (example.args, example.kwargs)))
     try:

@@ -1,5 +1,4 @@
-"""What a survey looks at, without the library's help: strided calls, traces on a model,
-differences."""
+"""What a survey sees without the library's help: strides, traces on a model, differences."""
 
 import copy
 import dataclasses
@@ -58,8 +57,11 @@ def _numbers(value: Any) -> list[int]:
 
 
 def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
-    """Tell whether the pooling has a stride above one; windows of different sizes, which adaptive
-    pooling has where the sizes do not divide, have no stride."""
+    """Tell whether the pooling has a stride above one.
+
+    Windows of different sizes, which adaptive pooling has where the sizes do not divide, have no
+    stride.
+    """
     if "kernel_size" in given:
         strides = _numbers(given.get("stride")) or _numbers(given["kernel_size"])
         return max(strides) > 1
@@ -76,9 +78,11 @@ def _pools_with_stride(name: str, given: dict[str, Any], result: Any) -> bool:
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:
-    """Return everything that a user could find changed, by its place: what the attributes of each
-    module hold, their identity and numbers, classes and hooks; the random state; and what torch's
-    own classes have."""
+    """Return everything that a user could find changed, by its place.
+
+    It has what the attributes of each module hold, their identity and numbers, classes and hooks;
+    the random state; and what torch's own classes have.
+    """
     seen: dict[int, str] = {}
     found: dict[str, Any] = {}
     for name, module in model.named_modules():
@@ -216,8 +220,7 @@ class ModuleCall:
 
 @contextmanager
 def calls_of(model: nn.Module, names: list[str]) -> Iterator[list[ModuleCall]]:
-    """Yield the calls of some of a model's modules meanwhile, with copies of their inputs and
-    results."""
+    """Yield the calls of some of a model's modules, with copies of their inputs and results."""
     calls: list[ModuleCall] = []
     handles = []
     waiting: list[tuple[Any, Any]] = []
@@ -256,8 +259,9 @@ def copied(value: Any) -> Any:
 
 
 def share_of_bound(layer: nn.Module, call: ModuleCall) -> float:
-    """Return how far a converted call lies from the strided one at its own input, as a share of
-    what rounding can explain: above 1, it is wrong.
+    """Return how far a converted call lies from the strided one, as a share of the bound.
+
+    Both have the same input. The bound is what rounding can explain: above 1, the call is wrong.
 
     layer: the strided one. Two orders of summing n products differ by no more than 2·n·ε times the sum
     of their absolute values, which the layer gives for absolute weights and inputs. Of a module that

@@ -1,5 +1,4 @@
-"""The processes of a survey, from outside: a worker for each source, and what it says of its
-models."""
+"""The processes of a survey, from outside: a worker for each source, and its answers."""
 
 import json
 import os
@@ -77,8 +76,10 @@ class Worker:
         return self.process.poll() is not None
 
     def families(self) -> dict[str, list[str]]:
-        """Return the names of the source's models by family; where that fails, none, and `missing`
-        says why."""
+        """Return the names of the source's models by family.
+
+        Returns none where that fails, and `missing` says why.
+        """
         self._ask({"list": True})
         answer = self._answer() or {"missing": "its process ended while its models were listed"}
         self.missing = answer.get("missing")
@@ -102,8 +103,10 @@ class Worker:
             self.process.stdin.flush()
 
     def _answer(self) -> dict[str, Any] | None:
-        """Return the next answer of the worker; None if it has ended. Lines that a kill cut off are
-        skipped."""
+        """Return the next answer of the worker; None if it has ended.
+
+        Lines that a kill cut off are skipped.
+        """
         assert self.process.stdout is not None
         for line in self.process.stdout:
             with suppress(ValueError):

@@ -50,8 +50,7 @@ class Source(Protocol):
         """Return one of the models, with random weights; downloads nothing."""
 
     def examples(self, name: str, model: nn.Module) -> Iterator[Example]:
-        """Yield inputs that the model may take, small ones first; the first that it takes are
-        used."""
+        """Yield inputs that the model may take, small ones first; the first that fit are used."""
 
 
 class Toy:

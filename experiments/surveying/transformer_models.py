@@ -25,13 +25,12 @@ INPUTS = ("pixel_values", "input_values", "input_features")
 
 
 class Transformers:
-    """A family is a type of model; its base model, as its configuration has it by default."""
+    """Has a family for each type of model: its base model, by its default configuration."""
 
     package = distribution = "transformers"
 
     def families(self) -> dict[str, list[str]]:
-        """Return the types whose code convolves with strides and takes images or sounds, but no
-        words."""
+        """Return the types whose code convolves with strides and takes images or sounds alone."""
         auto = imported("transformers.models.auto.modeling_auto")
         folder = Path(imported("transformers").__file__).parent / "models"
         found = {}

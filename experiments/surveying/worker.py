@@ -34,7 +34,7 @@ def main() -> None:
         answers.write(f"\n{json.dumps(line)}\n")  # a process that was killed may have begun one
         answers.flush()
 
-    source = _prepared(json.loads(sys.stdin.readline()), say)
+    source = _load_source(json.loads(sys.stdin.readline()), say)
     if source is None:
         return
     for line in sys.stdin:
@@ -45,9 +45,11 @@ def main() -> None:
             _in_a_process(source, request, say)
 
 
-def _prepared(request: dict[str, Any], say: Say) -> Any:
-    """Import the package of the source, and return the source; say why and return None where that
-    fails."""
+def _load_source(request: dict[str, Any], say: Say) -> Any:
+    """Import the package of the source, and return the source.
+
+    Says why and returns None where that fails.
+    """
     from experiments.surveying.sources import imported, load, version_of
     from stridenet.cli import torchvision_import
 
@@ -121,8 +123,10 @@ def _measure(source: Any, request: dict[str, Any], say: Say) -> None:
 
 
 def _waited(child: int, deadline: float) -> int | None:
-    """Return the exit status; None where the child had to be killed, as its time was over, or
-    nobody is left to be told."""
+    """Return the exit status; None where the child had to be killed.
+
+    Its time was over, or nobody is left to be told.
+    """
     pause = 0.001
     while time.monotonic() < deadline and os.getppid() == _STARTER:
         ended, status = os.waitpid(child, os.WNOHANG)

@@ -27,6 +27,7 @@ from stridenet.by_layer.arithmetic import (
     expanded_transposed,
     max_pool,
 )
+from stridenet.copies import is_filled
 from stridenet.phases import expand_bias
 from stridenet.windows import TransposedWindow, Window, Windows
 
@@ -321,7 +322,7 @@ class _Reader:
         called, texts = _names_and_texts(code)
         if called & self.names or ("getattr" in called and any("conv" in t for t in texts)):
             return True
-        cells = [c.cell_contents for c in function.__closure__ or () if _is_filled(c)]
+        cells = [c.cell_contents for c in function.__closure__ or () if is_filled(c)]
         values = (*self._values(function, called, of), *cells)
         return any(self.reads_value(value, of) for value in values)
 
@@ -374,11 +375,3 @@ def _names_and_texts(code: Any) -> tuple[set[str], set[str]]:
 def _is_torchs(thing: Any) -> bool:
     name = getattr(thing, "__module__", None) or getattr(thing, "__name__", "")
     return isinstance(name, str) and (name == "torch" or name.startswith(_OWN))
-
-
-def _is_filled(cell: Any) -> bool:
-    try:
-        cell.cell_contents  # noqa: B018
-    except ValueError:
-        return False
-    return True

@@ -351,8 +351,10 @@ def _drop_hooks(module: nn.Module) -> None:
 
 
 def _apart(expected: Any, obtained: Any) -> tuple[float, float]:
-    """Return the largest difference of two outputs, infinite if they are of other types; and the
-    largest number of the first."""
+    """Return the largest difference of two outputs, and the largest number of the first.
+
+    The difference is infinite if they are of other types.
+    """
     first, second = leaves(expected), leaves(obtained)
     if len(first) != len(second):
         return float("inf"), 1.0

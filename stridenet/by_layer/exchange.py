@@ -12,9 +12,7 @@ from torch.nn.utils.weight_norm import WeightNorm, remove_weight_norm
 
 from stridenet.by_layer.calls import calls_strided_functions, numbers
 from stridenet.by_layer.modules import (
-    CONVOLUTIONS,
     POOLINGS,
-    TRANSPOSED,
     Expand,
     Mixin,
     StridedConvolution,
@@ -30,6 +28,7 @@ from stridenet.by_layer.modules import (
 )
 from stridenet.copies import copied, unwrapped
 from stridenet.errors import StrideEliminationError
+from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED
 from stridenet.options import DEPTHWISE
 from stridenet.sizes import format_size
 
@@ -37,7 +36,7 @@ Model = TypeVar("Model", bound=nn.Module)
 KINDS: tuple[tuple[tuple[type[nn.Module], ...], Mixin], ...] = (
     (CONVOLUTIONS, UnitStrideConvolution),
     (TRANSPOSED, UnitStrideTransposed),
-    (tuple(kind for kinds in POOLINGS for kind in kinds), UnitStridePooling),
+    (tuple(POOLINGS), UnitStridePooling),
 )
 
 
@@ -242,8 +241,9 @@ def look_after_calls(module: Any, pooling: bool, depthwise: str) -> None:
 
 
 def _bake(layer: nn.Module) -> None:
-    """Remove torch's hooks that set the weight before each forward (the old weight_norm, spectral_norm
-    and pruning); the weight stays as it is now.
+    """Remove torch's hooks that set the weight before each forward; it stays as it is now.
+
+    They are those of the old weight_norm, of spectral_norm and of pruning.
     """
     for hook in list(layer._forward_pre_hooks.values()):
         if isinstance(hook, WeightNorm):

@@ -28,38 +28,22 @@ from stridenet.by_layer.arithmetic import (
     expanded,
     expanded_transposed,
 )
-from stridenet.by_layer.calls import UnitStrideCalls, numbers, unit_stride_call
+from stridenet.by_layer.calls import POOLING_CALLS, UnitStrideCalls, numbers, unit_stride_call
+from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED
 from stridenet.phases import expand_bias
 from stridenet.taps import Taps
 from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 Numbers = tuple[int, ...]
-CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-TRANSPOSED = (nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
-# How torch's pooling layers call their functions, and with which of their attributes.
-POOLINGS: dict[tuple[type[nn.Module], ...], tuple[tuple[Callable[..., Any], ...], tuple[str, ...]]]
-POOLINGS = {
-    (nn.MaxPool1d, nn.MaxPool2d, nn.MaxPool3d): (
-        (F.max_pool1d, F.max_pool2d, F.max_pool3d),
-        ("kernel_size", "stride", "padding", "dilation", "ceil_mode"),
-    ),
-    (nn.AvgPool1d, nn.AvgPool2d, nn.AvgPool3d): (
-        (F.avg_pool1d, F.avg_pool2d, F.avg_pool3d),
-        ("kernel_size", "stride", "padding", "ceil_mode", "count_include_pad", "divisor_override"),
-    ),
-    (nn.LPPool1d, nn.LPPool2d, nn.LPPool3d): (
-        (F.lp_pool1d, F.lp_pool2d, F.lp_pool3d),
-        ("norm_type", "kernel_size", "stride", "ceil_mode"),
-    ),
-    (nn.AdaptiveMaxPool1d, nn.AdaptiveMaxPool2d, nn.AdaptiveMaxPool3d): (
-        (F.adaptive_max_pool1d, F.adaptive_max_pool2d, F.adaptive_max_pool3d),
-        ("output_size",),
-    ),
-    (nn.AdaptiveAvgPool1d, nn.AdaptiveAvgPool2d, nn.AdaptiveAvgPool3d): (
-        (F.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d),
-        ("output_size",),
-    ),
-}
+# The function that each of torch's pooling layers calls, with attributes of the arguments' names.
+POOLINGS: dict[type[nn.Module], Callable[..., Any]] = {
+    nn.MaxPool1d: F.max_pool1d, nn.MaxPool2d: F.max_pool2d, nn.MaxPool3d: F.max_pool3d,
+    nn.AvgPool1d: F.avg_pool1d, nn.AvgPool2d: F.avg_pool2d, nn.AvgPool3d: F.avg_pool3d,
+    nn.LPPool1d: F.lp_pool1d, nn.LPPool2d: F.lp_pool2d, nn.LPPool3d: F.lp_pool3d,
+    nn.AdaptiveMaxPool1d: F.adaptive_max_pool1d, nn.AdaptiveMaxPool2d: F.adaptive_max_pool2d,
+    nn.AdaptiveMaxPool3d: F.adaptive_max_pool3d, nn.AdaptiveAvgPool1d: F.adaptive_avg_pool1d,
+    nn.AdaptiveAvgPool2d: F.adaptive_avg_pool2d, nn.AdaptiveAvgPool3d: F.adaptive_avg_pool3d,
+}  # fmt: skip
 
 
 # What a layer was -----------------------------------------------------------------------------------
@@ -167,7 +151,7 @@ class StridedPooling:
     @classmethod
     def of(cls, layer: Any) -> "StridedPooling":
         """Describe a pooling layer."""
-        names = _pooling(type(layer))[1]
+        names = [n for n in POOLING_CALLS[_pooling_function(layer)].names if n != "return_indices"]
         options = tuple((n, getattr(layer, n)) for n in names if hasattr(layer, n))
         return cls(class_before(layer).__name__, options)
 
@@ -181,13 +165,12 @@ class StridedPooling:
         return f"{self.operation}({', '.join(f'{n}={v}' for n, v in self.options)})"
 
 
-def _pooling(kind: type) -> tuple[Callable[..., Any], tuple[str, ...]]:
-    """Return the function that a pooling layer calls, and the attributes that it passes on."""
-    for kinds, (functions, names) in POOLINGS.items():
-        for layer, function in zip(kinds, functions, strict=True):
-            if issubclass(kind, layer):
-                return function, names
-    raise TypeError(f"{kind} is no pooling")
+def _pooling_function(layer: Any) -> Callable[..., Any]:
+    """Return the function of torch that a pooling layer calls."""
+    for kind, function in POOLINGS.items():
+        if isinstance(layer, kind):
+            return function
+    raise TypeError(f"{type(layer)} is no pooling")
 
 
 # What it becomes ------------------------------------------------------------------------------------
@@ -257,7 +240,7 @@ class UnitStridePooling(UnitStrideLayer):
 
     def forward(self, input: Tensor) -> Tensor:
         """Return what the strided layer returns."""
-        function = _pooling(type(self))[0]
+        function = _pooling_function(self)
         options = dict(self.strided.options)
         result = unit_stride_call(function, (input,), options, pooling=True)
         return function(input, **options) if result is None else result

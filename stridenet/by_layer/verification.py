@@ -16,12 +16,7 @@ from stridenet.by_layer.check import (
     small_reports,
 )
 from stridenet.by_layer.exchange import exchanged
-from stridenet.by_layer.modules import (
-    Exchanged,
-    UnitStrideForward,
-    UnitStrideLayer,
-    class_before,
-)
+from stridenet.by_layer.modules import Exchanged, UnitStrideForward, UnitStrideLayer, class_before
 from stridenet.checking.noise import add_noise
 from stridenet.checking.reports import LayerReport, VerificationReport, compared, failed
 from stridenet.checking.running import finite, undisturbed
@@ -42,7 +37,7 @@ def verify_layers(model: nn.Module, same: nn.Module, example_inputs: Any) -> Ver
     with undisturbed():
         own, twin = (copied(network).cpu().eval() for network in (model, same))
         made = converted_like(twin, own)
-        reports = [*_differing_settings(made, twin, own), *_differing_numbers(made, twin)]
+        reports = [*_differing_settings(made, twin), *_differing_numbers(made, twin)]
         if example_inputs is None:
             reports += small_reports(own, twin)
             return VerificationReport(tuple(reports), 0.0)
@@ -146,7 +141,7 @@ def _tensors(network: nn.Module) -> Iterator[tuple[str, Tensor]]:
 _SETTINGS = (bool, int, float, str, bytes, tuple, type(None), torch.dtype)
 
 
-def _differing_settings(made: nn.Module, twin: nn.Module, own: nn.Module) -> Iterator[LayerReport]:
+def _differing_settings(made: nn.Module, twin: nn.Module) -> Iterator[LayerReport]:
     """Report every module whose class, or a setting of it, differs from that of one converted now."""
     expected, obtained = (
         dict(network.named_modules(remove_duplicate=False)) for network in (made, twin)

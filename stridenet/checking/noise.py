@@ -13,7 +13,7 @@ Kind = Literal["full", "gentle", "parameters"]
 
 
 @torch.no_grad()
-def add_noise(network: nn.Module, kind: Kind = "full", seed: int = 0) -> None:
+def add_noise(network: nn.Module, kind: Kind = "full") -> None:
     """Change parameters and floating-point buffers of a network in place, always in the same way.
 
     Tensors that have several names are changed once. Parametrized weights change by way of their
@@ -21,7 +21,7 @@ def add_noise(network: nn.Module, kind: Kind = "full", seed: int = 0) -> None:
     those that are zero, get normal numbers added, half as large as they are
     (vectors: at least 0.5). parameters: as full, but buffers stay: a forward may branch on them.
     """
-    generator = torch.Generator().manual_seed(seed)
+    generator = torch.Generator().manual_seed(0)
     for _, parameter in network.named_parameters():
         if parameter.is_floating_point() and parameter.numel():
             _change(parameter, kind, generator)

@@ -47,7 +47,7 @@ class without_dropout(TorchFunctionMode):  # noqa: N801  (it is used as a contex
 
 @contextmanager
 def undisturbed() -> Iterator[None]:
-    """Runs networks without a trace: random states are put back, nothing is recorded or cast."""
+    """Run networks without a trace: random states are put back, nothing is recorded or cast."""
     with (
         same_random_states(),
         torch.no_grad(),
@@ -92,7 +92,7 @@ class GraphRunner(fx.Interpreter):
     """
 
     def __init__(
-        self, network: nn.Module, graph: fx.Graph | None = None, dtype: torch.dtype | None = None
+        self, network: nn.Module, graph: fx.Graph, dtype: torch.dtype | None = None
     ) -> None:
         super().__init__(network, graph=graph)
         self.extra_traceback = False

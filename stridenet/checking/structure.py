@@ -28,9 +28,7 @@ def planned_like(model: nn.Module, twin: UnitStrideNetwork) -> PlannedNetwork:
         _set_modes(model, modes)
         try:
             planned = planned_network(model, sizes, options)
-        except (
-            StrideEliminationError
-        ) as refused:  # only what it is in the other mode may be converted
+        except StrideEliminationError as refused:  # the other mode may have a twin all the same
             error = error or refused
             continue
         plan = replace(planned.plan, bytes_each=twin.plan.bytes_each)

@@ -16,9 +16,10 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from stridenet.cli.options import Command, Part, did_you_mean
+from stridenet.cli.options import Command, Part
 from stridenet.cli.users import kind_and_message, users_code
 from stridenet.errors import InputError
+from stridenet.onnx.files.options import did_you_mean
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -32,7 +33,7 @@ COMPARED_BATCH = 2  # images on which a network is compared
 
 @dataclass(frozen=True)
 class Factory:
-    """A function, or class, that makes a PyTorch network, as MODEL names it."""
+    """Names a function, or a class, that makes a PyTorch network."""
 
     typed: str
     module: str  # the name of a module that can be imported, or the path of a file
@@ -211,7 +212,7 @@ def random_inputs(sizes: Sequence[tuple[int, ...]], batch: int, seed: int) -> "t
 
 @dataclass(frozen=True)
 class Request:
-    """A PyTorch model, and how it is to be converted."""
+    """Says which PyTorch model is to be converted, and how."""
 
     ctx: click.Context
     factory: Factory

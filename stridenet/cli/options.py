@@ -1,6 +1,5 @@
 """Options of the commands, made from the signatures and docstrings of the library's functions."""
 
-import difflib
 import json
 import math
 import re
@@ -13,20 +12,19 @@ import click
 
 from stridenet.cli.signatures import Argument, arguments_of
 from stridenet.errors import InputError
+from stridenet.onnx.files.options import did_you_mean
 
 OPTION_WIDTH = 24  # columns of the help in which an option is named beside its text
 
 
 @dataclass(frozen=True)
 class Part:
-    """The options of a command that are arguments of one function of the library."""
+    """Describes the options of a command that are arguments of one function of the library."""
 
     subject: str  # what these options are for
     function: str  # "module:name"
     provided: frozenset[str]  # arguments that the command gives by itself, so that no option does
-    documented: str = (
-        ""  # another function, whose docstring has the arguments that this one's lacks
-    )
+    documented: str = ""  # another function, whose docstring has arguments that this one's lacks
 
     @property
     def arguments(self) -> dict[str, Argument]:
@@ -76,7 +74,7 @@ VERIFY = (
 
 
 class Command(click.Command):
-    """A command with the options of some functions, which its help lists function by function."""
+    """Is a command with the options of some functions, which its help lists by function."""
 
     def __init__(self, name: str, parts: Sequence[Part], params: list[Any], **more: Any) -> None:
         super().__init__(name, params=[*params, *_model_options(), *options_of(parts)], **more)
@@ -198,18 +196,12 @@ def refuse_others(ctx: click.Context, allowed: Collection[str], file: Path | Non
 
 
 class Choice(click.Choice):
-    """A choice among words, whose error names the word that is nearest to a mistyped one."""
+    """Takes one of some words; its error names the word that is nearest to a mistyped one."""
 
     def get_invalid_choice_message(self, value: Any, ctx: click.Context | None) -> str:
         """Say which words there are, and which may have been meant."""
         words = [*map(str, self.choices)]
         return f"{value!r} is not one of {', '.join(words)}{did_you_mean(str(value), words)}"
-
-
-def did_you_mean(name: str, names: Iterable[str]) -> str:
-    """Return a half sentence with the name most like a mistyped one; "" if none is like it."""
-    close = difflib.get_close_matches(name, list(names), n=1)
-    return f"; did you mean {close[0]}?" if close else ""
 
 
 def number_or_numbers(text: str) -> int | tuple[int, ...]:

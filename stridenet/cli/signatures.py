@@ -18,7 +18,7 @@ PARAGRAPH = re.compile(r"^(\w+(?:, \w+)*): (.+(?:\n +.+)*)", re.MULTILINE)
 
 @dataclass(frozen=True)
 class Argument:
-    """One argument of a function."""
+    """Describes one argument of a function."""
 
     name: str
     annotation: str  # as the source has it

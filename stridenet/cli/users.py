@@ -13,7 +13,7 @@ from stridenet.errors import InputError, StrideEliminationError
 
 
 class Stopped(BaseException):
-    """A signal asked the command to stop. No user's code raises it, unlike KeyboardInterrupt."""
+    """Raised where a signal asks the command to stop; no user's code raises it itself."""
 
     def __init__(self, signal: int) -> None:
         super().__init__(f"stopped by signal {signal}")
@@ -21,7 +21,7 @@ class Stopped(BaseException):
 
 
 class _Left(BaseException):
-    """The user's code called os._exit; no `except Exception` in it may catch this."""
+    """Raised where the user's code calls os._exit; no `except Exception` in it may catch this."""
 
 
 @contextlib.contextmanager

@@ -20,9 +20,9 @@ VIEWS = {
     "unflatten", "swapaxes", "swapdims", "movedim", "moveaxis", "unbind", "select",
     "to", "type", "type_as", "float", "double", "half",  # of a tensor of that type: itself
 }  # fmt: skip
-_IN_PLACE = {
+IN_PLACE_OPERATORS = (
     "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
-}  # fmt: skip
+)  # fmt: skip
 _VIEW_MODULES = (nn.Identity, nn.Flatten, nn.Unflatten, nn.Dropout)
 
 
@@ -75,7 +75,7 @@ def is_in_place(node: fx.Node, module: nn.Module | None) -> bool:
     if module is not None:
         return bool(getattr(module, "inplace", False))
     name = getattr(node.target, "__name__", str(node.target))
-    if name in _IN_PLACE or (name.endswith("_") and name[-2:] != "__"):
+    if name in IN_PLACE_OPERATORS or (name.endswith("_") and name[-2:] != "__"):
         return True
     known = _signature(node.target)
     try:

@@ -24,7 +24,7 @@ _MISSING = object()
 
 
 class Change(NamedTuple):
-    """An attribute of a module that a forward has changed."""
+    """Names an attribute of a module that a forward has changed."""
 
     path: str  # of the module
     name: str
@@ -66,7 +66,7 @@ def _refusal(stage: nn.Module, changed: list[Change]) -> StrideEliminationError:
     path, attribute = changed[0].path, changed[0].name
     module = stage.get_submodule(path)
     label = f"{path} ({type(module).__name__})" if path else type(module).__name__
-    names = ", ".join(dict.fromkeys(name for name in [change.name for change in changed]))
+    names = ", ".join(dict.fromkeys(change.name for change in changed))
     return StrideEliminationError(
         f"{label} changes {names} in its forward{line_of_assignment(module, attribute)}, and its "
         f"result depends on that, which {CURE}"

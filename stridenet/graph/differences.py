@@ -10,7 +10,7 @@ from stridenet.graph.tracer import Tracer
 
 
 class Difference(NamedTuple):
-    """A literal that is not the same in two graphs."""
+    """Describes a literal that is not the same in two graphs."""
 
     node: fx.Node | None
     mine: Any

@@ -14,12 +14,12 @@ Axis = Hashable  # one axis of one map
 
 
 class FactorConflict(Exception):  # noqa: N818  (it is always turned into a StrideEliminationError)
-    """Two demands contradict each other; the message says which operations made them."""
+    """Raised where two demands contradict each other; the message names their operations."""
 
 
 @dataclass
 class Factors:
-    """The factors of all axes as a union-find structure whose edges carry ratios.
+    """Holds the factors of all axes, as a union-find structure whose edges carry ratios.
 
     >>> factors = Factors()
     >>> factors.tie("in", "a", 2, "a stride of 2")
@@ -29,12 +29,10 @@ class Factors:
     """
 
     _above: dict[Axis, tuple[Axis, Fraction]] = field(default_factory=dict)  # f = ratio·f(above)
-    _pins: dict[Axis, tuple[Fraction, str]] = field(
-        default_factory=dict
-    )  # for roots: f, and who asked
-    _axes: dict[Axis, None] = field(
-        default_factory=dict
-    )  # all axes, in the order in which they were named
+    # For roots: f, and who asked.
+    _pins: dict[Axis, tuple[Fraction, str]] = field(default_factory=dict)
+    # All axes, in the order in which they were named.
+    _axes: dict[Axis, None] = field(default_factory=dict)
 
     def mention(self, axis: Axis) -> None:
         """Make `solve` give this axis a factor, even if nothing is ever demanded of it."""

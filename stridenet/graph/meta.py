@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from stridenet.sizes import format_size
 
-# What makes tensors from numbers.
+# These functions make tensors from numbers.
 FACTORIES = {
     torch.arange, torch.as_tensor, torch.bartlett_window, torch.blackman_window, torch.empty,
     torch.eye, torch.full, torch.hamming_window, torch.hann_window, torch.kaiser_window,

@@ -16,6 +16,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, fx, nn
 
+from stridenet.graph.aliasing import IN_PLACE_OPERATORS
+
 if TYPE_CHECKING:
     from stridenet.graph.tracer import Tracer
 
@@ -293,9 +295,7 @@ def _in_place(function: Any) -> Any:
     return method
 
 
-for _name in (
-    "iadd", "isub", "imul", "itruediv", "ifloordiv", "ipow", "imod", "iand", "ior", "ixor",
-):  # fmt: skip
+for _name in IN_PLACE_OPERATORS:
     # torch.fx would take x += y for x = x + y
     setattr(TensorProxy, f"__{_name}__", _in_place(getattr(operator, _name)))
 

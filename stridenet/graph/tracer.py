@@ -21,13 +21,7 @@ from torch.overrides import TorchFunctionMode, is_tensor_method_or_property
 
 from stridenet.errors import StrideEliminationError
 from stridenet.graph.constants import MOST_KNOWN, known_value
-from stridenet.graph.meta import (
-    FACTORIES,
-    Strides,
-    first_line,
-    without_batch,
-    without_devices,
-)
+from stridenet.graph.meta import FACTORIES, Strides, first_line, without_batch, without_devices
 from stridenet.graph.nodes import (
     CONVOLUTIONS,
     TRANSPOSED,
@@ -86,9 +80,9 @@ class Tracer(fx.Tracer):
         current.tracer = self
         try:
             self._take(stage)
-            arguments, options = self._arguments(stage)
+            arguments = self._arguments(stage)
             with _Recording(self):
-                self.output = stage(*arguments, **options)
+                self.output = stage(*arguments)
             self.create_node("output", "output", (self.create_arg(self.output),), {})
             for node in self.graph.nodes:
                 if node.op == "get_attr" and "value" not in node.meta:
@@ -138,11 +132,10 @@ class Tracer(fx.Tracer):
         held[name] = proxies[id(real)]
         self.taken[root, last] = held[name]
 
-    def _arguments(self, stage: nn.Module) -> tuple[list[Any], dict[str, Any]]:
-        """Return a placeholder for each size, and defaults for other arguments."""
+    def _arguments(self, stage: nn.Module) -> list[TensorProxy]:
+        """Return a placeholder for each size; other arguments of the forward keep their defaults."""
         sizes = list(self.sizes)
-        arguments: list[Any] = []
-        options: dict[str, Any] = {}
+        arguments: list[TensorProxy] = []
         for given in signature(stage.forward).parameters.values():
             if given.kind is Parameter.VAR_POSITIONAL:
                 many = range(len(sizes))
@@ -161,7 +154,7 @@ class Tracer(fx.Tracer):
                 f"the model has the inputs {self.inputs}, but input_size gives {len(self.sizes)} "
                 "size(s); give one for each, as in ((3, 32, 32), (1, 8, 8))"
             )
-        return arguments, options
+        return arguments
 
     def _placeholder(self, name: str, size: Size) -> TensorProxy:
         self.inputs.append(name)

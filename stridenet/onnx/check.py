@@ -25,7 +25,7 @@ SMALLEST = float(np.finfo(np.float32).tiny)  # numbers below it may be flushed t
 
 @dataclass(frozen=True)
 class OutputComparison:
-    """The output of a file that came nearest to its tolerance, beside PyTorch's."""
+    """Says how the output of a file that came nearest to its tolerance differs from PyTorch's."""
 
     batches: tuple[int, ...]  # how many images each has
     difference: float  # the largest

@@ -25,7 +25,7 @@ from stridenet.twin import UnitStrideNetwork
 
 @dataclass(frozen=True)
 class ExportableNetwork:
-    """A network that is ready for export: on the CPU, in evaluation mode, with known inputs."""
+    """Holds a network that is ready for export: on the CPU, in evaluation mode, with known inputs."""
 
     network: nn.Module  # takes ordinary images
     names: tuple[str, ...]  # of its inputs

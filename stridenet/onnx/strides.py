@@ -19,7 +19,7 @@ STRIDED_OPERATORS = POOLING_OPERATORS | frozenset({
 
 @dataclass(frozen=True)
 class StridedNode:
-    """A convolution or pooling of an ONNX graph with a stride above 1."""
+    """Names a convolution or pooling of an ONNX graph with a stride above 1."""
 
     name: str  # the path of the module that it comes from, or the node's name, or its output's
     operator: str  # "Conv", "MaxPool", …

@@ -206,7 +206,7 @@ class Rule:
 
 
 class Pinned(Rule):
-    """The rule of what has no other: the operation as it is, between maps in their ordinary form."""
+    """Keeps an operation that has no other rule as it is, between maps in their ordinary form."""
 
     def applies(self, call: Call) -> bool:
         return True
@@ -232,7 +232,7 @@ class Pinned(Rule):
 
 
 class OfModel(Pinned):
-    """The rule of what is made of the model's own tensors alone: kept as it is, without any factor."""
+    """Keeps an operation on the model's own tensors alone as it is, without any factor."""
 
     def leaves_loose(self, call: Call) -> bool:
         return False

@@ -29,7 +29,7 @@ from stridenet.plan import LayerPlan
 from stridenet.rules.base import Call, Rule, device_of
 from stridenet.sizes import Counts
 
-Holds = Callable[[Call], bool] | None  # whether a rule does, of a call; None: always
+Condition = Callable[[Call], bool] | None  # tells whether a rule takes a call; None: it takes all
 
 
 class Elementwise(Rule):
@@ -37,10 +37,10 @@ class Elementwise(Rule):
 
     several_channel_axes = no_channel_axis = True
 
-    def __init__(self, fill: float | None = None, holds: Holds = None) -> None:
+    def __init__(self, fill: float | None = None, condition: Condition = None) -> None:
         # What phantoms must be for a finite result; None: any finite number will do.
         self.fill = fill
-        self.holds = holds  # of a call: whether it does; None: always
+        self.condition = condition
 
     @staticmethod
     def _leading(call: Call) -> fx.Node:
@@ -55,7 +55,7 @@ class Elementwise(Rule):
         rank = len(shape(call.node))
         if not call.maps or any(len(shape(n)) != rank for n in call.maps):
             return False
-        if self.holds is not None and not self.holds(call):
+        if self.condition is not None and not self.condition(call):
             return False
         leading = self._leading(call)
         if channel(leading) == 0:
@@ -193,20 +193,20 @@ class PerChannel(Rule):
 class ByPixel(Rule):
     """Treats all positions of a map alike, whatever their order: runs on its pixels."""
 
-    def __init__(self, holds: Holds = None, otherwise: str = "") -> None:
-        self.holds = holds  # of a call: whether it does; None: always
-        self.otherwise = otherwise  # what is so where it does not
+    def __init__(self, condition: Condition = None, why_not: str = "") -> None:
+        self.condition = condition
+        self.reason = why_not  # said where a call does not meet the condition
 
     def applies(self, call: Call) -> bool:
         return (
             len(call.maps) == 1
             and call.operands[0] is call.maps[0]
             and len(shape(call.maps[0])) > 2
-            and (self.holds is None or self.holds(call))
+            and (self.condition is None or self.condition(call))
         )
 
     def why_not(self, call: Call) -> str:
-        return self.otherwise
+        return self.reason
 
     def channel(self, call: Call) -> int:
         return channel(call.maps[0])

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, channel, of_model, shape, spatial
+from stridenet.graph.preparing import EXPANSIONS
 from stridenet.rules.base import Call, OfModel, Pinned, Rule
 from stridenet.rules.channels import (
     AlongChannels,
@@ -189,7 +190,6 @@ NEW_DIMENSIONS = (nn.Unflatten, torch.unflatten, "unflatten", torch.unsqueeze, "
 CONSTANT_PADDINGS = (
     nn.ZeroPad1d, nn.ZeroPad2d, nn.ZeroPad3d, nn.ConstantPad1d, nn.ConstantPad2d, nn.ConstantPad3d,
 )  # fmt: skip
-EXPANSIONS = ("expand", "expand_as", "broadcast_to", torch.broadcast_to)
 CASTS = ("to", "type", "type_as")
 DROPPED_CHANNELS = (
     nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.FeatureAlphaDropout,
@@ -232,7 +232,7 @@ _TABLE: list[tuple[Rule, Iterable[Any]]] = [
     (PixelUnshuffle(), (nn.PixelUnshuffle, F.pixel_unshuffle)),
     (ExpandedAxes(), EXPANSIONS),
     (Cast(), CASTS),
-    (Elementwise(holds=_of_two), (torch.max, torch.min, "max", "min")),
+    (Elementwise(condition=_of_two), (torch.max, torch.min, "max", "min")),
     (AlongPlain(), (*REDUCTIONS, *EXTREMA, *SOFTMAXES, torch.unbind, "unbind")),
     (AlongChannels(), (*REDUCTIONS, *EXTREMA, *SOFTMAXES, torch.unbind, "unbind")),
     (OfChannels(_of_each_position), (*REDUCTIONS, *EXTREMA)),

@@ -23,6 +23,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from stridenet.graph.nodes import CONVOLUTIONS, TRANSPOSED, tensors
+from stridenet.graph.preparing import EXPANSIONS
 from stridenet.rules.base import Call
 from stridenet.rules.registry import (
     ADAPTIVE_AVERAGE_POOLS,
@@ -35,7 +36,6 @@ from stridenet.rules.registry import (
     COPIES,
     DROPPED_CHANNELS,
     ELEMENTWISE,
-    EXPANSIONS,
     EXTREMA,
     JOINS,
     LAYER_NORMS,

@@ -13,15 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from stridenet import StrideEliminationError, convert_layers, converted_layers
-from tests.library.small_networks import (
-    SHAPES,
-    Forward,
-    Small,
-    TwoInputs,
-    close,
-    images,
-    randomise,
-)
+from tests.library.small_networks import SHAPES, Small, TwoInputs, close, images
+from tests.networks import Forward, randomise
 from tests.state import fingerprint
 
 every_way = pytest.mark.parametrize("pooling", [False, True], ids=["convolutions", "pooling too"])

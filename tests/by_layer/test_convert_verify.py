@@ -49,11 +49,6 @@ def other_padding(layer):
     layer.strided = dataclasses.replace(layer.strided, padding=(0, 2))
 
 
-class Sideways(nn.Module):
-    def forward(self, x):
-        return x.flip(0)
-
-
 FAULTS = {
     "c.weight": lambda m: m.c.weight[0, 0, 0, 0].add_(1e-3),
     "d.weight": a_structural_zero,

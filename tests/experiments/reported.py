@@ -10,9 +10,7 @@ import torch
 
 from experiments.runs.results import pack_bits
 from experiments.settings.identity import LOOP, experiment_identity
-from experiments.settings.schema import (
-    ReportConfig,
-)
+from experiments.settings.schema import ReportConfig
 from tests.whole import whole
 
 IMAGES = 1000

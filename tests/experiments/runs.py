@@ -6,13 +6,15 @@ from typing import Any
 
 from torch import nn
 
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.schema import ReportConfig, RunConfig
 
 
 def twin_of(config: RunConfig, **changes: Any) -> RunConfig:
     return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
+
+
+def report_of(config: RunConfig) -> ReportConfig:
+    return ReportConfig(config.model, config.data, config.recipe, config.outputs)
 
 
 def pooling_of(config: RunConfig) -> RunConfig:

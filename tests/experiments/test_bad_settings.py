@@ -14,14 +14,8 @@ from omegaconf import OmegaConf
 
 from experiments.command import CONF, one_line
 from experiments.settings.checks import resolve
-from experiments.settings.conversions import (
-    ZooConfig,
-)
-from experiments.settings.schema import (
-    LayerConfig,
-    ReportConfig,
-    RunConfig,
-)
+from experiments.settings.conversions import ZooConfig
+from experiments.settings.schema import LayerConfig, ReportConfig, RunConfig
 from stridenet.errors import InputError
 from tests.experiments.settings import Composed, changed
 

@@ -8,14 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from experiments.runs.data import Dataset
+from experiments.runs.examples import Examples, normalise
 from experiments.runs.networks import initialise
-from experiments.runs.training import (
-    Examples,
-    batches,
-    generator,
-    normalise,
-    train,
-)
+from experiments.runs.training import batches, generator, train
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from tests.experiments.tiny_networks import CPU, RECIPE, Recorder, run, strided

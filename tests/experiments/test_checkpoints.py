@@ -12,12 +12,8 @@ from experiments.runs import files, machine, training
 from experiments.runs.files import save_tensors
 from experiments.runs.folder import run_folder
 from experiments.runs.run import run_once
-from experiments.settings.identity import (
-    strided_source,
-)
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.identity import strided_source
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from tests.experiments.runs import Payload, file_names, network, twin_of
 
@@ -222,11 +218,11 @@ def test_a_run_that_went_on_with_other_code_says_so(
     config = replace(config, recipe=replace(config.recipe, steps=None, epochs=3))
     for commit, written in (("first", 2), ("second", 2)):
         with monkeypatch.context() as killed:
-            killed.setattr(machine, "_commit", lambda commit=commit: commit)
+            killed.setattr(machine, "commit", lambda commit=commit: commit)
             kill_after(killed, written)
             with pytest.raises(Killed):
                 run_once(config)
-    monkeypatch.setattr(machine, "_commit", lambda: "second")
+    monkeypatch.setattr(machine, "commit", lambda: "second")
     _, result, _ = run_once(config)
     assert result["git_commit"] == "first then second"
 

@@ -13,15 +13,7 @@ import pytest
 
 import stridenet
 from experiments.settings.identity import LOOP
-from tests.experiments.processes import (
-    FEW,
-    ROOT,
-    command,
-    outputs_in,
-    python,
-    runs_in,
-    snapshot,
-)
+from tests.experiments.processes import FEW, ROOT, command, outputs_in, python, runs_in, snapshot
 from tests.whole import whole
 
 pytestmark = pytest.mark.slow

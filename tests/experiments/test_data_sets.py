@@ -17,7 +17,7 @@ import yaml
 from experiments import command, report, sweep, train
 from experiments.runs import data
 from experiments.runs.data import DATA_SET_FILES, DataSetFiles, load
-from experiments.runs.training import normalise
+from experiments.runs.examples import normalise
 from experiments.settings.data_sets import DATA_SETS, DataSetFacts
 from experiments.settings.schema import DataConfig
 from experiments.studies.training_step import PlainImages

@@ -7,10 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from experiments.runs.training import (
-    Examples,
-    evaluate,
-)
+from experiments.runs.examples import Examples
+from experiments.runs.training import evaluate
 from tests.experiments.tiny_networks import CPU
 
 

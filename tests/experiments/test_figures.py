@@ -18,12 +18,7 @@ from experiments.reporting.figures import save_figure
 from experiments.reporting.style import COLOURS
 from experiments.studies import table1 as table1_study
 from experiments.studies import table2 as table2_study
-from experiments.studies.table1 import (
-    accuracy_by_epoch,
-    accuracy_of_seeds,
-    table1,
-    training_time,
-)
+from experiments.studies.table1 import accuracy_by_epoch, accuracy_of_seeds, table1, training_time
 from experiments.studies.table2 import feature_maps, table2
 from stridenet.plan import EliminationPlan
 from tests.experiments.results import LENET, RUNS, TREATED, Planned, runs

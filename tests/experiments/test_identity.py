@@ -9,12 +9,7 @@ from typing import Any
 import pytest
 
 from experiments.settings import identity
-from experiments.settings.identity import (
-    experiment_identity,
-    run_name,
-    strided_source,
-    variant,
-)
+from experiments.settings.identity import experiment_identity, run_name, strided_source, variant
 from experiments.settings.schema import (
     DataConfig,
     LayerConfig,

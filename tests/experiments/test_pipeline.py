@@ -18,12 +18,7 @@ from experiments.runs.files import load_weights
 from experiments.runs.networks import build_network
 from experiments.settings.identity import run_name
 from experiments.settings.schema import DataConfig
-from tests.experiments.processes import (
-    PIPELINE,
-    SMOKE,
-    command,
-    snapshot,
-)
+from tests.experiments.processes import PIPELINE, SMOKE, command, snapshot
 
 pytestmark = pytest.mark.slow
 

@@ -20,9 +20,7 @@ from experiments.runs.folder import run_folder
 from experiments.runs.machine import short_commit
 from experiments.runs.results import read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.schema import RunConfig
 
 pytestmark = pytest.mark.slow
 

@@ -22,9 +22,7 @@ from experiments.runs.published import publish, published_result, read_published
 from experiments.runs.results import arms, pack_bits
 from experiments.runs.run import run_once
 from experiments.settings.identity import LOOP
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]

@@ -11,24 +11,13 @@ from experiments.runs.folder import run_folder
 from experiments.runs.machine import PACKAGES
 from experiments.runs.results import finished_runs, tidy
 from experiments.runs.run import run_once
-from experiments.settings.identity import (
-    LOOP,
-    run_name,
-    strided_source,
-)
-from experiments.settings.schema import (
-    ReportConfig,
-    RunConfig,
-)
+from experiments.settings.identity import LOOP, run_name, strided_source
+from experiments.settings.schema import ReportConfig, RunConfig
 from experiments.studies.report import write_report
 from stridenet.errors import InputError
-from tests.experiments.runs import file_names, twin_of
+from tests.experiments.runs import file_names, report_of, twin_of
 
 # Many runs
-
-
-def report_of(config: RunConfig) -> ReportConfig:
-    return ReportConfig(config.model, config.data, config.recipe, config.outputs)
 
 
 def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(

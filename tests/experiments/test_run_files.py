@@ -17,9 +17,7 @@ from experiments.runs.files import load_weights, save_tensors, write, write_json
 from experiments.runs.folder import locked, run_folder
 from experiments.runs.results import read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
 from tests.experiments.runs import Payload, file_names, network
 

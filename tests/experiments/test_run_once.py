@@ -13,22 +13,15 @@ from torch import nn
 from experiments.runs import files, run, training
 from experiments.runs.data import Dataset
 from experiments.runs.estimate import estimate
+from experiments.runs.examples import Examples, normalise
 from experiments.runs.files import load_weights, save_tensors
 from experiments.runs.folder import run_folder
 from experiments.runs.networks import build_network, build_strided
 from experiments.runs.results import pack_bits, unpack_bits
 from experiments.runs.run import run_once
-from experiments.runs.training import Evaluation, Examples, normalise
-from experiments.settings.identity import (
-    LOOP,
-    experiment_identity,
-    run_name,
-)
-from experiments.settings.schema import (
-    DataConfig,
-    LayerConfig,
-    RunConfig,
-)
+from experiments.runs.training import Evaluation
+from experiments.settings.identity import LOOP, experiment_identity, run_name
+from experiments.settings.schema import DataConfig, LayerConfig, RunConfig
 from stridenet.errors import InputError
 from tests.experiments.runs import file_names, network, pooling_of, snapshot, twin_of
 

@@ -13,7 +13,6 @@ from tests.experiments.processes import (
     LONG,
     ROOT,
     alive,
-    outputs_in,
     sweep_in_the_background,
     wait_for,
 )
@@ -22,11 +21,6 @@ pytestmark = pytest.mark.slow
 
 CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MISSING = "stopped, 2 runs are missing: the same command goes on from here\n"
-
-
-@pytest.fixture
-def outputs(tmp_path: Path, mnist_folder: Path) -> Path:
-    return outputs_in(tmp_path / "outputs", mnist_folder)
 
 
 @pytest.mark.parametrize("to", ["all", "the first"])

@@ -8,19 +8,15 @@ import torch
 from torch import nn
 
 from experiments.runs.data import Dataset
+from experiments.runs.examples import normalise
 from experiments.runs.files import load_weights
 from experiments.runs.folder import run_folder
 from experiments.runs.networks import build_network, build_strided
 from experiments.runs.run import run_once
 from experiments.runs.starting import rate_scales
-from experiments.runs.training import normalise
 from experiments.settings.data_sets import DATA_SETS
-from experiments.settings.identity import (
-    variant,
-)
-from experiments.settings.schema import (
-    RunConfig,
-)
+from experiments.settings.identity import variant
+from experiments.settings.schema import RunConfig
 from stridenet import eliminate_stride
 from stridenet.errors import InputError
 from stridenet.sharing import origins, plain_name

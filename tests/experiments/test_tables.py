@@ -13,11 +13,7 @@ from experiments.reporting.section import save_table
 from experiments.runs.networks import build_strided
 from experiments.studies.copied_weights import copied_weights
 from experiments.studies.sharing import freedom_for_readers
-from experiments.studies.table1 import (
-    busy,
-    table1,
-    table1_for_readers,
-)
+from experiments.studies.table1 import busy, table1, table1_for_readers
 from experiments.studies.table2 import table2
 from stridenet import plan_elimination
 from stridenet.plan import EliminationPlan

@@ -16,15 +16,8 @@ from torch import nn
 
 from experiments.runs import training
 from experiments.runs.data import Dataset
-from experiments.runs.training import (
-    Checkpoint,
-    Examples,
-    History,
-    TwinTraining,
-    evaluate,
-    normalise,
-    train,
-)
+from experiments.runs.examples import Examples, normalise
+from experiments.runs.training import Checkpoint, History, TwinTraining, evaluate, train
 from experiments.settings.schema import RecipeConfig
 from stridenet import eliminate_stride
 from stridenet.sharing import fold_back, share

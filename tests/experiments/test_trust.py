@@ -20,13 +20,10 @@ from experiments.runs.folder import run_folder
 from experiments.runs.published import published_result, read_published
 from experiments.runs.results import DamagedResultError, finished_runs, read_result
 from experiments.runs.run import run_once
-from experiments.settings.schema import (
-    LayerConfig,
-    ReportConfig,
-    RunConfig,
-)
+from experiments.settings.schema import LayerConfig, RunConfig
 from stridenet.errors import InputError
 from tests.devices import harmless_device
+from tests.experiments.runs import report_of, twin_of
 
 LAYERS = {
     "conv1": LayerConfig("conv", 4, [3, 3], [1, 1], [1, 1], [0, 0]),
@@ -39,14 +36,6 @@ REFERENCE = Path(__file__).resolve().parents[2] / "outputs" / "reference"
 @pytest.fixture
 def config(config: RunConfig) -> RunConfig:
     return replace(config, data=replace(config.data, validation_size=30))
-
-
-def twin(config: RunConfig, **changes: Any) -> RunConfig:
-    return replace(config, model=replace(config.model, eliminate_stride=True), **changes)
-
-
-def report_of(config: RunConfig) -> ReportConfig:
-    return ReportConfig(config.model, config.data, config.recipe, config.outputs)
 
 
 def as_before_hashes(result: dict[str, Any]) -> dict[str, Any]:
@@ -85,9 +74,9 @@ def test_results_from_before_hashes_are_read(config: RunConfig, kind: str) -> No
     run_once(config)
     settings = {
         "strided": config,
-        "twin": twin(config, sharing="masked"),
-        "copy": twin(config, weights="copy"),
-        "rho": twin(config, rho_every=1),
+        "twin": twin_of(config, sharing="masked"),
+        "copy": twin_of(config, weights="copy"),
+        "rho": twin_of(config, rho_every=1),
         "diverged": replace(config, seed=1, recipe=replace(config.recipe, learning_rate=1e9)),
     }[kind]
     folder, result, _ = run_once(settings)
@@ -311,9 +300,9 @@ def test_nothing_starts_from_damaged_weights(config: RunConfig, weights: str) ->
     source, _, _ = run_once(config)
     flip(source / "weights.pt", 700)
     with pytest.raises(DamagedResultError, match=f"rm -r {source}"):
-        run_once(twin(config, weights=weights))
+        run_once(twin_of(config, weights=weights))
     run_once(config)  # the command that made it
-    assert run_once(twin(config, weights=weights))[2]
+    assert run_once(twin_of(config, weights=weights))[2]
 
 
 def test_every_flipped_byte_of_a_checkpoint_is_told(tmp_path: Path) -> None:

@@ -7,12 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from experiments.runs.data import Dataset
-from experiments.runs.training import (
-    Examples,
-    History,
-    normalise,
-    train,
-)
+from experiments.runs.examples import Examples, normalise
+from experiments.runs.training import History, train
 from experiments.settings.schema import RecipeConfig
 
 CPU = torch.device("cpu")

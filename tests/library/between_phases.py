@@ -4,13 +4,13 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-import torch
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from stridenet import UnitStrideNetwork, convert_layers, eliminate_stride
 from stridenet.taps import TransposedTapMap
 from tests import reference
+from tests.arrays import integers, tensor
 from tests.examples import examples
 
 some = examples(40)
@@ -20,16 +20,6 @@ many = examples(100)
 
 
 LARGEST = {1: 11, 2: 6, 3: 4}
-
-
-def integers(shape: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Entries from −9 to 9, without 0."""
-    random = np.random.default_rng(seed)
-    return random.integers(1, 10, shape) * random.choice([-1, 1], shape)
-
-
-def tensor(array: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.asarray(array)).double()
 
 
 def close(obtained: Any, expected: Any) -> bool:

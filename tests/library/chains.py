@@ -12,11 +12,9 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.examples import examples
+from tests.networks import CONVOLUTIONS
 
 some = examples(60)
-
-
-CONVOLUTIONS = {1: nn.Conv1d, 2: nn.Conv2d, 3: nn.Conv3d}
 
 
 # None of them increases a difference, which keeps the error bound simple.
@@ -43,30 +41,6 @@ class Nested(nn.Module):
         x = torch.sigmoid(self.features(x))
         x = F.relu(self.conv2(x)).tanh()
         return self.fc(torch.flatten(x, 1))
-
-
-class Forward(nn.Module):
-    """The given layers, and a forward that is the given function of the model and its input."""
-
-    def __init__(self, forward: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = forward
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
-
-
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and evaluation mode, with weights that have no zeros and keep a map's magnitude."""
-    generator = torch.Generator().manual_seed(seed)
-    network.double().eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(generator=generator)
-            parameter /= math.sqrt(parameter[0].numel())
-    return network
 
 
 def images(input_size: tuple[int, ...], seed: int = 0) -> Tensor:

@@ -10,12 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stridenet import (
-    StrideEliminationError,
-    UnitStrideNetwork,
-    convert_layers,
-    eliminate_stride,
-)
+from stridenet import StrideEliminationError, UnitStrideNetwork, convert_layers, eliminate_stride
 from stridenet.by_layer.converted import is_converted
 from stridenet.sharing import plain_state
 from stridenet.zoo import lenet

@@ -9,10 +9,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stridenet import (
-    UnitStrideNetwork,
-    eliminate_stride,
-)
+from stridenet import UnitStrideNetwork, eliminate_stride
+from tests.networks import randomise
 
 WAYS = {"shared": {}, "per phase": {"batch_norm": "per_phase"}}
 
@@ -61,22 +59,6 @@ class Small(nn.Module):
         return self.fc(self.drop(x.mean((2, 3))))
 
 
-def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and evaluation mode, with weights and statistics as of a trained network."""
-    generator = torch.Generator().manual_seed(seed)
-    network.double().eval()
-    with torch.no_grad():
-        for parameter in network.parameters():
-            parameter.normal_(generator=generator)
-            parameter /= math.sqrt(parameter[0].numel())
-        for name, buffer in network.named_buffers():
-            if name.endswith("running_mean"):
-                buffer.normal_(generator=generator)
-            if name.endswith("running_var"):
-                buffer.uniform_(0.5, 1.5, generator=generator)
-    return network
-
-
 def images(input_size: tuple, number: int = 2, seed: int = 0) -> Tensor:
     generator = torch.Generator().manual_seed(seed)
     return torch.randn(number, *input_size, generator=generator, dtype=torch.float64)
@@ -89,19 +71,6 @@ def close(obtained: Tensor, expected: Tensor, error: float = 1e-12) -> bool:
 def converted(options: dict, seed: int = 0) -> tuple[nn.Module, UnitStrideNetwork, Tensor]:
     model = randomise(Small(), seed)
     return model, eliminate_stride(model, Small.input_size, **options), images(Small.input_size)
-
-
-class Forward(nn.Module):
-    """A forward that is the given function of the model and its inputs, with the given layers."""
-
-    def __init__(self, function: Callable[..., Any], **layers: nn.Module) -> None:
-        super().__init__()
-        self.function = function
-        for name, layer in layers.items():
-            self.add_module(name, layer)
-
-    def forward(self, x: Tensor) -> Any:
-        return self.function(self, x)
 
 
 class TwoInputs(nn.Module):

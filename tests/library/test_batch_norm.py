@@ -13,14 +13,7 @@ from torch import Tensor, nn
 from stridenet import eliminate_stride
 from stridenet.pixels import PhaseBatchNorm, SharedBatchNorm
 from tests import reference
-from tests.library.between_phases import (
-    close,
-    integers,
-    maps_and_factors,
-    some,
-    tensor,
-    twin_of,
-)
+from tests.library.between_phases import close, integers, maps_and_factors, some, tensor, twin_of
 
 BATCH_NORMS = {1: nn.BatchNorm1d, 2: nn.BatchNorm2d, 3: nn.BatchNorm3d}
 

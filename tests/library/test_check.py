@@ -8,12 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stridenet import (
-    StrideEliminationError,
-    convert_layers,
-    converted_layers,
-    eliminate_stride,
-)
+from stridenet import StrideEliminationError, convert_layers, converted_layers, eliminate_stride
 from stridenet.checking.running import runnable_layers
 from stridenet.layers import WindowMaximum
 from stridenet.rules import convolution

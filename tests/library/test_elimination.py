@@ -10,25 +10,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stridenet import (
-    UnitStrideNetwork,
-    eliminate_stride,
-)
+from stridenet import UnitStrideNetwork, eliminate_stride
 from stridenet.layers import PhantomMask
 from stridenet.rules.registry import ELEMENTWISE
 from tests import reference
 from tests.examples import examples
-from tests.library.chains import (
-    CONVOLUTIONS,
-    Forward,
-    Nested,
-    Recorder,
-    chains,
-    close,
-    images,
-    randomise,
-    some,
-)
+from tests.library.chains import Nested, Recorder, chains, close, images, some
+from tests.networks import CONVOLUTIONS, Forward, randomise
 
 many = examples(200)
 

@@ -17,9 +17,9 @@ from torch import Tensor, nn
 from stridenet import StrideEliminationError, eliminate_stride, plan_elimination
 from stridenet.index_maps import PositionMap
 from stridenet.phases import FeatureMap
-from tests.between_strides import SIZES, Does, between, check, check_training, images
+from tests.between_strides import SIZES, between, check, check_training, images
 from tests.examples import examples
-from tests.networks import randomise
+from tests.networks import Forward, randomise
 
 BLOCKS: dict[str, tuple[Callable | nn.Module, int, int]] = {
     "PixelShuffle": (nn.PixelShuffle(2), 8, 2),
@@ -120,7 +120,7 @@ def test_padding_by_loops(mode: str, size: int, pair: tuple[int, int], factor: i
     before, after = (min(p, most) for p in pair)
     x = images((2, size))
     taken = [place(mode, u - before, size) for u in range(before + size + after)]
-    model = Does(lambda _, x: F.pad(x, (before, after), mode=mode))
+    model = Forward(lambda _, x: F.pad(x, (before, after), mode=mode))
     twin = eliminate_stride(model, (2, size), output_factor=factor)
     assert torch.equal(twin(x), x[..., taken])
 

@@ -9,13 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from stridenet import (
-    StrideEliminationError,
-    convert_layers,
-    eliminate_stride,
-    plan_elimination,
-)
-from tests.library.chains import Forward, Recorder, close, images, randomise
+from stridenet import StrideEliminationError, convert_layers, eliminate_stride, plan_elimination
+from tests.library.chains import Recorder, close, images
+from tests.networks import Forward, randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 
@@ -249,7 +245,7 @@ def recorded(network: nn.Module, x: Tensor) -> Recorder:
         pytest.param(Forward(lambda m, x: fails("")), "NotImplementedError", id="no message"),
         pytest.param(
             Forward(lambda m, x: x.foo()),
-            r"'Tensor' object has no attribute 'foo' \(test_no_t",
+            r"'Tensor' object has no attribute 'foo' \(test_no_twin",
             id="no such method",
         ),
     ],

@@ -22,23 +22,10 @@ from stridenet import depth_to_space, space_to_depth
 from stridenet.phases import expand_bias, expand_filter
 from stridenet.taps import TapMap, phase_size
 from tests import reference
+from tests.arrays import equal, integers, tensor
 from tests.examples import examples
 
 many = examples(300)
-
-
-def integers(shape: Sequence[int], seed: int = 0) -> np.ndarray:
-    """Entries from −9 to 9, without 0."""
-    random = np.random.default_rng(seed)
-    return random.integers(1, 10, shape) * random.choice([-1, 1], shape)
-
-
-def tensor(array: np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(array).double()
-
-
-def equal(obtained: torch.Tensor | np.ndarray, expected: torch.Tensor | np.ndarray) -> bool:
-    return np.array_equal(np.asarray(obtained), np.asarray(expected))
 
 
 @st.composite

@@ -11,11 +11,9 @@ from hypothesis import given
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from stridenet import (
-    eliminate_stride,
-    plan_elimination,
-)
-from tests.library.chains import Recorder, chains, convolution_in, images, randomise, some
+from stridenet import eliminate_stride, plan_elimination
+from tests.library.chains import Recorder, chains, convolution_in, images, some
+from tests.networks import randomise
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")
 

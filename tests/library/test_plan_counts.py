@@ -13,8 +13,8 @@ from torchvision.models import resnet18
 from stridenet import StrideEliminationError, eliminate_stride, plan_elimination, verify
 from stridenet.layers import WindowAverage
 from stridenet.zoo import lenet, resnet20
-from tests.between_strides import Does, check, images
-from tests.networks import randomise
+from tests.between_strides import check, images
+from tests.networks import Forward, randomise
 
 
 def count(network: nn.Module) -> int:
@@ -68,7 +68,7 @@ def called_twice(layer: nn.Module, channels: int = 2) -> nn.Module:
         called_twice(nn.Conv2d(2, 2, 3, 1, 1)),
         nn.Sequential(nn.Conv2d(2, 2, 3, 2, 1), layer := nn.PReLU(2), layer),
         nn.Sequential(nn.Conv2d(2, 3, 2, 2), nn.Flatten(), nn.Linear(48, 3)),
-        Does(lambda m, x: m.c(x * m.p) * m.p[0], p=nn.Parameter(torch.ones(2, 1, 1)),
+        Forward(lambda m, x: m.c(x * m.p) * m.p[0], p=nn.Parameter(torch.ones(2, 1, 1)),
              c=nn.Conv2d(2, 2, 3, 2, 1)),
     ],
 )  # fmt: skip
@@ -146,17 +146,17 @@ def test_an_empty_network_has_an_empty_plan(model: nn.Module, factor: int) -> No
 
 
 def test_an_input_may_be_a_result() -> None:
-    model = Does(lambda m, x: (x, m.c(x), x.chunk(2, 1)), c=nn.Conv2d(2, 2, 3, 2, 1))
+    model = Forward(lambda m, x: (x, m.c(x), x.chunk(2, 1)), c=nn.Conv2d(2, 2, 3, 2, 1))
     check(randomise(model), (2, 7, 9))
 
 
 def test_a_pool_of_a_whole_map_is_as_before() -> None:
     """Nothing of it is cut, and it is a mean over the pixels."""
 
-    def forward(m: Does, x: Tensor) -> Tensor:
+    def forward(m: Forward, x: Tensor) -> Tensor:
         return m.last(x * torch.sigmoid(F.avg_pool2d(x, (8, 7))))
 
-    model = randomise(Does(forward, last=nn.Conv2d(2, 2, 3, 2)))
+    model = randomise(Forward(forward, last=nn.Conv2d(2, 2, 3, 2)))
     twin = check(model, (2, 8, 7))
     assert not [m for m in twin.modules() if isinstance(m, WindowAverage)]
     assert twin(images((2, 8, 7))).shape == (2, 2, 3, 3)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, verify
 from stridenet.layers import Operation
+from tests.library.verified import Damage, layer_of
 
 
 class Scaled(nn.Module):
@@ -70,12 +71,6 @@ MODELS: dict[str, tuple[Callable[[], nn.Module], tuple, dict]] = {
     "per phase": (plain, (2, 17, 14), {"batch_norm": "per_phase"}),
     "in one dimension": (one_dimension, (2, 31), {}),
 }
-Damage = Callable[[UnitStrideNetwork], None]
-
-
-def layer_of(twin: UnitStrideNetwork, name: str) -> Any:
-    layer = twin.network.get_submodule(name)
-    return layer[-1] if isinstance(layer, nn.Sequential) else layer
 
 
 def copied_weight(twin: UnitStrideNetwork) -> None:

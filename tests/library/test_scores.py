@@ -4,9 +4,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from stridenet import (
-    eliminate_stride,
-)
+from stridenet import eliminate_stride
 from stridenet.verification import compare_scores
 from tests.library.verified import SIZE, network, random_images
 

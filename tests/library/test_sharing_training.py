@@ -12,7 +12,8 @@ import torch
 from hypothesis import given
 from torch import Tensor, nn
 
-from experiments.runs.training import Examples, TwinTraining, train
+from experiments.runs.examples import Examples
+from experiments.runs.training import TwinTraining, train
 from experiments.settings.schema import RecipeConfig
 from stridenet import (
     StrideEliminationError,

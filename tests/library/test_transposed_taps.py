@@ -12,10 +12,7 @@ from stridenet import depth_to_space
 from stridenet.phases import expand_filter
 from stridenet.taps import TransposedTapMap
 from tests import reference
-from tests.library.between_phases import (
-    many,
-    transposed_tap_maps,
-)
+from tests.library.between_phases import many, transposed_tap_maps
 
 
 @many

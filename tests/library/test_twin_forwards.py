@@ -20,15 +20,14 @@ from stridenet.graph.nodes import operation_type
 from tests.library.small_networks import (
     SHAPES,
     WAYS,
-    Forward,
     Small,
     TwoInputs,
     close,
     converted,
     every_way,
     images,
-    randomise,
 )
+from tests.networks import Forward, randomise
 from tests.state import fingerprint
 
 # Forwards of many kinds

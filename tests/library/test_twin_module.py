@@ -9,21 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from stridenet import (
-    StrideEliminationError,
-    UnitStrideNetwork,
-    eliminate_stride,
-    plan_elimination,
-)
+from stridenet import StrideEliminationError, UnitStrideNetwork, eliminate_stride, plan_elimination
 from stridenet.layers import PhantomMask
-from tests.library.chains import (
-    Forward,
-    Nested,
-    close,
-    convolution_in,
-    images,
-    randomise,
-)
+from tests.library.chains import Nested, close, convolution_in, images
+from tests.networks import Forward, randomise
 from tests.state import fingerprint, random_states
 
 pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning")

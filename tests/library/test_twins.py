@@ -11,17 +11,9 @@ import pytest
 import torch
 from torch import nn
 
-from stridenet import (
-    eliminate_stride,
-)
-from tests.library.small_networks import (
-    Small,
-    close,
-    converted,
-    every_way,
-    images,
-    randomise,
-)
+from stridenet import eliminate_stride
+from tests.library.small_networks import Small, close, converted, every_way, images
+from tests.networks import randomise
 
 
 @every_way

@@ -4,7 +4,6 @@ import copy
 import itertools
 import math
 from collections import OrderedDict
-from collections.abc import Callable
 
 import pytest
 import torch
@@ -19,7 +18,7 @@ from stridenet import (
 )
 from stridenet.layers import PhantomMask
 from stridenet.verification import compare_scores
-from tests.library.verified import SIZE, network, random_images
+from tests.library.verified import SIZE, Damage, layer_of, network, random_images
 
 
 def state(module: nn.Module) -> list:
@@ -33,11 +32,6 @@ def state(module: nn.Module) -> list:
 
 def failures(report: VerificationReport) -> list[str]:
     return [layer.layer for layer in report.layers if not layer.passed]
-
-
-def convolution(twin: UnitStrideNetwork, name: str) -> nn.Module:
-    layer = twin.network.get_submodule(name)
-    return layer[-1] if isinstance(layer, nn.Sequential) else layer
 
 
 # Passes
@@ -95,7 +89,7 @@ def test_the_images_given_are_the_images_used() -> None:
     x = random_images()
     assert verify(model, twin, x) == verify(model, twin, [x]) != verify(model, twin)
     with torch.no_grad():
-        convolution(twin, "a").weight[:, 0] *= 2  # phase (1, 1) of the first channel
+        layer_of(twin, "a").weight[:, 0] *= 2  # phase (1, 1) of the first channel
     x[:, 0] = 0
     assert verify(model, twin, x).passed
     assert not verify(model, twin).passed
@@ -112,7 +106,7 @@ def test_the_report_can_be_read() -> None:
         "Conv2d", "Sigmoid", "Conv2d", "ReLU", "Conv2d", "Tanh", "Flatten", "Linear", "restored",
     ]  # fmt: skip
     with torch.no_grad():
-        convolution(twin, "b").bias += 1
+        layer_of(twin, "b").bias += 1
     assert "NOT equal, from b on" in str(verify(model, twin))
 
 
@@ -187,7 +181,7 @@ def test_a_weight_behind_a_scale_of_zero_is_compared(options: dict) -> None:
     twin = eliminate_stride(model, (2, 27, 30), **options)
     assert verify(model, twin).passed
     with torch.no_grad():
-        convolution(twin, "branch.conv2").weight.view(-1)[3] += 1e-3
+        layer_of(twin, "branch.conv2").weight.view(-1)[3] += 1e-3
     x = random_images(2, (2, 27, 30))
     assert torch.allclose(model.eval()(x)["map"], twin.eval()(x)["map"], atol=1e-5)  # by scale zero
     assert verify(model, twin).first_failure == "branch.conv2"
@@ -224,7 +218,7 @@ def test_a_failure_can_be_raised() -> None:
     twin = eliminate_stride(model, (2, 27, 30))
     assert verify(model, twin, raise_on_failure=True).passed
     with torch.no_grad():
-        convolution(twin, "last").weight[0] *= 2
+        layer_of(twin, "last").weight[0] *= 2
     with pytest.raises(StrideEliminationError, match=r"not equal to the model:(?s:.)*from last on"):
         verify(model, twin, raise_on_failure=True)
 
@@ -244,7 +238,7 @@ def test_networks_of_several_inputs_are_compared() -> None:
     assert verify(model, twin).passed
     assert verify(model, twin, given).passed
     with torch.no_grad():
-        convolution(twin, "b").weight[1] *= 1.001
+        layer_of(twin, "b").weight[1] *= 1.001
     assert verify(model, twin, given).first_failure == "b"
 
 
@@ -267,14 +261,11 @@ def test_a_model_that_does_not_compute_what_was_traced_fails_at_once() -> None:
     )
 
 
-Damage = Callable[[UnitStrideNetwork], None]
-
-
 def changed_weight(name: str, factor: float) -> Damage:
     """Multiply the largest weight."""
 
     def damage(twin: UnitStrideNetwork) -> None:
-        weight = convolution(twin, name).weight.view(-1)
+        weight = layer_of(twin, name).weight.view(-1)
         weight[weight.abs().argmax()] *= factor
 
     return damage
@@ -282,7 +273,7 @@ def changed_weight(name: str, factor: float) -> Damage:
 
 def changed_bias(name: str) -> Damage:
     def damage(twin: UnitStrideNetwork) -> None:
-        convolution(twin, name).bias[3] += 1e-5
+        layer_of(twin, name).bias[3] += 1e-5
 
     return damage
 
@@ -308,7 +299,7 @@ def block_major_rearrangement(twin: UnitStrideNetwork) -> None:
 
 def block_major_filter(name: str, channels: int) -> Damage:
     def damage(twin: UnitStrideNetwork) -> None:
-        weight = convolution(twin, name).weight
+        weight = layer_of(twin, name).weight
         weight.copy_(weight[:, block_major(channels, weight.shape[1] // channels)])
 
     return damage
@@ -321,7 +312,7 @@ def no_mask(twin: UnitStrideNetwork) -> None:
 
 
 def swapped_outputs(twin: UnitStrideNetwork) -> None:
-    weight = convolution(twin, "c").weight
+    weight = layer_of(twin, "c").weight
     weight.copy_(weight.flip(0))
 
 

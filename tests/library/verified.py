@@ -1,11 +1,16 @@
-"""A network to be verified."""
+"""A network to be verified, and how a twin's layers are reached."""
 
 from collections import OrderedDict
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from stridenet import UnitStrideNetwork
+
 SIZE = (2, 21, 18)
+Damage = Callable[[UnitStrideNetwork], None]
 
 
 def network(seed: int = 0, **changes: nn.Module) -> nn.Sequential:
@@ -27,3 +32,9 @@ def network(seed: int = 0, **changes: nn.Module) -> nn.Sequential:
 
 def random_images(count: int = 3, size: tuple[int, ...] = SIZE) -> Tensor:
     return torch.randn(count, *size, generator=torch.Generator().manual_seed(1))
+
+
+def layer_of(twin: UnitStrideNetwork, name: str) -> Any:
+    """The layer itself, where padding or a mask stands before it."""
+    layer = twin.network.get_submodule(name)
+    return layer[-1] if isinstance(layer, nn.Sequential) else layer

@@ -7,10 +7,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from stridenet import (
-    UnitStrideNetwork,
-    eliminate_stride,
-)
+from stridenet import UnitStrideNetwork, eliminate_stride
 
 with warnings.catch_warnings():  # of their own imports
     warnings.simplefilter("ignore")

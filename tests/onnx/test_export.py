@@ -20,12 +20,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from stridenet import (
-    convert_layers,
-    eliminate_stride,
-    export_onnx,
-    host,
-)
+from stridenet import convert_layers, eliminate_stride, export_onnx, host
 from stridenet.layers import PhantomMask
 from stridenet.onnx import export
 from stridenet.onnx.exportable import describe_layout

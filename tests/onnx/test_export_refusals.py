@@ -13,11 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
-from stridenet import (
-    StrideEliminationError,
-    UnitStrideNetwork,
-    export_onnx,
-)
+from stridenet import StrideEliminationError, UnitStrideNetwork, export_onnx
 from stridenet.errors import InputError
 from stridenet.onnx import export
 from stridenet.onnx.check import OutputComparison

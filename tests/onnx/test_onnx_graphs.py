@@ -10,14 +10,7 @@ import pytest
 
 from stridenet.errors import InputError, StrideEliminationError
 from stridenet.onnx.files import convert_file
-from tests.onnx_models import (
-    free,
-    integers,
-    model_of,
-    outputs_of,
-    saved,
-    strides_of,
-)
+from tests.onnx_models import free, integers, model_of, outputs_of, saved, strides_of
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -21,13 +21,7 @@ from stridenet.onnx.files import (
     verify_files,
 )
 from stridenet.onnx.files.filters import FilterExpansion
-from tests.onnx_models import (
-    convolution,
-    drawn,
-    free,
-    model_of,
-    saved,
-)
+from tests.onnx_models import convolution, drawn, free, model_of, saved
 
 with warnings.catch_warnings():
     warnings.simplefilter("ignore")

@@ -1,11 +1,9 @@
 """Tensors of small integers, on which the paper's statements hold exactly."""
 
-from collections.abc import Sequence
-
 import numpy as np
-import torch
 from hypothesis import strategies as st
 
+from tests.arrays import integers
 from tests.examples import examples
 
 many = examples(200)
@@ -15,20 +13,6 @@ some = examples(50)
 
 
 Case = tuple[np.ndarray, np.ndarray]
-
-
-def integers(shape: Sequence[int], seed: int = 0, largest: int = 9) -> np.ndarray:
-    """Entries from −largest to largest, without 0."""
-    random = np.random.default_rng(seed)
-    return random.integers(1, largest + 1, shape) * random.choice([-1, 1], shape)
-
-
-def equal(obtained: Sequence | np.ndarray, expected: Sequence | np.ndarray) -> bool:
-    return np.array_equal(np.asarray(obtained), np.asarray(expected))
-
-
-def tensor(array: Sequence | np.ndarray) -> torch.Tensor:
-    return torch.from_numpy(np.asarray(array)).double()
 
 
 @st.composite

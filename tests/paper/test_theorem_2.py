@@ -16,7 +16,8 @@ from experiments.paper import theory
 from stridenet import eliminate_stride, space_to_depth
 from stridenet.phases import expand_filter
 from stridenet.taps import TapMap
-from tests.paper.integers import Case, cases, equal, integers, many, samplings, some, tensor
+from tests.arrays import equal, integers, tensor
+from tests.paper.integers import Case, cases, many, samplings, some
 
 
 def all_equal(obtained: Sequence[np.ndarray], expected: Sequence[np.ndarray]) -> bool:

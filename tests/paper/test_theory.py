@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 from scipy.signal import correlate2d
 
 from experiments.paper import theory
-from tests.paper.integers import Case, cases, equal, integers, many, samplings, some, tensor
+from tests.arrays import equal, integers, tensor
+from tests.paper.integers import Case, cases, many, samplings, some
 
 
 def test_the_paper_shares_no_code_with_what_is_tested_against_it() -> None:

@@ -32,6 +32,10 @@ _HOME = {
     "FilesReport": "reports",
     "Kernel": "options",
     "Rearrange": "options",
+    "benchmark_files": "api",
+    "convert_file": "api",
+    "plan_file": "api",
+    "verify_files": "api",
 }
 
 
@@ -41,10 +45,10 @@ def __dir__() -> list[str]:
 
 def __getattr__(name: str) -> Any:
     # onnx takes half a second to import, which `--help` and a mistyped option should not.
-    if name not in __all__:
+    if name not in _HOME:
         raise AttributeError(f"module 'stridenet.onnx.files' has no attribute {name!r}")
     try:
-        home = importlib.import_module(f"stridenet.onnx.files.{_HOME.get(name, 'api')}")
+        home = importlib.import_module(f"stridenet.onnx.files.{_HOME[name]}")
     except ModuleNotFoundError as error:
         raise InputError(
             f"ONNX files need onnx and onnx-ir ({error}): pip install '.[onnx]' in stridenet's folder"

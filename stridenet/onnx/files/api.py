@@ -15,13 +15,7 @@ from stridenet import host
 from stridenet.errors import InputError, NotEqualError
 from stridenet.files import disk_errors
 from stridenet.layers_plan import ConvertedLayer, LayersPlan
-from stridenet.onnx.files.comparing import (
-    Feed,
-    compare_files,
-    feeds_of,
-    require_names,
-    sizes_of,
-)
+from stridenet.onnx.files.comparing import Feed, compare_files, feeds_of, require_names, sizes_of
 from stridenet.onnx.files.conversion import ConvertedFile, ConvertedNode, convert_graph
 from stridenet.onnx.files.grafting import graft, graph_pairs
 from stridenet.onnx.files.matching import layouts_of, match_files

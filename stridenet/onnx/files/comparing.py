@@ -23,13 +23,11 @@ MOST_ROWS = 10
 
 @dataclass(frozen=True)
 class OutputDifference:
-    """The output of a file or node, in both files: the largest values over all of its numbers."""
+    """Says how far one output of a node or file differs in two files, at its largest."""
 
     name: str
     difference: float
-    sensitivity: (
-        float  # difference of the original's own under a relative change of 1e-7 of its input
-    )
+    sensitivity: float  # how far a relative change of 1e-7 of the input moves the original's
     largest: float  # of the original's values
 
     @property
@@ -40,13 +38,11 @@ class OutputDifference:
 
 @dataclass(frozen=True)
 class FileComparison:
-    """How far two files differ in onnxruntime, without its optimisations."""
+    """Says how far two files differ in onnxruntime, without its optimisations."""
 
     sizes: tuple[str, ...]  # of the inputs, once for each comparison
     outputs: tuple[OutputDifference, ...]  # the output of each comparison that differs most
-    nodes: tuple[
-        OutputDifference, ...
-    ] = ()  # the first that differ, where an output differs by much
+    nodes: tuple[OutputDifference, ...] = ()  # the first that differ, if an output differs by much
     reason: str = ""  # why there is no comparison
 
     @property
@@ -71,7 +67,7 @@ class FileComparison:
 
 
 class _Trial(NamedTuple):
-    """One comparison of two files."""
+    """Holds one comparison of two files."""
 
     feed: Feed
     worst: OutputDifference

@@ -20,7 +20,7 @@ FIRST_IR_WITH_PLAIN_INITIALIZERS = 4  # before it, each initializer is an input,
 
 @dataclass(frozen=True)
 class PlannedNode:
-    """A node that is to be converted."""
+    """Describes a node that is to be converted."""
 
     name: str  # the node's name, or its output's
     site: Site
@@ -29,7 +29,7 @@ class PlannedNode:
 
 @dataclass(frozen=True)
 class ConvertedNode:
-    """A node that has been converted."""
+    """Describes a node that has been converted."""
 
     planned: PlannedNode
     original: Any  # the NodeProto
@@ -44,7 +44,7 @@ class ConvertedNode:
 
 @dataclass(frozen=True)
 class ConvertedFile:
-    """A file whose graph has been converted."""
+    """Holds a file whose graph has been converted."""
 
     file: OnnxFile
     done: tuple[ConvertedNode, ...]

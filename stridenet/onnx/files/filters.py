@@ -17,7 +17,7 @@ Refused = str  # says why there is no constant filter
 
 @dataclass(frozen=True)
 class Weight:
-    """A constant filter."""
+    """Describes a constant filter."""
 
     value: ir.Value  # that holds it, before any Identity nodes
     chain: tuple[ir.Node, ...]  # the Identity nodes, the nearest to the convolution first
@@ -26,9 +26,7 @@ class Weight:
     numbers: Callable[[], np.ndarray]  # reads the numbers when they are needed
 
 
-def constant_weight(
-    value: ir.Value | None, folder: Path, initializers: Any = None
-) -> Weight | Refused:
+def constant_weight(value: ir.Value | None, folder: Path) -> Weight | Refused:
     """Return the filter that a value holds, or why it is not known before the file runs."""
     chain: list[ir.Node] = []
     while value is not None and (node := value.producer()) is not None:
@@ -85,7 +83,7 @@ def _constant_of_shape(
 
 @dataclass(frozen=True)
 class FilterExpansion:
-    """How a filter (out, in / groups, *kernel) becomes one of unit stride.
+    """Says how a filter (out, in / groups, *kernel) becomes one of unit stride.
 
     Its channels are those of the rearranged map: phases behind each channel (CRD, as pixel_unshuffle),
     or channels behind each phase (DCR, as ONNX's SpaceToDepth).
@@ -142,7 +140,7 @@ class FilterExpansion:
 
 
 class PendingFilter(NamedTuple):
-    """A unit-stride filter that is made when it is written, so that memory holds one at a time."""
+    """Makes a unit-stride filter when it is written, so that memory holds one at a time."""
 
     weight: Weight
     expansion: FilterExpansion
@@ -159,7 +157,7 @@ class PendingFilter(NamedTuple):
 
 @dataclass
 class NewFilters:
-    """The unit-stride filters that a file gets."""
+    """Holds the unit-stride filters that a file gets."""
 
     names: FreshNames
     values: dict[tuple[ir.Value, FilterExpansion], ir.Value] = field(default_factory=dict)

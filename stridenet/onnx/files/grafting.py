@@ -14,7 +14,7 @@ from stridenet.onnx.layout import layout_of
 
 @dataclass(frozen=True)
 class GraphPair:
-    """A graph or function of onnx-ir as it was read, and the same graph of protobuf."""
+    """Pairs a graph or function of onnx-ir, as it was read, with the same graph of protobuf."""
 
     graph: Any
     proto: Any  # GraphProto or FunctionProto

@@ -9,7 +9,7 @@ from stridenet.onnx.files.windows import FilterAxis, Window, unmoved
 
 @dataclass(frozen=True)
 class Grid:
-    """One axis of the rearrangement, and of the unit-stride convolution behind it."""
+    """Describes one axis of the rearrangement, and of the unit-stride convolution behind it."""
 
     stride: int
     size: GraphSize  # of the map
@@ -87,7 +87,7 @@ def _odd_grid(b: Builder, window: Window, size: GraphSize) -> Grid:
     for padding in range(before, kernel - last):
         # The map's own ceil(size / stride) blocks give (size + given) // stride outputs.
         given = stride - 1 + stride * (2 * padding - kernel + 1)
-        if _outputs(b, size, given, stride) == _outputs(b, size, wanted, stride):
+        if _outputs(size, given, stride) == _outputs(size, wanted, stride):
             outputs = None
             break
         if given >= wanted:
@@ -104,7 +104,7 @@ def _odd_grid(b: Builder, window: Window, size: GraphSize) -> Grid:
     return Grid(stride, size, 0, blocks, axis, 1, (padding, padding), outputs)
 
 
-def _outputs(b: Builder, size: GraphSize, more: int, stride: int) -> int:
+def _outputs(size: GraphSize, more: int, stride: int) -> int:
     """Return (size + more) // stride, or `more` where the size is not known.
 
     Two numbers of outputs are compared. If they are to be equal at every size, so must be `more`.

@@ -33,7 +33,7 @@ HASHES = 3
 
 @dataclass
 class Match:
-    """What the other file has of the original."""
+    """Says what the other file has of the original."""
 
     proofs: list[NodeProof] = field(default_factory=list)  # of nodes that stand for strided ones
     unequal: list[str] = field(default_factory=list)  # nodes, and what is wrong with them
@@ -71,7 +71,7 @@ def layouts_of(path: Path) -> dict[str, dict[str, Any]]:
 
 @dataclass(frozen=True)
 class _ScopePair:
-    """One graph in both files."""
+    """Pairs one graph of both files."""
 
     ours: Scope
     theirs: Scope

@@ -38,6 +38,6 @@ def checked_file_options(only: Any, pooling: bool, rearrange: Any, kernel: Any) 
 
 
 def did_you_mean(name: str, names: Collection[str]) -> str:
-    """Return a half sentence with the names most like a mistyped one; "" if none is like it."""
-    close = difflib.get_close_matches(name, names, n=3)
-    return f" (did you mean {' or '.join(map(repr, close))}?)" if close else ""
+    """Return a question for the name most like a mistyped one; "" if none is like it."""
+    close = difflib.get_close_matches(name, names, n=1)
+    return f" (did you mean {close[0]!r}?)" if close else ""

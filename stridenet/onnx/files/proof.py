@@ -149,7 +149,7 @@ def _check_folding(done: ConvertedNode, scope: Scope) -> None:
 
 @dataclass(frozen=True)
 class IsolatedNode:
-    """A strided node and the nodes that stand for it, as two models of float32."""
+    """Holds a strided node and the nodes that stand for it, as two models of float32."""
 
     name: str
     operator: str
@@ -177,7 +177,7 @@ def _constants_of(done: ConvertedNode) -> tuple[dict[str, np.ndarray], dict[str,
 
 
 class Versions(NamedTuple):
-    """The versions of ONNX that a model is of."""
+    """Says which versions of ONNX a model has."""
 
     opset: int
     ir: int

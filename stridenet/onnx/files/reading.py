@@ -15,6 +15,7 @@ from onnx_ir.passes.common import ShapeInferencePass
 
 from stridenet.errors import InputError
 from stridenet.onnx.files.building import FreshNames
+from stridenet.onnx.files.options import did_you_mean
 from stridenet.onnx.strides import reason
 
 OLDEST_OPSET = 11  # the first one whose Pad takes sizes that are computed
@@ -23,7 +24,7 @@ DEFAULT_DOMAINS = ("", "ai.onnx")
 
 @dataclass(frozen=True)
 class OnnxFile:
-    """A file that has been read. The graph of onnx-ir refers to the tensors of `proto`."""
+    """Holds a file that has been read; the graph of onnx-ir refers to the tensors of `proto`."""
 
     path: Path
     proto: Any  # onnx.ModelProto
@@ -82,8 +83,6 @@ def parse(path: Path) -> Any:
 
 
 def _similar(path: Path) -> str:
-    from stridenet.onnx.files.options import did_you_mean
-
     folder = path.parent
     if not folder.is_dir():
         return f": there is no folder {folder}"
@@ -156,7 +155,7 @@ def is_external(tensor: Any) -> bool:
 
 
 class ExternalData(NamedTuple):
-    """The part of a file that has a tensor's numbers."""
+    """Names the part of a file that has a tensor's numbers."""
 
     file: Path
     offset: int  # in bytes

@@ -84,7 +84,7 @@ class FilesReport:
 
 @dataclass(frozen=True)
 class FileTimes:
-    """Times of both files in onnxruntime, in milliseconds, one for each round."""
+    """Holds the times of both files in onnxruntime, in milliseconds, one for each round."""
 
     original: tuple[float, ...]
     converted: tuple[float, ...]

@@ -11,7 +11,7 @@ from stridenet.onnx.files.reading import external_data, is_external, subgraphs
 
 
 class Scope:
-    """A graph or function of a file, which sees its own constants and those of the graphs around it."""
+    """Is a graph or function of a file: it sees its own constants and those of graphs around it."""
 
     def __init__(self, proto: Any, outer: "Scope | None", folder: Path) -> None:
         self.proto = proto

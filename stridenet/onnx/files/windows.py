@@ -18,14 +18,14 @@ Same = Literal["SAME_UPPER", "SAME_LOWER"]
 
 @dataclass(frozen=True)
 class Window(windows.Window):
-    """One axis of a convolution or pooling, as the file has it: its padding may depend on the size."""
+    """Describes one axis of a convolution or pooling of a file; padding may depend on the size."""
 
     same: Same | None = None  # padding for ceil(size / stride) outputs, in place of `padding`
     ceil: bool = False  # the last window may reach beyond the padding, but not begin behind the map
 
     @property
     def surplus(self) -> int:
-        """c: all windows together read (size + c) // stride blocks from the first one's start on."""
+        """Return c: all windows together read (size + c) // stride blocks from the first's start on."""
         before, after = self.padding
         rest = self.blocks * self.stride
         if self.same:
@@ -48,17 +48,17 @@ class Window(windows.Window):
 
     @property
     def may_pad(self) -> bool:
-        """Whether some size needs zeros behind the map."""
+        """Tell whether some size needs zeros behind the map."""
         return self._behind[1] > 0
 
     @property
     def may_crop(self) -> bool:
-        """Whether at some size the last positions of the map are read by no window."""
+        """Tell whether at some size no window reads the last positions of the map."""
         return self._behind[0] < 0
 
     @property
     def _behind(self) -> tuple[int, int]:
-        """The least and the most that may stand behind the map, over all sizes."""
+        """Return the least and the most zeros that may stand behind the map, over all sizes."""
         if self.same:
             return 0, self.surplus
         most = self.surplus - self.padding[0]
@@ -67,7 +67,7 @@ class Window(windows.Window):
 
 @dataclass(frozen=True)
 class FilterAxis:
-    """Where the taps of one axis stand in the unit-stride filter.
+    """Says where the taps of one axis stand in the unit-stride filter.
 
     Tap k is of position dilation·k + shift: its quotient by the stride is the place, its remainder the
     phase.
@@ -81,7 +81,7 @@ class FilterAxis:
 
     @property
     def places(self) -> np.ndarray:
-        """Integers (stride, kernel): the strided tap behind each place of each phase, or −1."""
+        """Return integers (stride, kernel): the strided tap at each place of each phase, or −1."""
         tap_map = TapMap(self.taps, self.stride, self.dilation, (-self.shift, 0), 0, 1)
         places = np.full((self.stride, self.kernel), -1)
         first = self.shift // self.stride
@@ -91,5 +91,5 @@ class FilterAxis:
 
 
 def unmoved(window: Window) -> FilterAxis:
-    """An axis without stride, which stays as it is, dilation and all."""
+    """Return an axis without a stride, which stays as it is, with its dilation."""
     return FilterAxis(window.kernel, 1, 1, 0, window.kernel)

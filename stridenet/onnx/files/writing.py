@@ -43,7 +43,7 @@ def write_host_layout(conversion: ConvertedFile, path: Path) -> None:
 
 
 class _PendingFilters:
-    """The new filters of the main graph, which are neither in memory nor in a file yet."""
+    """Holds the new filters of the main graph, which are neither in memory nor in a file yet."""
 
     def __init__(self, conversion: ConvertedFile) -> None:
         main = conversion.file.model.graph.initializers

@@ -17,7 +17,7 @@ from stridenet.sizes import Size
 
 @dataclass(frozen=True)
 class Site:
-    """One strided node, and what is known of the place where it stands."""
+    """Describes one strided node, and what is known of the place where it stands."""
 
     node: ir.Node
     folder: Path  # of external data
@@ -103,7 +103,7 @@ def _as_list(value: Any) -> Any:
 
 
 class ExpandedFilter(NamedTuple):
-    """A convolution's strided filter, and the value that holds it expanded to unit stride."""
+    """Pairs a convolution's strided filter with the value that holds it expanded to unit stride."""
 
     weight: Weight
     expansion: FilterExpansion
@@ -112,7 +112,7 @@ class ExpandedFilter(NamedTuple):
 
 @dataclass(frozen=True)
 class Replacement:
-    """What a rule has built in place of a node."""
+    """Says what a rule has built in place of a node."""
 
     output: ir.Value  # stands for the node's first output
     filter: ExpandedFilter | None = None  # of a convolution

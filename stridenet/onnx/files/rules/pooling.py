@@ -62,7 +62,7 @@ class _Pooling:
 
 
 class Phase(NamedTuple):
-    """One phase of the map, and where the windows have taps in it."""
+    """Holds one phase of the map, and says where the windows have taps in it."""
 
     map: ir.Value
     taps: tuple[Blocks, ...]  # one an axis
