@@ -3,7 +3,7 @@
 from hypothesis import HealthCheck, settings
 
 # Percent of the usual number, by the name of the profile (pytest --hypothesis-profile=...).
-PROFILES = {"fast": 5, "stridenet": 15, "all": 100, "fuzz": 1000}
+PROFILES = {"fast": 5, "stridenet": 10, "all": 100, "fuzz": 1000}
 
 
 def register_profiles() -> None:

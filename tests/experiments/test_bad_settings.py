@@ -81,7 +81,6 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
-@pytest.mark.sample(40)
 @pytest.mark.parametrize(("key", "value", "hint"), BAD_VALUES)
 def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     plain: dict[str, Any], key: str, value: Any, hint: str
@@ -202,7 +201,6 @@ MISTYPED = [
 ]
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize(("command", "override", "told"), MISTYPED)
 def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
     command: str, override: str, told: str

@@ -91,7 +91,6 @@ def test_the_settings_are_arguments_of_the_conversion_of_their_theorem(settings:
     assert settings("theorem=1", "only=[a,b]").only == ["a", "b"]
 
 
-@pytest.mark.sample(7)
 @pytest.mark.parametrize(
     ("override", "told"),
     [

@@ -175,7 +175,6 @@ def test_the_papers_numbers_stand_beside_the_papers_networks(lenet: EliminationP
     assert table.paper_training_seconds.tolist() == [451.91, 680.97]
 
 
-@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("overrides", "size"),
     [

@@ -167,7 +167,6 @@ def outputs_agree(model: nn.Module, twin: nn.Module, x: Tensor, tolerance: float
         assert torch.allclose(a, b, rtol=tolerance, atol=tolerance)
 
 
-@pytest.mark.sample(20)
 @pytest.mark.parametrize("middle", [*QUESTIONS.values(), *MADE.values()], ids=[*QUESTIONS, *MADE])
 def test_the_twin_does_what_the_model_does_with_tensors(middle: Callable) -> None:
     model = Asks(middle).eval()

@@ -111,7 +111,6 @@ def instance(operation: Any) -> nn.Module:
     return operation(*options)
 
 
-@pytest.mark.sample(27)
 @pytest.mark.parametrize(
     "operation", sorted(ELEMENTWISE, key=str), ids=lambda o: getattr(o, "__name__", o)
 )

@@ -107,7 +107,6 @@ def lines_of(function: Callable) -> set[int]:
                     for _, _, line in const.co_lines() if line}  # fmt: skip
 
 
-@pytest.mark.sample(7)
 @pytest.mark.parametrize(("middle", "truth"), UNTRACEABLE.values(), ids=UNTRACEABLE)
 def test_what_cannot_be_traced_is_told_with_its_line(middle: Callable, truth: str) -> None:
     model = nn.Sequential(nn.ReLU(), Does(middle, gain=nn.Parameter(torch.ones(1))))

@@ -325,7 +325,6 @@ def other_activation(twin: UnitStrideNetwork) -> None:
     twin.network.c_act = nn.Hardtanh()
 
 
-@pytest.mark.sample(8)
 @pytest.mark.parametrize(
     ("damage", "layers"),
     [
