@@ -19,6 +19,7 @@ from experiments.runs.results import read_result
 from experiments.runs.run import run_once
 from experiments.settings.schema import RunConfig
 from stridenet.errors import InputError
+from stridenet.files import move
 from tests.experiments.runs import Payload, file_names, network
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -57,9 +58,11 @@ def test_a_write_that_fails_leaves_the_old_file_and_nothing_else(
     assert file_names(tmp_path) == {"file"}
 
 
+@pytest.mark.parametrize("puts", ["write", "move"])
 def test_content_is_on_the_disk_before_the_file_has_its_name(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    puts: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    (tmp_path / "made").write_bytes(b"content")
     calls: list[tuple[str, int]] = []
     replace_file, fsync = os.replace, os.fsync
 
@@ -73,7 +76,10 @@ def test_content_is_on_the_disk_before_the_file_has_its_name(
 
     monkeypatch.setattr(os, "replace", replacing)
     monkeypatch.setattr(os, "fsync", syncing)
-    write(tmp_path / "file", b"content")
+    if puts == "write":
+        write(tmp_path / "file", b"content")
+    else:
+        move(tmp_path / "made", tmp_path / "file")
     assert calls == [("fsync", 7), ("replace", 7)]
 
 
