@@ -14,13 +14,13 @@ from experiments.command import CONF, one_line
 from stridenet.errors import InputError
 
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
 LENET = ("model._target_=stridenet.zoo.lenet", "input_size=[1,28,28]")
 MODULE = """
 import sys
 import torch
 from stridenet.zoo import lenet
-
-pytestmark = pytest.mark.slow
 
 def quits():
     sys.exit()
