@@ -336,10 +336,7 @@ def _fetch_data(missing: list[Job]) -> None:
 
 
 def _announce(jobs: list[Job], missing: list[Job], at_once: int | None) -> None:
-    """Say how many runs there are to do, and what they take.
-
-    Ends the program if there is no room.
-    """
+    """Say how many runs there are to do, and what they take. Ends the program without room."""
     from experiments.runs.estimate import estimate
     from experiments.runs.machine import commit  # imports torch
 

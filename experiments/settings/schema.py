@@ -40,10 +40,7 @@ RATED = ("strided", "unit_stride", "tied", "masked", "pooling")  # unit_stride: 
 
 @dataclass
 class LayerConfig:
-    """Describes one layer of the strided network.
-
-    Sizes along the axes are written as one number or [h, w].
-    """
+    """Describes one layer of the strided network; sizes are one number, or [h, w]."""
 
     kind: str = setting("conv", "a convolution, or fully connected", ("conv", "fc"))
     channels: int = setting(MISSING, "output channels; of a fully connected layer, its features")
@@ -74,10 +71,7 @@ class LayerConfig:
 
 @dataclass
 class ModelConfig:
-    """Describes the strided network, and which network is derived from it.
-
-    It is the unit-stride twin, the network with pooling layers that it stands for, or none.
-    """
+    """Describes the strided network, and whether its twin, or one with pooling, is derived from it."""
 
     eliminate_stride: bool = setting(False, "take its unit-stride twin, whose sizes are derived")
     max_pooling: bool = setting(False, "max pooling in place of each strided convolution")

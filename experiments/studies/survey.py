@@ -208,10 +208,7 @@ def _path(config: SurveyConfig, one: Chosen) -> Path:
 
 
 def _deciding_settings(config: SurveyConfig) -> Row:
-    """Return the settings that decide a row.
-
-    Where it is kept, and which others were asked for, do not.
-    """
+    """Return the settings that decide a row; where it is kept, for one, does not."""
     return {key: getattr(config, key) for key in DECIDING}
 
 
@@ -317,10 +314,7 @@ KINDS = {"layers": "by layers", "pooling": "with pooling", "network": "Theorem 2
 
 
 def kinds(rows: list[Row]) -> pd.DataFrame:
-    """Return why models were not converted, and how many for each kind of reason.
-
-    The most frequent come first.
-    """
+    """Return why models were not converted, with numbers, the most frequent reasons first."""
     found = [
         {
             "conversion": KINDS[column],

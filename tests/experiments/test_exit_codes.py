@@ -15,6 +15,8 @@ from stridenet.errors import InputError
 
 pytestmark = pytest.mark.slow
 ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.slow
+
 LENET = ("model._target_=stridenet.zoo.lenet", "input_size=[1,28,28]")
 MODULE = """
 import sys
