@@ -195,6 +195,7 @@ def test_a_batch_fixes_all_sizes_and_pooling_goes_too(folder: Path, cli: Cli) ->
     assert [dim.dim_value for dim in dims] == [2, 3, 9, 9]
 
 
+@pytest.mark.slow
 def test_the_twin_of_a_trained_network_for_a_host_that_rearranges(tmp_path: Path, cli: Cli) -> None:
     """LeNet with weights, as a user exports it for a device."""
     torch.manual_seed(5)

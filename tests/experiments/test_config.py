@@ -278,6 +278,7 @@ def test_the_experiment_on_sharing_sweeps_all_arms_from_both_starts() -> None:
     assert parsed[0].key_or_group == "weights"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weights", ["scratch", "fine_tune"])
 def test_an_arm_is_its_network_sharing_and_rates_and_nothing_else(
     composed: Composed, weights: str

@@ -152,6 +152,7 @@ def patches(collection: PatchCollection) -> list[tuple[float, float]]:
     return [(extent.width, extent.height) for extent in extents]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("overrides", "size"),
     [

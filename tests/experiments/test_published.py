@@ -222,6 +222,7 @@ def test_what_is_damaged_is_named_in_one_line_with_the_cure(tmp_path: Path, dama
         assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_damaged_byte_of_the_bits_is_told_or_changes_nothing(tmp_path: Path) -> None:
     publish("mine", ALL, tmp_path)
     path, before = tmp_path / "correct.npz", read_published(tmp_path).right

@@ -70,6 +70,7 @@ def test_runs_of_another_loop_are_an_error_that_says_so(
     assert [found["seed"] for found in finished_runs(report_of(config))] == [1]
 
 
+@pytest.mark.slow
 def test_a_report_removes_what_an_earlier_one_of_other_runs_left(config: RunConfig) -> None:
     for settings in (config, twin_of(config, weights="copy")):
         run_once(settings)

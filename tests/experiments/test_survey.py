@@ -352,6 +352,7 @@ class NoWorker:
         return fake_sources.Fake().families()
 
 
+@pytest.mark.slow
 def test_what_has_been_measured_is_not_measured_again(
     surveyed: tuple[dict[str, Row], dict[str, str]],
     config: SurveyConfig,

@@ -369,6 +369,7 @@ def test_training_goes_on_from_any_point_bit_for_bit(
             assert torch.equal(value, network.state_dict()[name])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["tied", "masked"])
 @pytest.mark.parametrize("by_copies", [False, True])
 def test_training_of_a_twin_that_shares_goes_on_from_any_point_bit_for_bit(

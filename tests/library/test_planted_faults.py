@@ -226,6 +226,7 @@ def test_the_first_layer_that_is_another_is_named(changes: dict, told: str) -> N
         verify(other, twin)
 
 
+@pytest.mark.slow
 def test_a_report_of_many_layers_fits_a_terminal() -> None:
     layers = {
         f"a_block_with_a_long_name_{i}_and_its_layer": nn.Conv2d(2, 2, 3, padding=1)

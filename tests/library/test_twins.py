@@ -110,6 +110,7 @@ def test_flags_carry_over_module_by_module(options: dict) -> None:
 # Compiled, exported, traced
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")  # of torch's own parts about each other
 @every_way
 def test_a_compiled_twin_computes_the_same(options: dict) -> None:
@@ -144,6 +145,7 @@ def test_a_twin_can_be_compiled_to_machine_code() -> None:
     assert close(torch.compile(twin)(x), twin(x))
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore")
 @every_way
 def test_an_exported_twin_takes_any_number_of_images(options: dict) -> None:

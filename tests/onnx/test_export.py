@@ -201,6 +201,7 @@ def test_a_stride_that_was_to_stay_is_told(file: Path) -> None:
         assert [node.name for node in report.strided] == kept
 
 
+@pytest.mark.slow
 def test_several_inputs_have_their_names_and_each_its_phase_form(file: Path) -> None:
     class Two(nn.Module):
         def __init__(self) -> None:
@@ -271,6 +272,7 @@ def test_the_network_is_left_as_it_is_and_the_file_names_no_folder(file: Path) -
         assert private.encode() not in content
 
 
+@pytest.mark.slow
 def test_large_weights_lie_in_a_file_beside(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     twin = twin_of(lenet, (1, 28, 28))
     with monkeypatch.context() as patch:

@@ -26,6 +26,7 @@ def network() -> nn.Module:
         ).eval()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("rearrange", "kernel"), [("two-step", "odd"), ("space_to_depth", "minimal")]
 )

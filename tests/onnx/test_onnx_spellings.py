@@ -208,6 +208,7 @@ def test_only_the_convolution_at_the_input_is_left_to_the_host(tmp_path: Path) -
     assert kinds.index("Conv") < kinds.index("Reshape")
 
 
+@pytest.mark.slow
 def test_sizes_can_be_fixed_for_the_host_as_the_error_says(tmp_path: Path) -> None:
     source = saved(convolution([3, 3], [2, 2]), tmp_path)
     with pytest.raises(StrideEliminationError) as caught:

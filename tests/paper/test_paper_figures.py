@@ -354,6 +354,7 @@ runpy.run_module("experiments.figures", run_name="__main__")
 """
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("argument", ["--help", "layer=conv9"])
 def test_help_and_an_unknown_layer_do_not_wait_for_torch(argument: str) -> None:
     done = subprocess.run(

@@ -114,6 +114,7 @@ def test_the_library_has_four_dependencies() -> None:
     assert {name_of(one) for one in PROJECT["dependencies"]} == {"torch", "numpy", "einops", "tqdm"}
 
 
+@pytest.mark.slow
 def test_every_module_of_the_library_can_be_imported_without_the_extras(tmp_path: Path) -> None:
     assert "stridenet.onnx.export" in MODULES_OF_THE_LIBRARY
     modules = [name for name in MODULES_OF_THE_LIBRARY if not name.startswith(OF_THE_EXTRA)]
