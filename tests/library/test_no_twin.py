@@ -179,8 +179,12 @@ def test_what_works_in_place_is_what_later_readers_see(operation: Callable) -> N
     assert close(convert_layers(model)(x), model(x))
 
 
-def test_a_view_that_is_changed_in_place_and_read_later_by_another_name_is_refused() -> None:
-    model = in_place(lambda x: x[:, :, 1:].relu_())
+@pytest.mark.parametrize("rectify", [lambda x: x.relu_(), nn.ReLU(inplace=True)])
+def test_a_view_that_is_changed_in_place_and_read_later_by_another_name_is_refused(
+    rectify: Callable,
+) -> None:
+    model = in_place(lambda x: rectify(x[:, :, 1:]))
+    model.rectify = rectify if isinstance(rectify, nn.Module) else None
     with pytest.raises(
         StrideEliminationError, match=r"changes getitem .* in place, .* conv1 .*x = F\.relu"
     ):
