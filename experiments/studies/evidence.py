@@ -10,6 +10,12 @@ from experiments.reporting.figures import save_figure
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
 from experiments.settings.schema import EvidenceConfig
+from experiments.studies.accuracy import EXPERIMENTS as WITH_TEST_ACCURACY
+from experiments.studies.accuracy import (
+    accuracy_sections,
+    differences_figure,
+    differences_table,
+)
 from experiments.studies.claims import claims_section, claims_table
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
 from stridenet.files import make_folder
@@ -44,6 +50,7 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
         if name.endswith("rates"):
             sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
     missing = {name: _missing(progress, name) for name in EXPERIMENTS}
+    sections += _accuracy(published, missing, folder)
     verdicts = claims_section(claims_table(published, missing), "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
@@ -100,9 +107,24 @@ def _search(name: str, found: Published, folder: Path, complete: bool) -> list[S
     return [rates_section(name, table, about)]
 
 
+def _accuracy(
+    published: Mapping[str, Published], missing: Mapping[str, int | None], folder: Path
+) -> list[Section]:
+    """Return the tables of accuracy of the experiments that are complete, and draw Table 1's pairs."""
+    complete = {name: found for name, found in published.items() if missing[name] == 0}
+    lacking = [name for name in WITH_TEST_ACCURACY if name not in complete]
+    about = f"Not complete, and left out: {', '.join(lacking)}." if lacking else ""
+    if "table1" in complete:
+        row = differences_table({"table1": complete["table1"]}).iloc[0]
+        save_figure(differences_figure(complete["table1"], row), folder / "differences")
+    return accuracy_sections(complete, about)
+
+
 def _lines(row: dict[str, str]) -> str:
     """Return a claim with its outcome as lines for a terminal."""
     text = f"{row['Claim']}: {row['Verdict']}."
     if row["Difference"]:
         text += f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, p = {row['p (Holm)']}."
+        if row["Within"]:
+            text += f" Within {row['Margin']} (TOST): {row['Within']}."
     return textwrap.fill(text, WIDTH, subsequent_indent="    ")

@@ -357,10 +357,11 @@ def test_the_evidence_of_a_complete_experiment_has_its_verdict_in_80_columns(
     assert "-9.000 [-11.484, -6.516], n = 3, p = 0.029" in said  # 7 times 0.0041
     assert "C2: It learns more slowly: none: 1 runs of experiment=sharing are missing." in said
     report = tmp_path / "outputs" / "report"
-    for name in ("evidence", "verdicts"):
+    for name in ("evidence", "verdicts", "accuracy", "differences"):
         assert {path.suffix for path in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     assert pd.read_csv(report / "verdicts.csv").n.tolist() == [3, 0, 3, 0, 0, 0, 0]
-    assert drawn == []
+    assert "Within ±0.06 (TOST): no." in said
+    assert drawn == ["differences"]
 
 
 def test_runs_of_other_settings_in_the_folder_are_no_part_of_the_evidence(

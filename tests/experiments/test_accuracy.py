@@ -1,0 +1,126 @@
+"""Accuracy and paired differences of the protocol's experiments, on runs whose numbers were chosen."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+from scipy import stats
+
+from experiments.reporting.statistics import paired_difference
+from experiments.runs.published import Published, read_published
+from experiments.studies.accuracy import (
+    accuracy_sections,
+    accuracy_table,
+    differences_figure,
+    differences_table,
+    pairs_of,
+)
+from experiments.studies.claims import FREE, STRIDED, claims_table, worse_fit
+
+ROOT = Path(__file__).resolve().parents[2]
+IMAGES = 200
+# Images classified rightly by the strided network and by its twin, a pair each.
+PAIRS = [(190, 191), (192, 196), (188, 187), (191, 197)]
+
+
+def trained(network: str, rate: float, seed: int, right: int) -> tuple[dict, np.ndarray]:
+    """A run's row, and which images it classifies rightly: the first ones."""
+    row = {
+        "run": f"{network}-{rate}-{seed}", "network": network, "variant": "", "weights": "scratch",
+        "seed": seed, "learning_rate": rate, "test_correct": right, "test_images": IMAGES,
+        "fit_loss": 0.01 * seed, "training_cpu_seconds": 70.0 + seed, "diverged": False,
+    }  # fmt: skip
+    return row, np.arange(IMAGES) < right
+
+
+def experiment(rates: tuple[float, float], pairs: list[tuple[int, int]]) -> Published:
+    runs = [
+        trained(network, rate, 3000 + seed, right)
+        for seed, pair in enumerate(pairs)
+        for network, rate, right in zip((STRIDED, FREE), rates, pair, strict=True)
+    ]
+    rows = pd.DataFrame([row for row, _ in runs])
+    return Published(rows, pd.DataFrame(), pd.DataFrame(), {row["run"]: r for row, r in runs})
+
+
+TABLE1 = experiment((0.04, 0.08), PAIRS)
+SWAPPED = experiment((0.08, 0.04), [(180, 199), (170, 198), (181, 200)])
+
+
+def test_accuracy_is_that_of_each_network_and_rate_with_the_papers_beside_table_1_alone() -> None:
+    table = accuracy_table({"table1": TABLE1, "swapped": SWAPPED})
+    assert [*zip(table.experiment, table.network, table.learning_rate, table.n, strict=True)] == [
+        ("table1", STRIDED, 0.04, 4), ("table1", FREE, 0.08, 4),
+        ("swapped", STRIDED, 0.08, 3), ("swapped", FREE, 0.04, 3),
+    ]  # fmt: skip
+    assert [*table.accuracy_percent_mean] == pytest.approx([95.125, 96.375, 88.5, 99.5])
+    assert table.accuracy_percent_std[0] == pytest.approx(np.std([95, 96, 94, 95.5], ddof=1))
+    assert table.cpu_seconds_mean[0] == 3071.5
+    assert [*table.paper_accuracy_percent[:2]] == [98.17, 98.23]
+    assert table.paper_accuracy_percent[2:].isna().all()
+
+
+def test_differences_are_the_twins_accuracy_minus_the_strided_ones_pair_by_pair() -> None:
+    row = differences_table({"table1": TABLE1}).iloc[0]
+    values = [0.5, 2.0, -0.5, 3.0]
+    interval = stats.t.interval(0.95, 3, np.mean(values), stats.sem(values))
+    assert (row.n, row.ahead) == (4, 3)
+    assert [row["mean"], row.low, row.high] == pytest.approx([1.25, *interval])
+    assert (row.margin, row.within) == (0.06, False)
+    assert row.new_low < 1.25 < row.new_high
+
+
+def test_swapped_rates_join_the_pairs_of_the_same_seeds_at_equal_rates() -> None:
+    table = differences_table({"table1": TABLE1, "swapped": SWAPPED})
+    assert [*table.label] == ["each at its rate", "both at 0.04", "both at 0.08"]
+    # At 0.04: the strided network of table1, of the seeds that swapped has, and swapped's twin.
+    assert [*table["mean"][1:]] == pytest.approx([13.5 / 3, 21.5 / 3])
+    assert [*table.n[1:]] == [3, 3]
+    assert table.margin[1:].isna().all()
+    assert [pairs.label for pairs in pairs_of({"swapped": SWAPPED})] == []
+
+
+def test_the_figure_draws_every_pair_sorted_with_the_mean_and_both_bands() -> None:
+    row = differences_table({"table1": TABLE1}).iloc[0]
+    (axes,) = differences_figure(TABLE1, row).axes
+    points = next(line for line in axes.get_lines() if len(line.get_xdata()) == 4)
+    assert [*points.get_ydata()] == pytest.approx([-0.5, 0.5, 2.0, 3.0])
+    bands = [(p.get_y(), p.get_y() + p.get_height()) for p in axes.patches]
+    assert bands == [pytest.approx((-0.06, 0.06)), pytest.approx((row.low, row.high))]
+
+
+def test_without_a_complete_experiment_there_is_no_table() -> None:
+    assert accuracy_sections({}, "") == []
+
+
+def test_the_documents_have_the_published_numbers() -> None:
+    """Tables of README, line by line, and the sentence of docs/findings.md with its numbers."""
+    found = read_published(ROOT / "outputs" / "reference" / "table1")
+    accuracy, differences = accuracy_sections({"table1": found}, "")
+    readme = (ROOT / "README.md").read_text()
+    readable = accuracy.readable.drop(columns="Experiment")
+    assert (
+        "\n".join(readable.to_markdown(index=False, disable_numparse=True).splitlines()) in readme
+    )
+    row = differences.table.iloc[0]
+    sentence = (
+        f"the twin's accuracy minus the strided network's is {row['mean']:+.3f} points (95 % interval "
+        f"{row.low:+.3f} to {row.high:+.3f}; the twin is ahead in {row.ahead} of {row.n} pairs)"
+    )
+    size = f"TOST, p = {row.margin_p:.1g}"
+    images = f"new images, the interval is {row.new_low:+.3f} to {row.new_high:+.3f}"
+    for document in (readme, (ROOT / "docs" / "findings.md").read_text()):
+        text = " ".join(document.split())
+        assert sentence in text
+        assert size in text
+        assert images in text
+    fit = paired_difference(worse_fit(found))
+    findings = " ".join((ROOT / "docs" / "findings.md").read_text().split())
+    assert f"p = {row.p:.2g}, Wilcoxon's test {row.wilcoxon_p:.2g}, before Holm's" in findings
+    loss = "after training differs by {:+.4f} ({:+.4f} to {:+.4f})"
+    assert loss.format(fit.mean, fit.low, fit.high) in findings
+    verdicts = claims_table({"table1": found}, {"table1": 0}).set_index("claim").verdict
+    for claim in ("C1", "C3"):
+        assert re.search(rf"\*\*{claim}, [^*]*: {verdicts[claim]}\.\*\*", findings)
