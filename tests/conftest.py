@@ -30,16 +30,20 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"
 Composed = Callable[..., RunConfig]
 
 
+CASES_IN_FAST = 2
+
+
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of a test marked `sample(n)`, mark all but n cases as slow."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark all but n cases of a test marked `sample(n)` as slow; in make test-fast, of every test."""
+    fast = config.getoption("--hypothesis-profile") == "fast"
     families: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if item.get_closest_marker("sample"):
+        if fast or item.get_closest_marker("sample"):
             families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         mark = family[0].get_closest_marker("sample")
-        step = -(-len(family) // mark.args[0])
+        step = -(-len(family) // (CASES_IN_FAST if fast else mark.args[0]))
         for number, item in enumerate(family):
             if number % step:
                 item.add_marker("slow")

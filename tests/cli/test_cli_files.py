@@ -166,6 +166,7 @@ def test_the_host_may_rearrange(cli: Cli, tmp_path: Path) -> None:
     assert files_in(tmp_path) == ["strided.onnx", "unit.layout.json", "unit.onnx"]
 
 
+@pytest.mark.slow
 def test_files_are_converted_and_compared_without_torch(strided: Path, tmp_path: Path) -> None:
     """In a process in which no import of it can succeed."""
     program = (

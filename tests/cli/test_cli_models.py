@@ -211,6 +211,7 @@ def test_the_twin_of_a_trained_network_for_a_host_that_rearranges(tmp_path: Path
     np.testing.assert_allclose(scores, model(images).detach().numpy(), rtol=1e-4, atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("theorem", [1, 2])
 def test_into_a_program_of_torch_export(theorem: int, folder: Path, cli: Cli) -> None:

@@ -325,6 +325,7 @@ def test_no_room_has_words_of_its_own(folder: Path, cli: Cli, monkeypatch) -> No
     assert not [name for name in files_in(folder) if "out" in name]
 
 
+@pytest.mark.slow
 def test_a_report_that_cannot_be_printed_is_no_success(folder: Path) -> None:
     for place, code in (("/dev/full", 2), ("pipe", 141)):
         read, write = os.pipe()

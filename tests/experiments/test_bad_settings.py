@@ -201,6 +201,7 @@ MISTYPED = [
 ]
 
 
+@pytest.mark.sample(8)
 @pytest.mark.parametrize(("command", "override", "told"), MISTYPED)
 def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
     command: str, override: str, told: str

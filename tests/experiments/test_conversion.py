@@ -171,6 +171,7 @@ def test_weights_that_do_not_fit_are_one_line(
     assert "\n" not in str(raised.value)
 
 
+@pytest.mark.sample(3)
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -119,6 +119,7 @@ def test_a_terminal_holds_the_table(tmp_path: Path) -> None:
 # The measurement
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("same_torch", "small")
 def test_each_stem_is_timed_in_both_layouts_and_comes_back_from_its_file(tmp_path: Path) -> None:
     config = ConversionBenchmarkConfig(

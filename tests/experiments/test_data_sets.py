@@ -157,6 +157,7 @@ def test_the_plain_loops_images_are_those_of_the_data_set(cifar10: Path) -> None
     assert smaller.shape == (3, 16, 16)
 
 
+@pytest.mark.slow
 def test_both_networks_train_on_cifar10_and_are_reported(
     cifar10: Path, run: Callable[..., None]
 ) -> None:
@@ -208,6 +209,7 @@ def toy(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[str]:
             "model.layers.conv3.kernel=3", f"outputs={tmp_path / 'outputs'}"]  # fmt: skip
 
 
+@pytest.mark.slow
 def test_another_data_set_needs_settings_files_and_facts_alone(
     toy: list[str], tmp_path: Path, run: Callable[..., None]
 ) -> None:

@@ -77,6 +77,7 @@ def run(composed: Composed) -> Callable[..., dict[str, Any]]:
     return run
 
 
+@pytest.mark.slow
 def test_every_arm_of_the_experiment_has_its_name(run: Callable[..., dict]) -> None:
     table = findings.by_run([run(arm, 0, 0.98) for arm in reversed(ARMS)])
     assert [*table.arm] == [*findings.ARMS.values()][: len(ARMS)]

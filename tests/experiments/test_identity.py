@@ -248,6 +248,7 @@ TREATED = {
 }
 
 
+@pytest.mark.slow
 def test_each_way_of_sharing_is_a_run_of_its_own_in_one_experiment(composed: Composed) -> None:
     runs = [composed("model=unit_stride", *overrides) for overrides in TREATED]
     for run, (words, beginning) in zip(runs, TREATED.values(), strict=True):

@@ -315,6 +315,7 @@ def test_pooling_that_does_not_fit_is_an_error_that_names_the_layer(
 # Mistakes in layers
 
 
+@pytest.mark.sample(4)
 @pytest.mark.parametrize(
     ("overrides", "told"),
     [

@@ -205,6 +205,7 @@ def test_the_estimate_has_the_bytes_of_the_weights_and_grows_with_the_steps(
     assert longer > 100 > seconds > 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sharing", ["free", "tied", "masked"])
 def test_the_estimate_has_the_bytes_of_the_file_however_a_twin_is_shared(
     config: RunConfig, sharing: str

@@ -179,6 +179,7 @@ def test_a_tied_run_is_the_strided_run_in_other_names(config: RunConfig) -> None
     assert free["test_loss"] != pytest.approx(strided["test_loss"], rel=1e-3)
 
 
+@pytest.mark.slow
 def test_scaled_rates_change_the_numbers_of_a_run(config: RunConfig) -> None:
     for sharing, scaling in (("masked", "copies"), ("free", "copies"), ("free", "effective")):
         scaled = replace(config, recipe=replace(config.recipe, rate_scaling=scaling))

@@ -123,7 +123,7 @@ BLOCKS: dict[str, tuple[Callable, int]] = {
 }  # fmt: skip
 
 
-@pytest.mark.sample(8)
+@pytest.mark.sample(4)
 @pytest.mark.parametrize("name", BLOCKS)
 def test_what_works_along_a_dimension_of_channels(name: str) -> None:
     block, after = BLOCKS[name]

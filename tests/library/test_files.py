@@ -213,6 +213,7 @@ def test_a_long_name_is_written(tmp_path: Path) -> None:
         (tmp_path / name).unlink()
 
 
+@pytest.mark.slow
 @pytest.mark.sample(1)
 @pytest.mark.parametrize("error", [OSError(28, "No space left on device"), KeyboardInterrupt()])
 def test_an_export_that_cannot_take_its_place_leaves_nothing(

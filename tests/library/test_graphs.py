@@ -235,6 +235,7 @@ def test_statistics_per_phase_are_those_of_real_positions(example: tuple) -> Non
         assert value.isfinite().all()
 
 
+@pytest.mark.slow
 def test_the_random_networks_are_what_these_tests_need() -> None:
     """Most have results that differ from place to place, and a twin as a whole."""
     seen: Counter = Counter()

@@ -175,6 +175,7 @@ def test_a_right_twin_of_a_graph_passes(options: dict, training: bool) -> None:
     assert report.output_difference < 1e-12
 
 
+@pytest.mark.sample(1)
 @pytest.mark.parametrize("options", GRAPHS)
 def test_a_weight_behind_a_scale_of_zero_is_compared(options: dict) -> None:
     model = Residual()

@@ -362,6 +362,7 @@ def test_several_inputs_are_rearranged_each_by_its_own_layout() -> None:
         host.rearrange({"inputs": entries}, left, left)
 
 
+@pytest.mark.slow
 def test_a_host_needs_two_files_and_numpy(file: Path, tmp_path: Path) -> None:
     twin = twin_of(ragged, SIZE)
     report = export_onnx(twin, file, rearrange="host", batch=1)

@@ -1,5 +1,6 @@
 """Converted ONNX files compute what the originals compute: to the bit, on integers, at every size."""
 
+import functools
 import importlib
 import random
 import warnings
@@ -117,6 +118,7 @@ def test_random_windows_of_every_operator_are_equal(seed: int, tmp_path: Path) -
     assert_equal(model, tmp_path / "out.onnx", sizes)
 
 
+@pytest.mark.slow
 def test_every_size_has_its_own_padding_where_it_is_computed_in_the_graph(tmp_path: Path) -> None:
     for auto in ("SAME_UPPER", "SAME_LOWER", "VALID"):
         for kernel, stride in ((3, 2), (2, 2), (1, 2), (5, 3), (2, 3)):
@@ -249,6 +251,7 @@ def test_the_light_models_of_onnx_convert(path: Path, tmp_path: Path) -> None:
     assert {node.op_type for node in gone} <= {"Conv", "MaxPool", "AveragePool", "ConstantOfShape"}
 
 
+@functools.cache
 def suite() -> list[Any]:
     """The node tests of onnx's backend suite for these operators that have a stride above one."""
     from onnx.backend.test.case import node
@@ -262,27 +265,33 @@ def suite() -> list[Any]:
     ]
 
 
-@pytest.mark.parametrize("case", suite(), ids=lambda case: case.name)
-def test_the_node_tests_of_onnx_give_the_suites_own_outputs(case: Any, tmp_path: Path) -> None:
+@pytest.mark.slow  # making the suite's tests takes seconds, which collecting should not
+def test_the_node_tests_of_onnx_give_the_suites_own_outputs(tmp_path: Path) -> None:
+    kinds = {case.model.graph.node[0].op_type for case in suite()}
+    assert kinds == {"Conv", "MaxPool", "AveragePool"}
+    assert len(suite()) >= 20
+    for case in suite():
+        folder = tmp_path / case.name
+        folder.mkdir()
+        check_case(case, folder)
+
+
+def check_case(case: Any, folder: Path) -> None:
     model = onnx.ModelProto.FromString(case.model.SerializeToString())
     ((inputs, outputs),) = case.data_sets
     names = [each.name for each in model.graph.input]
     for name, array in zip(names[1:], inputs[1:], strict=True):  # weights come as inputs there
         model.graph.initializer.append(numpy_helper.from_array(array, name))
     del model.graph.input[1:]
-    source = saved(model, tmp_path)
+    source, target = saved(model, folder), folder / "out.onnx"
     for part, why in {"argmax": "gives Indices", "uint8": "only floating point"}.items():
         if part in case.name:
             with pytest.raises(StrideEliminationError, match=why):
-                convert_file(source, tmp_path / "out.onnx", pooling=True)
+                convert_file(source, target, pooling=True)
             return
-    convert_file(source, tmp_path / "out.onnx", pooling=True)
-    assert strides_of(tmp_path / "out.onnx") == []
-    obtained = outputs_of(tmp_path / "out.onnx", {names[0]: inputs[0]})[0]
-    np.testing.assert_allclose(obtained, outputs[0], rtol=case.rtol, atol=case.atol)  # its own
-
-
-def test_the_suite_has_cases_of_each_operator() -> None:
-    kinds = {case.model.graph.node[0].op_type for case in suite()}
-    assert kinds == {"Conv", "MaxPool", "AveragePool"}
-    assert len(suite()) >= 20
+    convert_file(source, target, pooling=True)
+    assert strides_of(target) == [], case.name
+    obtained = outputs_of(target, {names[0]: inputs[0]})[0]
+    np.testing.assert_allclose(  # the suite's own tolerances
+        obtained, outputs[0], rtol=case.rtol, atol=case.atol, err_msg=case.name
+    )

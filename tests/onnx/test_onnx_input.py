@@ -313,6 +313,7 @@ print(time.process_time() - start, peak() - before)
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="the peak is Linux's to tell")
 def test_a_large_file_takes_seconds_and_at_most_three_times_its_size(tmp_path: Path) -> None:
     weights = {str(i): np.ones((512, 512, 3, 3), np.float32) for i in range(5)}  # 9.4 MB each

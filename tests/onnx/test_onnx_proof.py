@@ -342,6 +342,7 @@ print("torch" in sys.modules)
 """
 
 
+@pytest.mark.slow
 def test_no_torch_is_imported(tmp_path: Path) -> None:
     source = saved(network(), tmp_path)
     done = subprocess.run(

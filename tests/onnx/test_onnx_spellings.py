@@ -66,6 +66,7 @@ def test_two_steps_are_of_rank_five_at_most(operator: str, size: Any, tmp_path: 
     assert highest_rank(written_by(model, tmp_path)) == 6
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operator", ["Conv", "MaxPool"])
 def test_three_axes_in_steps_of_rank_five(operator: str, tmp_path: Path) -> None:
     window = {"kernel_shape": [3, 2, 3], "strides": [2, 3, 2], "pads": [1, 0, 1, 1, 1, 0]}

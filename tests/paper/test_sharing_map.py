@@ -47,6 +47,7 @@ def in_one_plane(filter_: np.ndarray) -> np.ndarray:
     return np.block([[planes[o, i] for i in range(planes.shape[1])] for o in range(len(planes))])
 
 
+@pytest.mark.sample(4)
 @mapped
 def test_a_sharing_map_is_the_filter_that_a_twin_is_built_with(case: Case) -> None:
     make, size, name, (outputs, inputs) = case
@@ -74,6 +75,7 @@ def test_a_weight_has_one_colour_of_its_own_and_structural_zeros_are_blank(case:
     assert len(distinct(drawn[~blank])) == len(distinct(np.array([*key.values()]))) == len(key)
 
 
+@pytest.mark.sample(4)
 @mapped
 def test_every_weight_bears_its_number_and_the_caption_counts_them(case: Case) -> None:
     make, size, name, (outputs, inputs) = case

@@ -88,6 +88,7 @@ def python(
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "modules",
     [
