@@ -76,7 +76,7 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
 
 test-fast: .venv/ready ## test the library while you work (under a CPU-minute)
-	$(PYTHON) -m pytest -n 0 -x --hypothesis-profile=fast tests/library tests/by_layer tests/paper
+	$(PYTHON) -m pytest -n 0 -x --hypothesis-profile=fast tests/library tests/by_layer
 
 test: .venv/ready ## run the tests (five CPU-minutes)
 	$(PYTHON) -m pytest

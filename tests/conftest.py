@@ -30,20 +30,20 @@ DATA_FOLDER = Path(__file__).resolve().parents[1] / "outputs" / "data"
 Composed = Callable[..., RunConfig]
 
 
-CASES_IN_FAST = 2
+CASES = 12  # of one test in make test, if it is not marked `sample(n)`
 
 
 @pytest.hookimpl(tryfirst=True)  # before pytest leaves out what is slow
 def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
-    """Mark all but n cases of a test marked `sample(n)` as slow; in make test-fast, of every test."""
+    """Mark as slow all but some cases of each test, spread evenly; in make test-fast all but one."""
     fast = config.getoption("--hypothesis-profile") == "fast"
     families: dict[str, list[pytest.Item]] = {}
     for item in items:
-        if fast or item.get_closest_marker("sample"):
-            families.setdefault(item.nodeid.partition("[")[0], []).append(item)
+        families.setdefault(item.nodeid.partition("[")[0], []).append(item)
     for family in families.values():
         mark = family[0].get_closest_marker("sample")
-        step = -(-len(family) // (CASES_IN_FAST if fast else mark.args[0]))
+        most = 1 if fast else mark.args[0] if mark else CASES
+        step = -(-len(family) // most)
         for number, item in enumerate(family):
             if number % step:
                 item.add_marker("slow")

@@ -81,6 +81,7 @@ BAD_VALUES: list[tuple[str, Any, str]] = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(200)
 @pytest.mark.parametrize(("key", "value", "hint"), BAD_VALUES)
 def test_a_bad_value_is_an_error_of_one_line_with_key_value_and_what_is_right(
     plain: dict[str, Any], key: str, value: Any, hint: str

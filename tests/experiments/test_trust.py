@@ -149,6 +149,7 @@ WRONG = [
 ]  # fmt: skip
 
 
+@pytest.mark.sample(100)
 @pytest.mark.parametrize("change", WRONG, ids=lambda change: change.__name__)
 def test_an_impossible_result_is_told_and_the_run_starts_anew(
     config: RunConfig, change: Callable[[dict[str, Any]], None], capfd: pytest.CaptureFixture[str]

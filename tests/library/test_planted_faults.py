@@ -192,6 +192,7 @@ def right(name: str) -> tuple[nn.Module, UnitStrideNetwork]:
     return model, twin
 
 
+@pytest.mark.sample(100)
 @pytest.mark.parametrize(("name", "damage", "layer"), CASES)
 def test_a_planted_fault_is_found_and_named(name: str, damage: Damage, layer: str) -> None:
     model, twin = right(name)
