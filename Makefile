@@ -63,7 +63,7 @@ evidence: .venv/ready ## runs of docs/protocol.md that are not published yet; wh
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)
 
-survey: .venv/survey ## convert a network of every family of timm, torchvision, … (an hour)
+survey: .venv/survey ## convert a network of every family of timm, torchvision, … (hours)
 	$(PYTHON) -m experiments.survey outputs=$(OUTPUTS) $(RUN_ARGS)
 
 publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
@@ -81,7 +81,7 @@ test-fast: .venv/ready ## test the library while you work (under a CPU-minute)
 test: .venv/ready ## run the tests (five CPU-minutes)
 	$(PYTHON) -m pytest
 
-test-all: .venv/ready ## and whole commands, clusters, signals, simulations, random networks (an hour)
+test-all: .venv/ready ## and whole commands, clusters, signals, simulations, random networks (long)
 	$(PYTHON) -m pytest -m '' --hypothesis-profile=all
 	$(MAKE) fuzz
 

@@ -3,7 +3,7 @@
 import importlib.util
 import sys
 
-# By the names under which they are imported: the packages of the extra that the commands need.
+# The commands need these packages of the extra, named as they are imported.
 NEEDED = (
     "hydra",
     "hydra_plugins",

@@ -37,7 +37,7 @@ from stridenet.errors import InputError
 CONF = str(Path(__file__).resolve().parents[1] / "conf")
 INSIDES = ("reference_type=", "object_type=", "See https")  # of OmegaConf and Hydra
 
-# As many jobs as the cores allow, where each has so many threads.
+# This starts as many jobs as the cores allow, where each has so many threads.
 OmegaConf.register_new_resolver("jobs", lambda threads: max(joblib.cpu_count() // threads, 1))
 # A folder that Hydra makes before the settings are checked: with none, it would be at the root.
 OmegaConf.register_new_resolver("folder", lambda path: check_path("outputs", path))

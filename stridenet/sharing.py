@@ -36,7 +36,7 @@ _INTEGERS = (torch.int64, torch.int32)
 def origins(twin: Any) -> dict[str, Origin]:
     """Return the origin of each tensor (parameters, statistics) of `twin.network`, by its name.
 
-    Of a network that convert_layers made, these are the tensors that it has changed.
+    If convert_layers made the network, these are the tensors that it has changed.
 
     A network whose numbers are 1, 2, 3, … is converted: its twin's numbers say where they are from,
     whatever rules made them.

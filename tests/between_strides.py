@@ -33,7 +33,7 @@ class Between(nn.Module):
 
 
 def between(block: nn.Module | Callable, channels: int, **options: Any) -> nn.Module:
-    """In float64 and evaluation mode, with random weights."""
+    """Return it in float64 and evaluation mode, with random weights."""
     module = block if isinstance(block, nn.Module) else Forward(lambda _, x: block(x))
     return randomise(Between(module, channels, **options))
 

@@ -139,7 +139,7 @@ class Builder:
         return Map(name, value.shape[1], tuple(value.shape[2:]), rate)
 
     def overwritable(self, x: Map) -> bool:
-        """Whether a step shall work in place: on the result just before, read nowhere else."""
+        """Tell whether a step shall work in place: on the result just before, read nowhere else."""
         fresh = x.name == len(self.steps) - 1 and str(self.steps[-1][0]).startswith(FRESH)
         if not fresh or x.name in self.shared or not self.chance():
             return False
@@ -397,7 +397,7 @@ class Builder:
         return self.merge([x, self.upsample(y, stride, x.size)])
 
     def join(self, x: Map) -> Map:
-        """With an earlier map of the same size, or a second input."""
+        """Merge it with an earlier map of the same size, or a second input."""
         earlier = [m for m in self.maps if m.size == x.size and m.name != x.name]
         alike = [m for m in earlier if m.rate == x.rate]
         if len(self.inputs) == 1 and self.chance(3):

@@ -84,7 +84,7 @@ class Forward(nn.Module):
 
 
 def randomise(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64 and evaluation mode, with weights that have no zeros and keep a map's magnitude,
+    """Use float64, evaluation mode, and weights that have no zeros and keep a map's magnitude,
     and with the statistics of a trained network."""
     generator = torch.Generator().manual_seed(seed)
     network.double().eval()

@@ -262,5 +262,5 @@ def convolution_error(
 
 
 def activation_error(E: np.ndarray, X: np.ndarray, Y: np.ndarray) -> np.ndarray:
-    """The same for Y = η(X), if |η(x) − η(x′)| ≤ |x − x′| and each η(x) takes a few roundings."""
+    """Likewise bound Y = η(X), if |η(x) − η(x′)| ≤ |x − x′| and each η(x) takes a few roundings."""
     return E + 2 * gamma(4) * (abs(X) + abs(Y))

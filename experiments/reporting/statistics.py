@@ -158,7 +158,7 @@ def seeds_needed(difference: float, deviation: float) -> int | None:
     """
 
     def power(n: int) -> float:
-        # By F, as which t² is distributed: scipy's noncentral t is not a number for some effects.
+        # This uses F, as t² is distributed: scipy's noncentral t is not a number for some effects.
         critical = stats.f.ppf(CONFIDENCE, 1, n - 1)
         return float(stats.ncf.sf(critical, 1, n - 1, n * (difference / deviation) ** 2))
 

@@ -277,7 +277,7 @@ def _resize(images: Tensor, size: list[int]) -> Tensor:
         return images
     from torchvision.transforms.v2.functional import resize  # slow to import
 
-    # In parts, because resize works on a copy in float32.
+    # Images are resized in parts, because resize works on a copy in float32.
     return torch.cat(
         [resize(part, list(size), antialias=True) for part in torch.split(images, 4096)]
     )

@@ -1,6 +1,6 @@
 """The settings of the commands that convert networks: defaults, meanings, choices and checks.
 
-As in schema.py, each dataclass has a `check`.
+Each dataclass checks itself with its `check`, which schema.py describes.
 """
 
 import math

@@ -124,7 +124,7 @@ def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
     channels, *size = feature_map.size
     height, width = size or (1, 1)
     f_h, f_w = (1, 1) if strided or not size else feature_map.factor
-    # With phantoms where sizes are ragged.
+    # The maps have phantoms where sizes are ragged.
     block_h, block_w = phase_size((height, width), (f_h, f_w))
     columns = math.ceil(math.sqrt(channels))
     return [

@@ -36,7 +36,7 @@ from stridenet.elimination import plan_elimination
 from stridenet.errors import InputError, StrideEliminationError
 
 Say = Callable[[dict[str, Any]], None]
-# Of whole networks, which amplify rounding.
+# This tolerance is for whole networks, which amplify rounding.
 OUTPUTS_AGREE = {torch.float64: 1e-6, torch.float32: 1e-2}
 LONGEST = 400  # characters of a message
 

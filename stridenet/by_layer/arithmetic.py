@@ -159,7 +159,7 @@ def convolve_transposed(
         sizes.append(window.outputs(size, more))
         if isinstance(sizes[-1], int) and sizes[-1] < 1:
             raise RuntimeError(f"the transposed convolution has an empty output, of {sizes[-1]}")
-        # Of what is not negative: ONNX's division of integers rounds towards zero.
+        # The dividend is not negative, since ONNX's division of integers rounds towards zero.
         read = (sizes[-1] + window.stride - 1) // window.stride - 1 + window.blocks
         extents.append((window.before, read - size - window.before))
     wide = CONVOLVE[axes](pad(maps, extents), weight, bias, groups=groups)

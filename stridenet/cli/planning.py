@@ -59,7 +59,7 @@ def show(plan: Any, every: bool) -> str:
 
     every: whether all layers are shown, not the dearest ten alone.
 
-    Of the layers of Theorem 2, only those with filters are shown.
+    A plan of Theorem 2 shows only the layers that have filters.
     """
     by_layer = _is_by_layer(plan)
     records = [each for each in _dearest_first(plan) if by_layer or each["strided_filter"]]

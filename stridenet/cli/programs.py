@@ -51,7 +51,7 @@ def save_program(
         names = program.graph_signature.user_inputs
         shapes = [node.meta["val"].shape for node in program.graph.nodes if node.name in names]
         batches += images_of_other_sizes(model, sizes, shapes, counts[-1])
-    # In memory, since torch's own writer ends the process where a disk is full.
+    # It is written in memory, since torch's own writer ends the process where a disk is full.
     content = io.BytesIO()
     with without_torch_output():
         torch.export.save(program, content)

@@ -1,4 +1,4 @@
-"""In what two passes through one forward differ."""
+"""This module finds where two passes through one forward differ."""
 
 from collections.abc import Iterator
 from typing import Any, NamedTuple

@@ -29,7 +29,7 @@ class Factors:
     """
 
     _above: dict[Axis, tuple[Axis, Fraction]] = field(default_factory=dict)  # f = ratio·f(above)
-    # For roots: f, and who asked.
+    # Each root has f, and who asked for it.
     _pins: dict[Axis, tuple[Fraction, str]] = field(default_factory=dict)
     # All axes, in the order in which they were named.
     _axes: dict[Axis, None] = field(default_factory=dict)

@@ -53,7 +53,7 @@ from stridenet.rules.registry import (
 )
 from stridenet.rules.resampling import PADDINGS
 
-# From an operation, the maps that it read (in the order of call.maps) and what the strided one gave.
+# A bound takes an operation, the maps that it read (in the order of call.maps) and the strided result.
 Bound = Callable[[Call, Sequence[Tensor], Tensor], Tensor]
 
 

@@ -66,7 +66,7 @@ class Block(nn.Module):
 
 
 class AMethodOfTheModelAbove(Weighted):
-    """As networks have it whose blocks are given the shortcut of the network."""
+    """Networks have it whose blocks are given the shortcut of the network."""
 
     def __init__(self) -> None:
         super().__init__()

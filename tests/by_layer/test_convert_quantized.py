@@ -9,7 +9,7 @@ from stridenet import StrideEliminationError, convert_layers, converted_layers, 
 
 
 class ToBeQuantized(nn.Module):
-    """As networks have it that are to be quantized: sums by a module, so that they can be observed."""
+    """Networks have it that are to be quantized: sums by a module, so that they can be observed."""
 
     def __init__(self) -> None:
         super().__init__()

@@ -13,7 +13,7 @@ from tests.by_layer.test_convert_forwards import CALLERS, FORWARDS, Net
 
 
 class Residual(nn.Module):
-    """With a branch whose scale starts at zero, and a head that starts at zero."""
+    """Has a branch whose scale starts at zero, and a head that starts at zero."""
 
     def __init__(self):
         super().__init__()

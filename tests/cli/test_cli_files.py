@@ -168,7 +168,7 @@ def test_the_host_may_rearrange(cli: Cli, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_files_are_converted_and_compared_without_torch(strided: Path, tmp_path: Path) -> None:
-    """In a process in which no import of it can succeed."""
+    """Run it in a process in which no import of torch can succeed."""
     program = (
         "import sys\n"
         "sys.modules['torch'] = None\n"

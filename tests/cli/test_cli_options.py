@@ -40,7 +40,7 @@ BY_ITSELF = {"verify": {"check"}}  # compares, and needs no check before
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_argument_of_the_functions_is_an_option(command: str) -> None:
-    """By their signatures as Python has them, which the command does not look at."""
+    """Read their signatures from Python, which the command does not look at."""
     options = {option.name: option for option in app.commands[command].params}
     for part in COMMANDS[command]:
         function = resolve_name(part.function)

@@ -73,7 +73,7 @@ def test_every_command_and_program_of_the_document_runs(cli: Cli, tmp_path: Path
 
 @pytest.mark.slow
 def test_the_readmes_commands_run(cli: Cli, tmp_path: Path) -> None:
-    """In a folder with the files that they name, one after the other."""
+    """Run them one after the other, in a folder with the files that they name."""
     export_net(tmp_path)
     (tmp_path / "my_file.py").write_text(
         "from torch import nn\n\ndef my_function(num_classes=10):\n"

@@ -13,7 +13,7 @@ Planned = Callable[..., EliminationPlan]
 
 
 def runs(*rows: tuple[str, str, int, float, float | None]) -> pd.DataFrame:
-    """Of network, weights, seed, test accuracy and seconds, nine tenths of which the processor took."""
+    """Return results of runs; the processor took nine tenths of their seconds."""
     columns = ["network", "weights", "seed", "test_accuracy", "training_wall_seconds"]
     table = pd.DataFrame(rows, columns=columns).astype({"training_wall_seconds": float})
     return table.assign(training_cpu_seconds=0.9 * table.training_wall_seconds, device="cpu")

@@ -18,7 +18,7 @@ def report_of(config: RunConfig) -> ReportConfig:
 
 
 def pooling_of(config: RunConfig) -> RunConfig:
-    """As the tiny network keeps its channels where it pools."""
+    """Give the tiny network pooling, which keeps its channels."""
     layers = {**config.model.layers, "conv2": replace(config.model.layers["conv2"], channels=4)}
     return replace(config, model=replace(config.model, layers=layers, max_pooling=True))
 

@@ -44,7 +44,7 @@ ROUNDS = [*zip(*SECONDS.values(), strict=True)]
 
 
 def measured_with(**changes: Any) -> dict[str, Any]:
-    """As stridenet.benchmark returns it, of the paper's networks."""
+    """Return what the benchmark returns of the paper's networks."""
     return {
         "multiply_adds": {"strided": sum(STRIDED_ADDS), "unit_stride": sum(TWIN_ADDS)},
         "first_layer_multiply_adds": {"strided": STRIDED_ADDS[0], "unit_stride": TWIN_ADDS[0]},

@@ -186,7 +186,7 @@ def test_every_command_can_be_called_from_another_folder_as_a_module(tmp_path: P
 def test_every_command_can_be_called_as_a_script_where_nothing_of_ours_is_installed(
     tmp_path: Path,
 ) -> None:
-    # Without site's .pth files, this environment has the libraries that we need and not us.
+    # This environment, without site's .pth files, has the libraries that we need and not us.
     libraries = {"PYTHONPATH": sysconfig.get_path("purelib")}
     absent = [sys.executable, "-S", "-c", "import hydra, stridenet"]
     kept = {"cwd": tmp_path, "env": os.environ | libraries, "capture_output": True, "text": True}

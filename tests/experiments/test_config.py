@@ -166,7 +166,7 @@ def test_what_has_not_been_chosen_yet_is_an_error_that_says_what_to_do(
 
 
 def content(path: str) -> Any:
-    """Of a file under conf/, as it is."""
+    """Return the content of a file under conf/, as it is."""
     return OmegaConf.to_container(OmegaConf.load(Path(CONF) / path))
 
 

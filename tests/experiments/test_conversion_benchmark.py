@@ -34,7 +34,7 @@ CASES = [(name, layout) for name in STEMS for layout in ("contiguous", "channels
 
 
 def measured_with(**changes: Any) -> dict[str, Any]:
-    """As benchmark_conversion returns it, of one stem."""
+    """Return what benchmark_conversion returns of one stem."""
     seconds = zip([1e-3, 2e-3, 4e-3], [5e-3, 2e-3, 3e-3], strict=True)  # ratios 5, 1 and 0.75
     return {
         "size": [3, 8, 8],

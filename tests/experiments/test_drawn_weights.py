@@ -102,7 +102,7 @@ SCHEMES = {"pytorch": 1, "xavier": 3}
 
 
 def small(**changes: Any) -> ModelConfig:
-    """Of SMALL images. Its twin: 48 filters of 4x3x3 with 25 inputs, 16 of 48x2x2 with 108."""
+    """Its twin has, for SMALL images, 48 filters of 4x3x3 with 25 inputs and 16 of 48x2x2 with 108."""
     layers = {
         "conv1": LayerConfig("conv", 12, [5, 5], [1, 1], [1, 1], [0, 0]),
         "conv2": LayerConfig("conv", 16, [3, 3], [2, 2], [1, 1], [0, 0]),
@@ -118,7 +118,7 @@ def draw(
     fan_in: str = "nonzero",
     size: tuple[int, int, int] = SMALL,
 ) -> nn.Module:
-    """With seed 5."""
+    """Draw it with seed 5."""
     recipe = RecipeConfig(initialisation=scheme, fan_in=fan_in)
     return draw_network(model, size, recipe, sharing, torch.Generator().manual_seed(5))
 

@@ -33,7 +33,7 @@ def result(
     seconds: float = 50.0,
     distance: dict[str, dict[str, float]] | None = None,
 ) -> dict[str, Any]:
-    """Of a run of two epochs."""
+    """Return the result of a run of two epochs."""
     measured = {"distance": distance} if distance else {}
     epochs = [
         {"epoch": 0.0, "training_loss": None, "validation_accuracy": 0.1, **measured},

@@ -112,7 +112,7 @@ VARIANTS: dict[str, tuple[list[str], tuple[int, int, int], tuple[int, ...], dict
 
 
 def float64(network: nn.Module, seed: int = 0) -> nn.Module:
-    """In float64, with weights whose layers neither die nor grow."""
+    """Return it in float64, with weights whose layers neither die nor grow."""
     network.double()
     generator = torch.Generator().manual_seed(seed)
     for parameter in network.parameters():

@@ -31,7 +31,7 @@ FILES = ("about.json", "correct.npz", "epochs.csv", "rho.csv", "runs.csv")
 
 
 def result(name: str, right: int = 15, **changes: Any) -> dict[str, Any]:
-    """Of a run with floats of many digits."""
+    """Return the result of a run with floats of many digits."""
     seed = int(name[-1])
     generator = np.random.default_rng(seed)
     bits = torch.arange(IMAGES) < right

@@ -46,7 +46,7 @@ def table_of(*arms: list[dict[str, Any]]) -> pd.DataFrame:
 
 
 def chosen(table: pd.DataFrame) -> dict[str, tuple[float, bool]]:
-    """Of each arm: the chosen rate, and whether it has tried ones on both sides."""
+    """Return each arm's chosen rate, and whether it has tried ones on both sides."""
     rows = table[table.chosen]
     return {row.arm: (row.learning_rate, bool(row.inside)) for row in rows.itertuples()}
 

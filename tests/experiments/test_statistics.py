@@ -230,7 +230,7 @@ def power_by_integration(n: int, effect: float, critical: float) -> float:
 
 
 def is_fewest(n: int, effect: float) -> bool:
-    """Whether n pairs, but not n − 1, see the effect in 80 % of cases."""
+    """Tell whether n pairs, but not n − 1, see the effect in 80 % of cases."""
     powers = []
     for pairs in (n - 1, n):
         low, high = 0.0, 20.0  # the critical value: 5 % without an effect

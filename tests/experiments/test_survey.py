@@ -330,7 +330,7 @@ def test_a_source_that_is_not_installed_is_skipped_and_said(
 
 
 class NoWorker:
-    """In the place of a worker that may not be asked to measure."""
+    """Stands in the place of a worker that may not be asked to measure."""
 
     missing, version = None, torch.__version__
 

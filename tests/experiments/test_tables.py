@@ -297,7 +297,7 @@ def test_without_copies_there_is_an_empty_table() -> None:
     assert "agreeing_least" in table
 
 
-# As people read them
+# What people read
 
 
 def test_readers_get_the_papers_names_and_a_mean_with_its_deviation(lenet: EliminationPlan) -> None:

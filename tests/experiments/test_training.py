@@ -115,7 +115,7 @@ FULL = RecipeConfig(
 )  # fmt: skip
 
 
-# Whether each parameter of the twin is a bias, and how often it has each strided number.
+# This tells whether each parameter of the twin is a bias, and how often it has each strided number.
 PARAMETERS = {
     "free": {
         "0.weight": (False, 4), "0.bias": (True, 4), "2.weight": (False, 1), "2.bias": (True, 1),

@@ -30,7 +30,7 @@ def close(obtained: Any, expected: Any) -> bool:
 
 
 def twin_of(layer: nn.Module, size: Sequence[int], factor: Sequence[int]) -> UnitStrideNetwork:
-    """With the output in phase form of this factor, as far as the layer has a phase form there."""
+    """Give the output the phase form of this factor, as far as the layer has a phase form there."""
     return eliminate_stride(layer, size, output_factor=tuple(factor))
 
 

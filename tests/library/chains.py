@@ -124,7 +124,7 @@ class Recorder(TorchDispatchMode):
         return [(args[3], args[5]) for args in convolutions]
 
     def allocated_bytes(self) -> int:
-        """Of all results outside the meta device that are no views of what was given."""
+        """Keep all results outside the meta device that are no views of what was given."""
         new = [
             result
             for _, args, result in self.calls

@@ -97,7 +97,7 @@ def twin_of(name: str, dtype: torch.dtype = torch.float64) -> tuple[nn.Module, U
 
 
 def groups_of(name: str) -> dict[str, np.ndarray]:
-    """Of each parameter of the twin: an array of its shape, equal numbers for copies, 0 for zeros."""
+    """Return an array for each parameter: copies have equal numbers, and zeros have 0."""
     make, size, options = MODELS[name]
     twin = eliminate_stride(numbered(make), size, **options)
     return {name: p.detach().numpy() for name, p in twin.network.named_parameters()}

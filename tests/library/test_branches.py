@@ -240,7 +240,7 @@ class Made:
 
 
 class ModelOutput(OrderedDict):
-    """As libraries have it: a dictionary with attributes."""
+    """Libraries have such a dictionary with attributes."""
 
 
 @pytest.mark.parametrize(

@@ -140,7 +140,7 @@ def test_a_shuffle_on_other_numbers_of_axes(axes: int) -> None:
 
 
 def test_a_number_for_each_pixel_may_be_the_result() -> None:
-    """Without channels, from a map that was rearranged: restored."""
+    """A map without channels, from one that was rearranged, is restored."""
     model = nn.Sequential(nn.Conv2d(2, 4, 3, padding=1), nn.Conv2d(4, 3, 2, 2)).double()
 
     class Both(nn.Module):

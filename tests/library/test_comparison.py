@@ -204,7 +204,7 @@ def test_without_the_papers_experiment_nothing_is_said_of_its_difference() -> No
         assert wrong not in shown
 
 
-# As people read it
+# What people read
 
 
 def test_readers_get_every_number_of_the_comparison() -> None:

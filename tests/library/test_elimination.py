@@ -27,7 +27,7 @@ pytestmark = pytest.mark.filterwarnings("ignore:Using padding='same':UserWarning
 Geometry = tuple[Any, Any, list[tuple[int, int]], int]
 
 
-# The same function
+# The twin computes the same function
 
 
 def geometry(layer: nn.Module) -> Geometry:

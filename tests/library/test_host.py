@@ -45,7 +45,7 @@ def dumped(content: Any) -> str:
 
 
 def huge(content: Any) -> bool:
-    """Whether Python would not write it."""
+    """Tell whether Python would not write it."""
     if isinstance(content, dict):
         return any(map(huge, content.values()))
     if isinstance(content, list):

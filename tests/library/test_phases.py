@@ -53,7 +53,7 @@ def geometry(maps: Sequence[TapMap]) -> tuple[list[int], list[int], list[tuple[i
 def unit_stride_geometry(
     maps: Sequence[TapMap],
 ) -> tuple[list[int], list[int], list[tuple[int, int]]]:
-    """The same of its twin."""
+    """Return what its twin gives."""
     return [1] * len(maps), [1] * len(maps), [m.twin_padding for m in maps]
 
 

@@ -45,7 +45,7 @@ def lenet() -> nn.Sequential:
 
 
 def sizes_of_results(network: nn.Module, run: Callable[[], Any]) -> dict[str, tuple[int, ...]]:
-    """Of each submodule, without batch, in the pass that `run` makes."""
+    """Return each submodule's size, without batch, in the pass that `run` makes."""
     sizes = {}
 
     def keep(name: str) -> Callable:

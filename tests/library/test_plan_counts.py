@@ -52,7 +52,7 @@ def test_resnet18_has_a_thousand_million() -> None:
 
 
 def called_twice(layer: nn.Module, channels: int = 2) -> nn.Module:
-    """In maps of factors two and four, or one and two."""
+    """The maps have factors two and four, or one and two."""
     first, second = (nn.Conv2d(channels, channels, 3, 2, 1) for _ in range(2))
     return nn.Sequential(layer, first, layer, second)
 

@@ -45,7 +45,7 @@ class By(nn.Module):
 
 
 class After(By):
-    """The same behind the last stride, where whatever has no rule may stand."""
+    """The function stands behind the last stride, where whatever has no rule may stand."""
 
     def forward(self, x: Tensor) -> Any:
         return self.function(self, self.last(self.b(self.a(x))))

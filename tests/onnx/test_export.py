@@ -77,7 +77,7 @@ class Residual(nn.Module):
 
 
 def residual() -> nn.Module:
-    """With statistics that tell channels apart."""
+    """Give it statistics that tell channels apart."""
     network = Residual()
     for module in network.modules():
         if isinstance(module, nn.BatchNorm2d):

@@ -210,7 +210,7 @@ def test_other_types_stay_what_they_are(kind: int, operator: str, tmp_path: Path
     onnx.checker.check_model(written, full_check=True)  # types and all
     floats = {t.data_type for t in written.graph.initializer} - {TensorProto.INT64}
     assert floats == {kind}
-    # As onnxruntime has no such kernels everywhere: the same nodes in float32.
+    # The nodes are run in float32, as onnxruntime has no such kernels everywhere.
     for tensor in written.graph.initializer:
         if tensor.data_type == kind:
             array = numpy_helper.to_array(tensor).astype(np.float32)

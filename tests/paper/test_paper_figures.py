@@ -202,7 +202,7 @@ def test_figure_4_has_the_papers_filters_and_all_sizes_of_a_real_twin() -> None:
     images = torch.zeros(1, 3, 32, 32)
 
     def sizes(network: nn.Module, images: torch.Tensor) -> dict[str, str]:
-        """Of the maps and, channels in first, of the filters."""
+        """Return the sizes of the maps and, channels in first, of the filters."""
         first, second = network.get_submodule("0"), network.get_submodule("2")
         maps = {"X": images, "Y": first(images), "Z": second(first(images))}
         written = {name: "×".join(map(str, value.shape[1:])) for name, value in maps.items()}

@@ -265,7 +265,7 @@ def test_filters_of_different_m_and_n_share_all_their_weights(
 
 
 def filled(matrix: np.ndarray, shape: Sequence[int]) -> np.ndarray:
-    """With zeros behind."""
+    """Return the map with zeros behind."""
     return np.pad(
         matrix, [(0, size - extent) for size, extent in zip(shape, matrix.shape, strict=True)]
     )
