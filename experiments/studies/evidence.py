@@ -37,19 +37,13 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     """
     folder = Path(config.outputs) / "report"
     make_folder(folder)
-    published = {}
-    for name in EXPERIMENTS:
-        found, names = read_published(Path(config.published) / name), wanted[name]
-        if names is not None and len(found.runs):  # what has other settings is no part of it
-            found.runs = found.runs[found.runs.run.isin(names)]
-        if len(found.runs):
-            published[name] = found
+    published = read_experiments(Path(config.published), wanted)
     progress = progress_table(published, wanted)
+    missing = missing_runs(progress)
     sections = [Section("evidence", "Evidence", PROGRESS, "", progress, progress)]
     for name, each in published.items():
         if name.endswith("rates"):
-            sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
-    missing = {name: _missing(progress, name) for name in EXPERIMENTS}
+            sections += _search(name, each, folder, complete=missing[name] == 0)
     sections += _accuracy(published, missing, folder)
     verdicts = claims_section(claims_table(published, missing), "")
     texts = [section.save(folder) for section in sections]
@@ -60,6 +54,21 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
         *(_lines(row) for row in verdicts.readable.to_dict("records")),
         f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
     ]
+
+
+def read_experiments(folder: Path, wanted: Mapping[str, list[str] | None]) -> dict[str, Published]:
+    """Return the published results of each experiment that has any.
+
+    A run that is not among the wanted names has other settings, and is left out.
+    """
+    published = {}
+    for name, names in wanted.items():
+        found = read_published(folder / name)
+        if names is not None and len(found.runs):
+            found.runs = found.runs[found.runs.run.isin(names)]
+        if len(found.runs):
+            published[name] = found
+    return published
 
 
 def progress_table(
@@ -82,10 +91,12 @@ def progress_table(
     return pd.DataFrame(rows).astype({"runs": "Int64"})
 
 
-def _missing(progress: pd.DataFrame, name: str) -> int | None:
-    """Return how many runs an experiment lacks; None where they are not known."""
-    row = progress.set_index("experiment").loc[name]
-    return None if pd.isna(row.runs) else int(row.runs) - int(row.published)
+def missing_runs(progress: pd.DataFrame) -> dict[str, int | None]:
+    """Return how many runs each experiment lacks; None where they are not known."""
+    return {
+        row.experiment: None if pd.isna(row.runs) else int(row.runs) - int(row.published)
+        for row in progress.itertuples()
+    }
 
 
 def _search(name: str, found: Published, folder: Path, complete: bool) -> list[Section]:
