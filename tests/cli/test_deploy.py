@@ -17,7 +17,7 @@ from tests.onnx_models import convolution, onnx, outputs_of, saved, strides_of
 
 ROOT = Path(__file__).resolve().parents[2]
 DEPLOY = (ROOT / "docs/deploy.md").read_text()
-README = (ROOT / "README.md").read_text()
+OTHERS = "\n".join((ROOT / name).read_text() for name in ("README.md", "docs/convert.md"))
 BLOCK = re.compile(r"^```(\w+)\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
@@ -72,7 +72,7 @@ def test_every_command_and_program_of_the_document_runs(cli: Cli, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_the_readmes_commands_run(cli: Cli, tmp_path: Path) -> None:
+def test_the_commands_of_readme_and_convert_run(cli: Cli, tmp_path: Path) -> None:
     """Run them one after the other, in a folder with the files that they name."""
     export_net(tmp_path)
     (tmp_path / "my_file.py").write_text(
@@ -81,7 +81,7 @@ def test_the_readmes_commands_run(cli: Cli, tmp_path: Path) -> None:
     )
     torch.save(nn.Sequential(nn.Conv2d(3, 10, 3, 2)).state_dict(), tmp_path / "my.pt")
     commands = re.findall(
-        r"^(stridenet (?:plan|convert|verify) .*?)(?: +#.*)?$", README, re.MULTILINE
+        r"^(stridenet (?:plan|convert|verify) .*?)(?: +#.*)?$", OTHERS, re.MULTILINE
     )
     assert len(commands) > 5
     for line in commands:

@@ -96,8 +96,8 @@ def test_every_relative_link_leads_somewhere(document: Path) -> None:
 
 
 def test_the_files_that_contributors_are_to_touch_exist() -> None:
-    """Whatever has a slash or a file's ending in CONTRIBUTING.md; NAME stands for any name."""
-    document = FENCED.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    """Whatever has a slash or a file's ending in docs/develop.md; NAME stands for any name."""
+    document = FENCED.sub("", (ROOT / "docs/develop.md").read_text())
     spans = re.findall(r"`([\w./]+)`", document)
     paths = [span for span in spans if "/" in span or span.endswith((".md", ".toml", ".yaml"))]
     assert len(paths) > 8
@@ -106,7 +106,7 @@ def test_the_files_that_contributors_are_to_touch_exist() -> None:
 
 def test_the_names_that_contributors_are_to_look_for_exist() -> None:
     """A name in backticks is one of the code, or of a setting."""
-    document = FENCED.sub("", (ROOT / "CONTRIBUTING.md").read_text())
+    document = FENCED.sub("", (ROOT / "docs/develop.md").read_text())
     names = {name for name in re.findall(r"`(\w+)`", document) if re.search("[_A-Z]", name)}
     files = [*ROOT.glob("stridenet/**/*.py"), *ROOT.glob("experiments/**/*.py")]
     code = set().union(*map(defined, [*files, *ROOT.glob("tests/**/*.py")]))

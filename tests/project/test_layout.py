@@ -1,4 +1,4 @@
-"""The picture of the house in CONTRIBUTING.md is true: every module, and the floors of make check."""
+"""The picture of the house in docs/develop.md is true: every module, and the floors of make check."""
 
 import tomllib
 from pathlib import Path
@@ -46,7 +46,7 @@ def wrong(text: str) -> dict[str, set[str]]:
 
 
 def test_the_picture_has_every_module_and_no_other() -> None:
-    text = (ROOT / "CONTRIBUTING.md").read_text()
+    text = (ROOT / "docs/develop.md").read_text()
     assert wrong(text) == {}
     assert wrong(text.replace(" taps ", " tips ")) == {"stridenet": {"taps", "tips"}}
     assert wrong(text.replace("  twin  ", "  twin turret  ")) == {"stridenet": {"turret"}}
@@ -59,6 +59,6 @@ def test_the_floors_are_those_of_make_check() -> None:
         for contract in settings["contracts"]
         if contract["type"] == "layers"
     }
-    picture = drawn((ROOT / "CONTRIBUTING.md").read_text())
+    picture = drawn((ROOT / "docs/develop.md").read_text())
     for package in ("stridenet", "experiments"):
         assert picture[package] == floors[package]
