@@ -33,12 +33,16 @@ endif
 .DEFAULT_GOAL := help
 .PHONY: help reproduce report bench evidence zoo survey publish test-fast test test-all fuzz check clean
 
+# A line that begins with "##@ " is the heading of the targets below it.
 help: ## list the targets
-	@awk -F ':.*## ' '/^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
+	@awk -F ':.*## ' '/^##@ / {printf "\n%s\n", substr($$0, 5)} \
+	    /^[a-z_-]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
 	@echo
 	@echo "Settings: SEEDS=$(SEEDS) RECIPE=$(RECIPE) OUTPUTS=$(OUTPUTS) ARGS='KEY=VALUE ...'"
 	@echo "ARGS choose recipe., data., model.; RUN_ARGS how it is run (threads=, device=);"
 	@echo "EXPERIMENT=NAME is one experiment of docs/protocol.md, for make evidence."
+
+##@ The paper
 
 reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 and 2
 	$(PYTHON) -m experiments.train -m 'seed=$(SEEDS)' arm=strided,free $(SETTINGS) $(RUN_ARGS)
@@ -48,10 +52,6 @@ reproduce: .venv/ready ## train what is missing, then print and plot Tables 1 an
 report: .venv/ready ## tables and plots of what has been run
 	$(PYTHON) -m experiments.report $(SETTINGS)
 
-bench: .venv/ready ## time training steps, a conversion, and first layers beside their twins
-	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
-	$(PYTHON) -m experiments.conversion_benchmark outputs=$(OUTPUTS) $(RUN_ARGS)
-
 evidence: .venv/ready ## runs of docs/protocol.md that are not published yet; what all say (hours)
 	@failed=; for name in $(or $(EXPERIMENT),$(EXPERIMENTS)); do \
 	    echo "experiment=$$name"; \
@@ -59,6 +59,12 @@ evidence: .venv/ready ## runs of docs/protocol.md that are not published yet; wh
 	        outputs=$(OUTPUTS) $(RUN_ARGS) || { code=$$?; test $$code != 130 || exit $$code; failed=1; }; \
 	done; \
 	$(PYTHON) -m experiments.evidence outputs=$(OUTPUTS) && test -z "$$failed"
+
+##@ Measurements
+
+bench: .venv/ready ## time training steps, a conversion, and first layers beside their twins
+	$(PYTHON) -m experiments.benchmark $(SETTINGS) $(RUN_ARGS)
+	$(PYTHON) -m experiments.conversion_benchmark outputs=$(OUTPUTS) $(RUN_ARGS)
 
 zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvision's networks
 	$(PYTHON) -m experiments.zoo outputs=$(OUTPUTS) $(RUN_ARGS)
@@ -74,6 +80,8 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
+
+##@ Development
 
 test-fast: .venv/ready ## test the library while you work (under a CPU-minute)
 	$(PYTHON) -m pytest -n 0 -x --hypothesis-profile=fast tests/library tests/by_layer

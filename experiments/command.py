@@ -23,7 +23,7 @@ from tqdm import tqdm
 from experiments import engines
 from experiments.settings.conversions import ConversionBenchmarkConfig, SurveyConfig, ZooConfig
 from experiments.settings.fields import check_path
-from experiments.settings.guide import advice, settings_text
+from experiments.settings.guide import advice, settings_text, without_section
 from experiments.settings.line import in_order, require_effect
 from experiments.settings.schema import (
     BenchmarkConfig,
@@ -120,7 +120,7 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
 def _run(main: Callable[[], None], missing: Callable[[], list[str]]) -> None:
     """Run it, and again where a run was killed; what is at fault goes into `failed`."""
     try:
-        sys.argv[1:] = in_order(sys.argv[1:])
+        sys.argv[1:] = in_order(without_section(sys.argv[1:]))
         for _ in range(RESTARTS):
             try:
                 return main()

@@ -4,7 +4,7 @@ import difflib
 import json
 import re
 import textwrap
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import fields, is_dataclass
 from typing import Any
 
@@ -19,32 +19,75 @@ from omegaconf.errors import (
 )
 
 from experiments.settings.schema import LayerConfig
+from stridenet.errors import InputError
 
 WIDTH = 80  # of a terminal
 MEANINGS = 34  # the column in which they begin
+PURPOSES = {
+    "model": "which network",
+    "data": "which images",
+    "recipe": "how it is trained",
+    "arm": "a network with its sharing and rates, as docs/protocol.md names them",
+    "size": "how many training images, with the rates that were chosen for them",
+    "experiment": "a sweep of docs/protocol.md; it changes all of the above",
+}
+asked: str | None = None  # the section that `--help SECTION` asks for
 SEVERAL_SEEDS = "not a whole number; several are given as seed=range(0,4) or seed=0,1 with -m"
+
+
+def without_section(arguments: Sequence[str]) -> list[str]:
+    """Return the arguments without the word behind --help, which is kept as the section asked for."""
+    global asked
+    rest, asked = list(arguments), None
+    for option in ("--help", "-h"):
+        place = rest.index(option) + 1 if option in rest else len(rest)
+        if place < len(rest) and re.fullmatch(r"\w+", rest[place]):
+            asked = rest.pop(place)
+    return rest
 
 
 def settings_text(settings: DictConfig) -> str:
     """Return the groups and settings of a command, with values, meanings and choices.
 
-    settings: as Hydra composed them, the type of whose root is the command's dataclass.
+    Settings that belong together, as those of the recipe, are listed with their values alone, or alone
+    with all that is said of them where they were asked for (`--help recipe`).
+
+    settings: as Hydra composed them, the type of whose root is the command's dataclass. Raises
+    InputError if a section was asked for that is not there.
     """
     loader = GlobalHydra.instance().config_loader()
     groups = [
-        _line(f"{group}={_as_typed(option)}", " | ".join(loader.get_group_options(group)))
+        _line(
+            f"{group}={_as_typed(option)}",
+            f"{PURPOSES[group]}: {' | '.join(loader.get_group_options(group))}",
+        )
         for group, option in reversed(settings.hydra.runtime.choices.items())
         if not group.startswith("hydra/")
     ]
     schema: Any = OmegaConf.get_type(settings)
     sections = {"Groups (GROUP=OPTION)": groups} if groups else {}
-    for one in fields(schema):
-        if is_dataclass(one.type):
-            below = _lines(one.type, settings[one.name], f"{one.name}.")
-            sections[one.name.capitalize()] = [*below]
-    others = [*_lines(schema, settings, "")]
-    sections["Other settings" if groups else "Settings (KEY=VALUE)"] = others
+    parts = {one.name: one.type for one in fields(schema) if is_dataclass(one.type)}
+    if asked:
+        if asked not in parts:
+            raise InputError(f"--help {asked}: there is {', '.join(parts) or 'no part to ask for'}")
+        sections = {asked.capitalize(): [*_lines(parts[asked], settings[asked], f"{asked}.")]}
+    else:
+        for name, part in parts.items():
+            title = f"{name.capitalize()} (--help {name} says what each is)"
+            sections[title] = _values(part, settings[name], f"{name}.")
+        others = [*_lines(schema, settings, "")]
+        sections["Other settings" if groups else "Settings (KEY=VALUE)"] = others
     return "\n\n".join("\n".join([f"{title}:", *lines]) for title, lines in sections.items())
+
+
+def _values(schema: Any, settings: DictConfig, place: str) -> list[str]:
+    """Return the settings of a dataclass with their values alone, as many in a line as it takes."""
+    lines = [line for line in _lines(schema, settings, place) if not line.startswith(" " * 4)]
+    typed = [line.split()[0] for line in lines]
+    return textwrap.wrap(
+        "  ".join(typed), WIDTH, initial_indent="  ", subsequent_indent="  ",
+        break_long_words=False, break_on_hyphens=False,
+    )  # fmt: skip
 
 
 def _lines(schema: Any, settings: DictConfig, place: str) -> Iterator[str]:

@@ -15,6 +15,7 @@ from omegaconf import OmegaConf
 from experiments.command import CONF, one_line
 from experiments.settings.checks import resolve
 from experiments.settings.conversions import ZooConfig
+from experiments.settings.guide import without_section
 from experiments.settings.schema import LayerConfig, ReportConfig, RunConfig
 from stridenet.errors import InputError
 from tests.experiments.settings import Composed, changed
@@ -224,6 +225,13 @@ def test_a_mistyped_setting_or_option_gets_the_nearest_and_no_advice_to_add_it(
 COMMANDS = sorted(path.stem for path in Path(CONF).glob("*.yaml") if "template" in path.read_text())
 
 
+def test_help_on_what_is_no_part_of_the_settings_names_the_parts() -> None:
+    assert without_section(["--help", "recip"]) == ["--help"]
+    with pytest.raises(Exception, match="--help recip: there is model, data, recipe"):
+        help_of("train")
+    without_section(["--help"])
+
+
 def help_of(command: str, *overrides: str) -> str:
     """What --help of a command says."""
     with initialize_config_dir(CONF, version_base="1.3"):
@@ -236,7 +244,14 @@ def help_of(command: str, *overrides: str) -> str:
 def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(command: str) -> None:
     with initialize_config_dir(CONF, version_base="1.3"):
         schema = OmegaConf.get_type(compose(command))
-    text = help_of(command)
+    parts = [one.name for one in fields(schema) if is_dataclass(one.type)]
+    texts = [help_of(command)]
+    assert len(texts[0].splitlines()) <= 75  # a screen and a half
+    for part in parts:
+        assert without_section(["--help", part, "seed=1"]) == ["--help", "seed=1"]
+        texts.append(help_of(command))
+    assert without_section(["--help", "seed=1"]) == ["--help", "seed=1"]  # nothing is asked now
+    text = "\n".join(texts)
     assert max(map(len, text.splitlines())) <= 80
     words = " ".join(text.split())
     schemas = [("", schema), ("model.layers.LAYER.", LayerConfig)]
@@ -259,7 +274,7 @@ def test_help_shows_every_setting_with_its_meaning_and_choices_in_80_columns(com
 @pytest.mark.sample(3)
 @pytest.mark.parametrize("command", COMMANDS)
 def test_help_offers_the_groups_that_the_command_takes_and_no_others(command: str) -> None:
-    groups, _, _ = help_of(command).partition("\n\nModel:")
+    groups, _, _ = help_of(command).partition("\n\nModel (")
     offered = set(re.findall(r"^  (\w+)=", groups.partition("Groups")[2], re.MULTILINE))
     assert ("arm" in offered) == ("experiment" in offered) == (command == "train")
     for group in ("model", "data", "recipe", "arm", "experiment"):
@@ -274,10 +289,13 @@ def test_help_offers_the_groups_that_the_command_takes_and_no_others(command: st
 
 
 def test_help_has_the_values_as_they_are_and_can_be_typed() -> None:
-    text = help_of("train", "recipe.learning_rate=0.125", "data.image_size=[9,8]", "model=pooling")
+    given = ("train", "recipe.learning_rate=0.125", "data.image_size=[9,8]", "model=pooling")
+    text = help_of(*given).replace("\n", " ")
     for told in ("recipe.learning_rate=0.125 ", "data.image_size=[9,8] ", "model=pooling "):
         assert told in text
-    assert "    conv2                         kernel=2 channels=20 stride=2\n" in text
+    without_section(["--help", "model"])
+    assert "    conv2                         kernel=2 channels=20 stride=2\n" in help_of(*given)
+    without_section(["--help"])
     assert "$" not in help_of("train", "outputs=a$b").replace(
         "$$", ""
     )  # as Hydra's template takes it

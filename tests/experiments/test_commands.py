@@ -236,13 +236,16 @@ def test_help_lists_groups_and_settings_with_their_values_and_meanings() -> None
     done = python("-m", "experiments.train", "--help", "model=pooling", "outputs=a$b")
     assert (done.returncode, done.stderr) == (0, "")
     for told in (
-        "  model=pooling                   pooling | strided | unit_stride\n",
-        "  recipe.schedule=linear          linear | constant | inverse: ",
+        "  model=pooling                   which network: pooling | strided | unit_stride\n",
+        "  recipe.momentum=0.9  recipe.weight_decay=0.0005 ",
         "  outputs=a$b                     folder of data",
         "  python -m experiments.train model=unit_stride weights=copy\n",
         "  seed=0                          decides the weights and the images' order\n",
     ):
         assert told in done.stdout
+    part = python("-m", "experiments.train", "--help", "recipe").stdout
+    assert "\n  recipe.schedule=linear          linear | constant | inverse: " in part
+    assert "model.activation" not in part
 
 
 CONVERTING = """\
