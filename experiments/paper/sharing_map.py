@@ -75,11 +75,11 @@ def _draw_sharing(
     """Draw the twin's filter, and beside it the strided one as its key."""
     (rows, columns), (key_rows, key_columns) = _picture(twin).shape, _picture(strided).shape
     key, cell = min(1, 9 / max(key_rows, key_columns)), min(1, 28 / max(rows, columns))
-    top, left = 4.0, 5.5 + max(3, key * key_columns)
+    top, left = 5.0, 5.5 + max(3, key * key_columns)
     bottom = top + max(cell * rows, key * key_rows)
     figure, axes = new_page(
-        max(left + cell * columns + 1, 25),
-        bottom + 3.4,
+        max(left + cell * columns + 1, 33),
+        bottom + 4.2,
         f"Layer {layer.name}: which strided weight each entry of the twin's filter is",
         _about_sharing(layer, strided, twin),
         UNIT,

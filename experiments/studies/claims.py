@@ -270,13 +270,13 @@ def verdicts_figure(table: pd.DataFrame, readable: pd.DataFrame) -> Figure:
     figure = Figure(figsize=(9, 1.6 + 0.95 * len(rows)), layout="constrained")
     grid = figure.subplots(len(panels), 1, height_ratios=[len(each) for each in panels.values()])
     for axes, (head, claims) in zip(grid, panels.items(), strict=True):
+        axes.use_sticky_edges = False  # so that both ends of a margin can be seen
         for place, (_, row) in enumerate(claims.iterrows()):
             _draw_claim(axes, place, row)
         axes.axvline(0, color="0.3", lw=1, zorder=1)
         axes.set(ylim=(len(claims) - 0.5, -0.5), yticks=range(len(claims)), xlabel=PANELS[head])
         axes.set_yticklabels([_claimed(row) for _, row in claims.iterrows()])
         axes.tick_params(axis="y", length=0)
-        axes.use_sticky_edges = False  # so that both ends of a margin can be seen
         axes.spines[["top", "right", "left"]].set_visible(False)
         if claims["mean"].isna().all():
             axes.set(xlim=(-1, 1), xticks=[0])  # there is no scale yet
