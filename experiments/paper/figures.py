@@ -29,7 +29,7 @@ TAPS = {0: "white", 1: "#0072B2", 2: "#D55E00", 3: "#56B4E9", 4: "#E69F00"}
 PALE = ("#FBE3D0", "#D6E8F5")  # of even and odd places of the signal
 SAMPLES = {(1, 1): "#56B4E9", (1, 2): "#E69F00", (2, 1): "#009E73", (2, 2): "#CC79A7"}
 BROKEN = "#B00020"
-
+FAINT = "0.45"  # of zeros: it recedes, and has a contrast of 4.8 on white
 
 ARROW = {"arrowstyle": "-|>", "lw": 2, "mutation_scale": 18, "color": "0.3"}
 Colour = Any  # a name, or red, green and blue
@@ -71,7 +71,7 @@ def _cells(axes: Axes, left: float, top: float, cells: Cells) -> None:
     for (row, column), colour in zip(places, colours, strict=True):
         value = cells.values[row, column]
         x, y = left + column + 0.5, top + row + 0.5
-        ink = "0.75" if value == 0 else ink_on(colour)
+        ink = FAINT if value == 0 else ink_on(colour)
         axes.text(x, y, str(value), ha="center", va="center", color=ink, label=cells.name)
     rows, columns = cells.values.shape
     axes.add_patch(Rectangle((left, top), columns, rows, fill=False, edgecolor="0.3", lw=1))
@@ -90,9 +90,21 @@ def _equation(axes: Axes, left: float, middle: float, terms: Sequence[Cells | st
 
 
 def ink_on(colour: Colour) -> str:
-    """Return "black" or "white", whichever is legible on the colour."""
-    red, green, blue = mpl.colors.to_rgb(colour)
-    return "black" if 0.299 * red + 0.587 * green + 0.114 * blue > 0.5 else "white"
+    """Return "black" or "white", whichever has more contrast on the colour: at least 4.5."""
+    return max(("black", "white"), key=lambda ink: contrast(ink, colour))
+
+
+def contrast(one: Colour, other: Colour) -> float:
+    """Return the contrast of two colours as WCAG 2 defines it, from 1 to 21."""
+    low, high = sorted((_luminance(one), _luminance(other)))
+    return (high + 0.05) / (low + 0.05)
+
+
+def _luminance(colour: Colour) -> float:
+    """Return the relative luminance of an sRGB colour, from 0 (black) to 1 (white)."""
+    rgb = np.array(mpl.colors.to_rgb(colour))
+    linear = np.where(rgb <= 0.04045, rgb / 12.92, ((rgb + 0.055) / 1.055) ** 2.4)
+    return float(linear @ (0.2126, 0.7152, 0.0722))
 
 
 def figure_1() -> Figure:
@@ -122,6 +134,7 @@ def figure_1() -> Figure:
         "a tap of the filter. Sorted into odd and even places, the matrix falls into two ordinary "
         "convolutions, each with half of the filter and half of the signal: two channels instead of a "
         "stride.",
+        unit=0.38,
     )
     steps = {
         (1.0, 2.0): "1   Stride 2: every row is the filter, two places further on",
@@ -218,7 +231,9 @@ def figure_4() -> Figure:
         "A stride cannot go alone: the layer before it must change too",
         "Blue: as in the original. Orange: rearranged, and with filters to match. A primed map holds "
         "the numbers of the unprimed one, every map of it cut into four of half the size. Sizes are "
-        "channels × height × width; those of filters begin with channels in × channels out.",
+        "channels × height × width; those of filters begin with channels in × channels out. The sides "
+        "of a map are to scale; its sheets are drawn schematically, and are not to be counted.",
+        unit=0.37,
     )
     steps = {
         "(a)  The original: Conv-2 has stride 2": (False, False),
@@ -268,9 +283,8 @@ def _filter(axes: Axes, x: float, middle: float, name: str, layer: LayerPlan, tw
         layer.unit_stride_weight_size if twin else layer.weight_size
     )
     stride = 1 if twin else layer.maps[0].stride
-    colour = _colour(twin)
     size = with_times((in_channels, out_channels, *kernel))
-    text = {"ha": "center", "color": colour}
+    text = {"ha": "center", "color": _ink(twin)}
     axes.text(x, middle - 1.6, _primed(name, twin), fontweight="bold", fontsize=12, **text)
     axes.text(x, middle - 0.8, size, fontsize=11, **text)
     weight = "bold" if stride > 1 else "normal"
@@ -282,7 +296,7 @@ def _sheets(
 ) -> tuple[float, float]:
     """Draw a map as a stack of sheets, and return where it begins and ends.
 
-    Its sides are to scale; more channels have more sheets.
+    Its sides are to scale; more channels have more sheets, but not one sheet each.
     """
     height, width = size[1] / 10, size[2] / 10
     sheets = round(2 * log2(size[0]))
@@ -294,12 +308,17 @@ def _sheets(
             Rectangle(corner, width, height, facecolor=_colour(twin), edgecolor="white", lw=0.8)
         )
     label = f"{_primed(name, twin)}  {with_times(size)}"
-    axes.text(x, middle + 2.8, label, ha="center", fontsize=12, color=_colour(twin))
+    axes.text(x, middle + 2.8, label, ha="center", fontsize=12, color=_ink(twin))
     return left, left + width + shift * (sheets - 1)
 
 
 def _colour(twin: bool) -> Colour:
     return COLOURS["unit_stride" if twin else "strided"]
+
+
+def _ink(twin: bool) -> Colour:
+    """Return the colour, dark enough for words on white."""
+    return tuple(0.85 * part for part in mpl.colors.to_rgb(_colour(twin)))
 
 
 def _primed(name: str, twin: bool) -> str:

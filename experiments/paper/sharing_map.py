@@ -1,4 +1,7 @@
-"""The sharing map: which strided weight each entry of a twin's filter is."""
+"""The sharing map: which strided weight each entry of a twin's filter is.
+
+Phases, channels and weights are written as the paper counts them, from 1.
+"""
 
 from collections.abc import Sequence
 from math import prod
@@ -17,7 +20,7 @@ from stridenet.plan import EliminationPlan, LayerPlan
 
 MOST_WEIGHTS = 36  # of a filter that is shown whole, not one pair of channels alone
 MOST_PHASES = 16  # of its twin, in either direction
-UNIT = 0.36  # inches, of a sharing map; all below are in it
+UNIT = 0.27  # inches, of a sharing map; all below are in it
 LEGIBLE = 0.4  # a cell with a number in it
 SMALLEST_TILE = 0.5  # a tile without lines and a label
 
@@ -33,10 +36,10 @@ class Phases(NamedTuple):
     @property
     def labels(self) -> list[str]:
         """Return the phase of each channel, behind the strided channel if there are several."""
-        phases = [f"({','.join(map(str, phase))})" for phase in np.ndindex(*self.factor)]
+        phases = [f"({','.join(str(p + 1) for p in phase)})" for phase in np.ndindex(*self.factor)]
         if self.channels == 1:
             return phases
-        return [f"{channel}: {phase}" for channel in range(self.channels) for phase in phases]
+        return [f"{channel + 1}: {phase}" for channel in range(self.channels) for phase in phases]
 
     @property
     def title(self) -> str:
@@ -72,11 +75,11 @@ def _draw_sharing(
     """Draw the twin's filter, and beside it the strided one as its key."""
     (rows, columns), (key_rows, key_columns) = _picture(twin).shape, _picture(strided).shape
     key, cell = min(1, 9 / max(key_rows, key_columns)), min(1, 28 / max(rows, columns))
-    top, left = 4.0, 5.5 + max(3, key * key_columns)
+    top, left = 5.0, 5.5 + max(3, key * key_columns)
     bottom = top + max(cell * rows, key * key_rows)
     figure, axes = new_page(
-        max(left + cell * columns + 1, 25),
-        bottom + 3.4,
+        max(left + cell * columns + 1, 33),
+        bottom + 4.2,
         f"Layer {layer.name}: which strided weight each entry of the twin's filter is",
         _about_sharing(layer, strided, twin),
         UNIT,
@@ -113,7 +116,10 @@ def _palette(rows: int, columns: int) -> np.ndarray:
 def _tiles(
     axes: Axes, left: float, top: float, cell: float, weights: np.ndarray, colours: Any
 ) -> None:
-    """Draw a filter of weights' numbers as coloured cells, −1 blank; lines part its channels."""
+    """Draw a filter as coloured cells; lines part its channels.
+
+    weights: the number of the weight in each place, counted from 0; −1 is blank.
+    """
     picture = np.ma.masked_less(_picture(weights), 0)
     rows, columns = picture.shape
     xs, ys = left + cell * np.arange(columns + 1), top + cell * np.arange(rows + 1)
@@ -138,26 +144,26 @@ def _numbers(
     half = (xs[1] - xs[0]) / 2
     for row, column in zip(*np.nonzero(~np.ma.getmaskarray(picture)), strict=True):
         weight = picture[row, column]
-        axes.text(xs[column] + half, ys[row] + half, str(weight), ha="center", va="center",
-                  fontsize=22 * half, color=ink_on(colours(weight)[:3]))  # fmt: skip
+        axes.text(xs[column] + half, ys[row] + half, str(weight + 1), ha="center",
+                  va="center", fontsize=22 * half, color=ink_on(colours(weight)[:3]))  # fmt: skip
 
 
 def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phases) -> None:
     step = height / len(phases.labels)
     for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         y = top + step * (place + 0.5)
-        axes.text(left - 0.2, y, label, ha="right", va="center", fontsize=8)
+        axes.text(left - 0.2, y, label, ha="right", va="center", fontsize=9)
     title = phases.title.replace(" phase", "\nphase")
     axes.text(left - 0.3, top - 0.2, title, ha="right", va="bottom")
 
 
 def _label_columns(axes: Axes, left: float, top: float, width: float, phases: Phases) -> None:
-    step, length = width / len(phases.labels), 0.2 * len(phases.labels[-1])  # of a label
+    step, length = width / len(phases.labels), 0.3 * len(phases.labels[-1])  # of a label
     turned = step < length
     for place, label in enumerate(phases.labels) if step > SMALLEST_TILE else ():
         x = left + step * (place + 0.5)
         angle = 90 if turned else 0
-        axes.text(x, top - 0.2, label, ha="center", va="bottom", fontsize=8, rotation=angle)
+        axes.text(x, top - 0.2, label, ha="center", va="bottom", fontsize=9, rotation=angle)
     away = 0.4 + (length if turned else 0.5) * (step > SMALLEST_TILE)
     axes.text(left, top - away, phases.title, va="bottom")
 

@@ -1,18 +1,21 @@
 """Accuracy in the experiments of docs/protocol.md: Table 1, and the difference of the pairs."""
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any, NamedTuple
 
+import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.reporting.formats import NETWORKS, blank_or, mean_and_deviation, printed
 from experiments.reporting.published import PAPER, PAPER_DIFFERENCE
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import new_images, paired_difference
-from experiments.reporting.style import colour_of, new_figure
+from experiments.reporting.style import MARKERS, colour_of, new_figure
 from experiments.runs.published import Published
 from experiments.runs.results import arms
 from experiments.studies.claims import FREE, STRIDED, percent_right
@@ -173,23 +176,45 @@ def differences_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def differences_figure(found: Published, row: "pd.Series[Any]") -> Figure:
+def differences_figure(found: Published) -> Figure:
+    """Draw the difference of every pair of Table 1, with the paper's difference as the margin."""
+    strided, twin = _runs_by_seed(found)
+    pairs = pd.DataFrame({STRIDED: percent_right(strided), FREE: percent_right(twin)})
+    figure, axes = new_figure()
+    draw_differences(axes, pairs, PAPER_DIFFERENCE)
+    figure.suptitle("Test accuracy of both networks, pair by pair, on these test images")
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def draw_differences(axes: Axes, pairs: pd.DataFrame, margin: float | None) -> None:
     """Draw the difference of every pair, sorted, with their mean, its interval and the margin.
 
-    row: of differences_table, of the same runs.
+    pairs: accuracy in percent of two networks, a column each, that of the strided one first. With
+    fewer than three pairs there is no mean, and the reason is written.
     """
-    strided, twin = _runs_by_seed(found)
-    values = np.sort(percent_right(twin) - percent_right(strided))
-    figure, axes = new_figure()
+    strided, network = pairs.columns
+    values = np.sort(pairs[network] - pairs[strided])
+    found = paired_difference(values, margin)
+    colour = colour_of(network)
     axes.axhline(0, color="0.3", lw=1)
-    if row.margin is not None:
-        axes.axhspan(-row.margin, row.margin, color="0.9", label=f"±{row.margin:g}, the paper's")
-        axes.axhline(PAPER_DIFFERENCE, color="0.3", lw=1, ls=":", label="the paper's, of one pair")
-    colour = colour_of(FREE)
-    axes.plot(np.arange(1, len(values) + 1), values, "o", ms=4, color=colour, label="one pair each")
-    axes.axhline(row["mean"], color=colour, lw=1.4, label="mean, 95 % interval")
-    axes.axhspan(row.low, row.high, color=colour, alpha=0.25)
-    axes.set(xlabel="pairs, sorted", ylabel="test accuracy, twin − strided (points)")
-    axes.set_title(f"Unity Stride − Non-Unity Stride, {row.n} pairs, on these test images")
-    axes.legend(loc="upper left", fontsize="small")
-    return figure
+    if margin is not None:
+        axes.axhspan(-margin, margin, color="0.9", label=f"±{margin:g}, the paper's difference")
+        axes.axhline(margin, color="0.3", lw=1, ls=":", label="the paper's one pair")
+    marker = MARKERS.get(network, "o")
+    axes.plot(range(1, len(values) + 1), values, marker, ms=4, color=colour, label="one pair each")
+    if found.mean is not None:
+        axes.axhline(found.mean, color=colour, lw=1.4, label="their mean")
+    if found.low is not None and found.high is not None:
+        label = "its 95 % interval (Student's)"
+        axes.axhspan(found.low, found.high, color=colour, alpha=0.25, label=label)
+    else:
+        reason = textwrap.fill(f"no interval: {found.blank}", 32)
+        axes.annotate(
+            reason, (0.03, 0.97), xycoords="axes fraction", va="top", backgroundcolor="white"
+        )
+    axes.set(xlabel="pairs, sorted", ylabel=f"{printed(network)} −\n{printed(strided)} (points)")
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, steps=[1, 2, 5, 10]))
+    medians = [f"median {pairs[each].median():.2f} % {printed(each)}" for each in pairs]
+    title = [f"{len(pairs)} pairs", *(medians if len(pairs) else [])]
+    axes.set_title("\n".join(title), fontsize="medium", loc="left")

@@ -1,10 +1,13 @@
 """The claims of docs/protocol.md (C1 to C7), with primary outcome, size and verdict."""
 
+import textwrap
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
 
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
@@ -18,6 +21,12 @@ FREE, STRIDED = "unit_stride", "strided"
 MASKED_BY_COPIES, EFFECTIVE = "unit_stride masked by_copies", "unit_stride by_effective"
 SIZES = (300, 1000, 3000, 10000)  # training images of experiment=train_size
 SHARE_OF_GAP = 0.25  # of the gap of C2: the margin of C6 and C7
+PANELS = {  # of the figure: what a quantity begins with, and its axis
+    "test accuracy": "difference of test accuracy (points)",
+    "loss of the first epoch": "difference of the loss of the first epoch (nats)",
+    "loss on training images": "difference of the loss on training images (nats)",
+}
+MARKS = {"supported": "o", "contradicted": "X", "undecided": "D"}
 CAPTION = (
     "Each claim by its one primary outcome: the mean difference over n pairs with its 95 % interval "
     "(Student's), and the p-value of the paired t-test, adjusted by Holm's method over the seven. "
@@ -248,3 +257,56 @@ def claims_section(table: pd.DataFrame, about: str) -> Section:
         }
     )
     return Section("verdicts", "Verdicts", CAPTION, about, table, readable)
+
+
+def verdicts_figure(table: pd.DataFrame, readable: pd.DataFrame) -> Figure:
+    """Draw the difference of each claim with its 95 % interval, and its verdict in words.
+
+    There is a panel, with an axis of its own, for each quantity, since they have different units and
+    sizes. table, readable: as in claims_section.
+    """
+    rows = table.join(readable[["Claim", "Difference", "Verdict"]])
+    panels = {head: rows[rows.quantity.str.startswith(head)] for head in PANELS}
+    figure = Figure(figsize=(9, 1.6 + 0.95 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(panels), 1, height_ratios=[len(each) for each in panels.values()])
+    for axes, (head, claims) in zip(grid, panels.items(), strict=True):
+        axes.use_sticky_edges = False  # so that both ends of a margin can be seen
+        for place, (_, row) in enumerate(claims.iterrows()):
+            _draw_claim(axes, place, row)
+        axes.axvline(0, color="0.3", lw=1, zorder=1)
+        axes.set(ylim=(len(claims) - 0.5, -0.5), yticks=range(len(claims)), xlabel=PANELS[head])
+        axes.set_yticklabels([_claimed(row) for _, row in claims.iterrows()])
+        axes.tick_params(axis="y", length=0)
+        axes.spines[["top", "right", "left"]].set_visible(False)
+        if claims["mean"].isna().all():
+            axes.set(xlim=(-1, 1), xticks=[0])  # there is no scale yet
+    figure.suptitle(
+        "The primary outcome of each claim: mean difference over n pairs with its 95 % interval,\n"
+        "on these test images. Grey: the margin. Verdicts after Holm's adjustment over all seven.",
+        fontsize=11,
+    )
+    return figure
+
+
+def _claimed(row: "pd.Series[Any]") -> str:
+    """Return a claim, what its outcome subtracts, and what is claimed of the difference."""
+    value = "0" if CLAIMS[row.claim].equality else "above 0"
+    difference = row.quantity.partition(", ")[2]
+    return f"{textwrap.fill(row.Claim, 34)}\n{difference}, claimed: {value}"
+
+
+def _draw_claim(axes: Axes, place: int, row: "pd.Series[Any]") -> None:
+    """Draw one row of the figure; without a complete experiment it has words alone."""
+    words = [textwrap.fill(row.Verdict.replace("none:", "no verdict:"), 32)]
+    if not pd.isna(row["mean"]):
+        if not pd.isna(row.margin):
+            band = {"left": -row.margin, "height": 0.6, "color": "0.85", "zorder": 0}
+            axes.barh(place, 2 * row.margin, **band)
+            words.append(f"{'' if row.within else 'not shown '}within ±{row.margin:.2g} (TOST)")
+        if not pd.isna(row.low):
+            axes.plot([row.low, row.high], [place, place], color="black", lw=1.6)
+        axes.plot([row["mean"]], [place], MARKS[row.verdict], color="black", ms=7)
+        words = [*words[:1], f"{row.Difference}, n = {row.n}", *words[1:]]
+    elif row.verdict:
+        words.append(textwrap.fill(row.blank, 32))
+    axes.text(1.03, place, "\n".join(words), transform=axes.get_yaxis_transform(), va="center")

@@ -11,12 +11,8 @@ from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
 from experiments.settings.schema import EvidenceConfig
 from experiments.studies.accuracy import EXPERIMENTS as WITH_TEST_ACCURACY
-from experiments.studies.accuracy import (
-    accuracy_sections,
-    differences_figure,
-    differences_table,
-)
-from experiments.studies.claims import claims_section, claims_table
+from experiments.studies.accuracy import accuracy_sections, differences_figure
+from experiments.studies.claims import claims_section, claims_table, verdicts_figure
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
 from stridenet.files import make_folder
 
@@ -48,6 +44,7 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     verdicts = claims_section(claims_table(published, missing), "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
+    save_figure(verdicts_figure(verdicts.table, verdicts.readable), folder / "verdicts")
     return [
         *texts,
         textwrap.fill(f"Verdicts: {verdicts.caption}", WIDTH),
@@ -126,8 +123,7 @@ def _accuracy(
     lacking = [name for name in WITH_TEST_ACCURACY if name not in complete]
     about = f"Not complete, and left out: {', '.join(lacking)}." if lacking else ""
     if "table1" in complete:
-        row = differences_table({"table1": complete["table1"]}).iloc[0]
-        save_figure(differences_figure(complete["table1"], row), folder / "differences")
+        save_figure(differences_figure(complete["table1"]), folder / "differences")
     return accuracy_sections(complete, about)
 
 

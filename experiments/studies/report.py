@@ -65,7 +65,7 @@ def write_report(config: ReportConfig) -> list[str]:
     if (runs.weights == "scratch").any():
         drawn["accuracy_by_epoch"] = accuracy_by_epoch(results)
         drawn["accuracy_of_seeds"] = accuracy_of_seeds(runs, accuracy)
-        drawn["training_time"] = training_time(runs)
+        drawn["training_time"] = training_time(runs, accuracy)
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
     _remove_earlier(folder, OPTIONAL - drawn.keys() - {section.name for section in sections})

@@ -11,6 +11,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.reporting.figures import save_figure
@@ -215,37 +216,46 @@ def freedom_section(plan: EliminationPlan) -> Section:
 def sharing_figure(epochs: pd.DataFrame) -> Figure:
     """Draw the arms of experiment=sharing by epoch: mean and standard deviation over seeds.
 
-    Runs from scratch are above, fine-tuned ones below. epochs: as by_epoch gives them.
+    Runs from scratch are above, fine-tuned ones below; a start that has no runs is left out. epochs: as
+    by_epoch gives them.
     """
     panels = {
-        "validation_accuracy": ("Validation accuracy (%)", 100),
-        "training_loss": ("Mean training loss of the epoch", 1),
-        "zeros": ("Weight at structural zeros (%)", 100),
-        "copies": ("Copies from their mean (%)", 100),
+        "training_loss": ("mean training loss of the epoch (nats)", 1),
+        "validation_accuracy": ("validation accuracy (%)", 100),
     }
-    figure = Figure(figsize=(13, 6.6), layout="constrained")
-    grid = figure.subplots(len(STARTS), len(panels), squeeze=False)
-    for row, (weights, start) in zip(grid, STARTS.items(), strict=True):
+    starts = {key: name for key, name in STARTS.items() if (epochs.weights == key).any()}
+    figure = Figure(figsize=(9, 1.6 + 3.4 * len(starts)), layout="constrained")
+    grid = figure.subplots(len(starts), len(panels), squeeze=False)
+    for row, (weights, start) in zip(grid, starts.items(), strict=True):
+        of_start = epochs[epochs.weights == weights]
         for axes, (column, (title, scale)) in zip(row, panels.items(), strict=True):
-            rows = epochs[(epochs.weights == weights) & epochs[column].notna()]
+            rows = of_start[of_start[column].notna()]
             if column == "validation_accuracy" and weights == "scratch":
                 rows = rows[rows.epoch > 0]  # before, it is that of chance
-            for place, (name, arm) in enumerate(ARMS.items()):
-                seeds = rows[rows.arm == arm].groupby("epoch")[column]
-                mean, deviation = scale * seeds.mean(), scale * seeds.std()
-                aside = mean.index + 0.03 * (place - len(ARMS) / 2)  # so that none hides another
-                style: dict[str, Any] = {
-                    "color": colour_of(name),
-                    "marker": MARKERS[name],
-                    "label": arm,
-                }
-                axes.errorbar(aside, mean, deviation, ms=5, lw=1.4, elinewidth=0.8, **style)
-            axes.set_title(title, fontsize=11)
-            axes.set_xlabel("epoch")
-            axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
-            axes.spines[["top", "right"]].set_visible(False)
-            axes.grid(axis="y", color="0.9")
-        row[0].set_ylabel(start, fontsize=12, fontweight="bold")
+            _draw_arms(axes, rows, column, scale)
+            axes.set(xlabel="epoch", ylabel=title, title=f"{start}, {_seeds(of_start)}")
     handles, labels = grid[0][0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
+    figure.legend(handles, labels, loc="outside lower center", ncols=4)
+    figure.suptitle("Points: means over n seeds. Bars: ± one standard deviation over these seeds.")
     return figure
+
+
+def _draw_arms(axes: Axes, rows: pd.DataFrame, column: str, scale: float) -> None:
+    """Draw mean and deviation of a column by epoch, for each arm that has runs."""
+    for place, (name, arm) in enumerate(ARMS.items()):
+        seeds = rows[rows.arm == arm].groupby("epoch")[column]
+        mean, deviation = scale * seeds.mean(), scale * seeds.std()
+        aside = mean.index + 0.03 * (place - len(ARMS) / 2)  # so that none hides another
+        style: dict[str, Any] = {"color": colour_of(name), "marker": MARKERS[name]}
+        if len(mean):
+            axes.errorbar(aside, mean, deviation, ms=6, lw=1.4, elinewidth=1, label=arm, **style)
+    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True, min_n_ticks=1))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.grid(axis="y", color="0.9")
+
+
+def _seeds(epochs: pd.DataFrame) -> str:
+    """Return how many seeds an arm has: "n = 10", or "n = 8 to 10" where arms differ."""
+    counts = epochs.groupby("arm").seed.nunique()
+    few, many = counts.min(), counts.max()
+    return f"n = {few}" if few == many else f"n = {few} to {many}"

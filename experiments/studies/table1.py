@@ -6,19 +6,23 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+import numpy as np
 import pandas as pd
+from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting.formats import NETWORKS, PRINTED, blank_or, mean_and_deviation, printed
+from experiments.reporting.formats import NETWORKS, blank_or, mean_and_deviation, printed
 from experiments.reporting.provenance import machine_of
-from experiments.reporting.published import PAPER
+from experiments.reporting.published import PAPER, PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.style import COLOURS, MARKERS, colour_of, new_figure, order_of
+from experiments.reporting.style import MARKERS, colour_of, new_figure, order_of
 from experiments.runs.published import read_published
 from experiments.runs.result_keys import Result
 from experiments.runs.results import arms
 from experiments.settings.identity import experiment_identity
 from experiments.settings.schema import ReportConfig
+from experiments.studies.accuracy import draw_differences
 from experiments.studies.table2 import layers_text, maps_of
 from stridenet.plan import EliminationPlan
 
@@ -164,7 +168,7 @@ def _reference(config: ReportConfig, plan: EliminationPlan) -> tuple[pd.DataFram
 def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
     """Draw accuracy on validation images after each epoch.
 
-    A thin line is a seed, a thick one their mean.
+    A thin line is a seed, a thick one the median over seeds.
     """
     kinds = ["network", "variant", "weights", "seed"]
     epochs = pd.json_normalize(results, "epochs", kinds, errors="ignore").assign(network=arms)
@@ -174,53 +178,76 @@ def accuracy_by_epoch(results: Sequence[Result]) -> Figure:
     for network, rows in epochs.groupby("network"):
         style: dict[str, Any] = {"color": colour_of(network), "marker": MARKERS.get(network, "o")}
         for _, run in rows.groupby("seed"):
-            axes.plot(run.epoch, run.accuracy, lw=0.8, alpha=0.4, ms=3, **style)
-        mean = rows.groupby("epoch").accuracy.mean()
-        label = f"{printed(network)}, mean of {rows.seed.nunique()}"
-        axes.plot(mean.index, mean, lw=2.2, label=label, **style)
+            axes.plot(run.epoch, run.accuracy, lw=0.7, alpha=0.3, ms=2, **style)
+        median = rows.groupby("epoch").accuracy.median()
+        label = f"{printed(network)}, median of {rows.seed.nunique()}"
+        axes.plot(median.index, median, lw=2.2, label=label, **style)
     axes.set(xlabel="epoch", ylabel="validation accuracy (%)", title="Validation accuracy by epoch")
     axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    networks = epochs.network.nunique()  # none where nothing was trained, recipe.epochs=0
-    if networks > len(NETWORKS):
-        figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no curve
-    elif networks:
-        axes.legend()
+    if len(epochs):  # there are none where nothing was trained, recipe.epochs=0
+        figure.legend(loc="outside lower center", ncols=2)  # where it hides no curve
     return figure
 
 
 def accuracy_of_seeds(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
-    """Draw the last test accuracy of every seed, the two networks of a seed joined by a line."""
-    figure, axes = new_figure()
+    """Draw each network's test accuracy minus the strided one's, pair by pair, sorted.
+
+    A pair is of one seed. Each network that was trained from scratch, other than the strided one, has
+    a panel. The paper's difference is the margin of its own network, where table 1 has its numbers.
+    """
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     wide = 100 * scratch.pivot(index="seed", columns="network", values="test_accuracy")
-    for network in wide:
-        axes.scatter(wide.index, wide[network], c=colour_of(network), marker=MARKERS.get(network, "o"),
-                     label=printed(network), zorder=2)  # fmt: skip
-    both = wide.dropna()
-    axes.vlines(both.index, both.min(axis=1), both.max(axis=1), color="0.7", lw=1, zorder=1)
-    for row in table.itertuples():
-        if row.network in COLOURS and not pd.isna(row.paper_accuracy_percent):
-            label = f"{PRINTED[row.network]}, the paper's one run"
-            axes.axhline(
-                row.paper_accuracy_percent, ls="--", lw=1.2, c=COLOURS[row.network], label=label
-            )
-    axes.set(xlabel="seed", ylabel="test accuracy (%)", title="Test accuracy of every seed")
-    axes.xaxis.set_major_locator(mpl.ticker.MaxNLocator(integer=True))
-    figure.legend(loc="outside lower center", ncols=2, fontsize=8)  # where it hides no seed
+    others = sorted({*wide} - {"strided"}, key=order_of) or ["unit_stride"]
+    papers = table.set_index("network").paper_accuracy_percent
+    columns = min(len(others), 2)
+    rows = math.ceil(len(others) / columns)
+    figure = Figure(figsize=(2.2 + 4.2 * columns, 1.6 + 3 * rows), layout="constrained")
+    grid = figure.subplots(rows, columns, squeeze=False, sharey=True).ravel()
+    named: dict[str, Artist] = {}
+    for axes, network in zip(grid, others, strict=False):
+        margin = None if pd.isna(papers.get(network, math.nan)) else PAPER_DIFFERENCE
+        draw_differences(axes, wide.reindex(columns=["strided", network]).dropna(), margin)
+        for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
+            named.setdefault(label, handle)
+    for axes in grid[len(others) :]:
+        axes.set_axis_off()
+    figure.suptitle("Test accuracy after training, pair by pair, on these test images")
+    figure.legend(named.values(), named.keys(), loc="outside lower center", ncols=1 + columns)
     return figure
 
 
-def training_time(runs: pd.DataFrame) -> Figure:
-    """Draw the seconds of the training steps of every run, and their mean as a bar."""
+def training_time(runs: pd.DataFrame, table: pd.DataFrame) -> Figure:
+    """Draw the CPU seconds of the training steps of every run, and their mean as a bar.
+
+    Where table 1 has the paper's seconds, they stand beside them on an axis of their own: they are of
+    another machine and another number of steps, so that only ratios can be compared.
+    """
     scratch = runs[runs.weights == "scratch"].assign(network=arms)
     networks = sorted({*scratch.network}, key=order_of)
-    figure, axes = new_figure(width=max(6.4, 1.6 * len(networks)))  # inches; for the labels
+    papers = table.set_index("network").paper_training_seconds.dropna()
+    papers = papers[[network for network in networks if network in papers]]
+    bars = [len(networks), *([len(papers)] if len(papers) else [])]
+    figure = Figure(figsize=(max(8.3, 1.5 * sum(bars)), 4.4), layout="constrained")
+    grid = figure.subplots(1, len(bars), width_ratios=bars, squeeze=False)[0]
     for place, network in enumerate(networks):
-        seconds = scratch[scratch.network == network].training_wall_seconds
-        name = printed(network).replace("Stride ", "Stride\n").replace(" rate", "\nrate")
-        label = f"{name}\n{seconds.mean():.1f} s, n = {len(seconds)}"
-        axes.bar(label, seconds.mean(), width=0.5, color=colour_of(network), alpha=0.45)
-        axes.scatter([place] * len(seconds), seconds, c=colour_of(network), s=14, zorder=2)
-    axes.set(ylabel="training steps (seconds)", title="Training time of every run")
-    axes.set_ylim(bottom=0)
+        seconds = scratch[scratch.network == network].training_cpu_seconds
+        _bar(grid[0], network, seconds.mean(), f"{seconds.mean():.1f} s, n = {len(seconds)}")
+        places = np.full(len(seconds), place)
+        grid[0].scatter(places, seconds, c="black", s=14, zorder=2, alpha=0.6)
+    grid[0].set_title("Ours: a point is a run,\na bar is the mean", fontsize="medium")
+    grid[0].set_ylabel("training steps (CPU seconds)")
+    for network, second in papers.items():
+        _bar(grid[-1], network, second, f"{second:.1f} s")
+    if len(papers):
+        grid[1].set_title("The paper's: one run each,\non its machine", fontsize="medium")
+        grid[1].set_ylabel("training (seconds)")
+    for axes in grid:
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(bottom=0)
+    figure.suptitle("Training time")
     return figure
+
+
+def _bar(axes: Axes, network: str, seconds: float, label: str) -> None:
+    name = printed(network).replace("Stride ", "Stride\n").replace(" rate", "\nrate")
+    axes.bar(f"{name}\n{label}", seconds, width=0.5, color=colour_of(network), alpha=0.6)

@@ -85,7 +85,7 @@ def feature_maps(plan: EliminationPlan) -> Figure:
     """Draw every map of both networks, each channel a rectangle, all to one scale.
 
     A channel's phases stand where the channel stands in the strided network: the twin computes the
-    same maps, cut up.
+    same maps, cut up. The single values of a vector would be too small to see, and are one area.
     """
     layers = [layer for layer in plan.layers if layer.weight_size][:-1]
     maps = {"input": plan.input, **{layer.name: layer.output for layer in layers}}
@@ -112,18 +112,25 @@ def feature_maps(plan: EliminationPlan) -> Figure:
         axes.set(xlim=(0, left), ylim=(height, -height / 5), aspect="equal", xticks=[], yticks=[])
         axes.set_title(PRINTED[network], loc="left", fontsize=11, fontweight="bold")
         axes.spines[:].set_visible(False)
-    figure.suptitle("Feature maps to scale: equal areas hold equally many values", fontsize=12)
+    vectors = " and ".join(name for name, each in maps.items() if len(each.size) == 1)
+    title = "Feature maps to scale: equal areas hold equally many values"
+    if vectors:
+        title += f"\n(all values of {vectors} are one area: single ones would be too small to see)"
+    figure.suptitle(title, fontsize=12)
     return figure
 
 
 def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
     """Return a rectangle for each channel of a strided map, or for each phase of each channel.
 
-    The phases of a channel stand where the channel stands in the strided network.
+    The phases of a channel stand where the channel stands in the strided network. A map without
+    height and width is one area: lines between single values would make a moiré.
     """
     channels, *size = feature_map.size
-    height, width = size or (1, 1)
-    f_h, f_w = (1, 1) if strided or not size else feature_map.factor
+    if not size:
+        return _area(channels)
+    height, width = size
+    f_h, f_w = (1, 1) if strided else feature_map.factor
     # The maps have phantoms where sizes are ragged.
     block_h, block_w = phase_size((height, width), (f_h, f_w))
     columns = math.ceil(math.sqrt(channels))
@@ -140,3 +147,12 @@ def _channels(feature_map: FeatureMap, strided: bool) -> list[Rectangle]:
         for p in range(f_h)
         for q in range(f_w)
     ]
+
+
+def _area(values: int) -> list[Rectangle]:
+    """Return a nearly square area for so many values: its whole rows, and what is in the last one."""
+    columns = math.ceil(math.sqrt(values))
+    rows, rest = divmod(values, columns)
+    side = 1 - GAP  # of a value, as in the other maps
+    whole = Rectangle((0, 0), columns * side, rows * side)
+    return [whole, Rectangle((0, rows * side), rest * side, side)] if rest else [whole]

@@ -84,11 +84,16 @@ def test_swapped_rates_join_the_pairs_of_the_same_seeds_at_equal_rates() -> None
 
 def test_the_figure_draws_every_pair_sorted_with_the_mean_and_both_bands() -> None:
     row = differences_table({"table1": TABLE1}).iloc[0]
-    (axes,) = differences_figure(TABLE1, row).axes
-    points = next(line for line in axes.get_lines() if len(line.get_xdata()) == 4)
-    assert [*points.get_ydata()] == pytest.approx([-0.5, 0.5, 2.0, 3.0])
+    (axes,) = differences_figure(TABLE1).axes
+    lines = {line.get_label(): [*line.get_ydata()] for line in axes.get_lines()}
+    assert lines["one pair each"] == pytest.approx([-0.5, 0.5, 2.0, 3.0])
+    assert lines["their mean"][0] == pytest.approx(row["mean"])
+    assert lines["the paper's one pair"][0] == 0.06
     bands = [(p.get_y(), p.get_y() + p.get_height()) for p in axes.patches]
     assert bands == [pytest.approx((-0.06, 0.06)), pytest.approx((row.low, row.high))]
+    assert "median 95.25 % Non-Unity Stride\nmedian 96.75 % Unity Stride" in axes.get_title(
+        loc="left"
+    )
 
 
 def test_without_a_complete_experiment_there_is_no_table() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
+from matplotlib.axes import Axes
 
 from experiments.runs.published import Published, publish
 from experiments.runs.results import pack_bits
@@ -22,6 +23,7 @@ from experiments.studies.claims import (
     STRIDED,
     claims_section,
     claims_table,
+    verdicts_figure,
 )
 from experiments.studies.evidence import EXPERIMENTS, progress_table, write_evidence
 
@@ -268,6 +270,56 @@ def test_readers_get_numbers_with_units_and_margins() -> None:
     assert readable.Margin[1] == readable.Within[1] == ""
 
 
+def forest(table: pd.DataFrame) -> dict[str, tuple[Axes, int, str]]:
+    """By claim, the panel of the figure, its row, and the words beside it."""
+    found = {}
+    for axes in verdicts_figure(table, claims_section(table, "").readable).axes:
+        labels = [label.get_text() for label in axes.get_yticklabels()]
+        for place, (label, words) in enumerate(zip(labels, axes.texts, strict=True)):
+            assert words.get_position()[1] == place
+            found[label[:2]] = axes, place, words.get_text().replace("\n", " ")
+    return found
+
+
+def test_the_forest_plot_has_a_row_for_each_claim_with_the_numbers_of_the_table() -> None:
+    table = judged()
+    rows = forest(table.reset_index())
+    assert sorted(rows) == [*CLAIMS]
+    units = {key: axes.get_xlabel() for key, (axes, *_) in rows.items()}
+    assert all(table.unit[key] in unit for key, unit in units.items())
+    assert len({*units.values()}) == 3  # one axis never has two quantities
+    for key, (axes, place, words) in rows.items():
+        row = table.loc[key]
+        here = [[*line.get_xdata()] for line in axes.get_lines() if line.get_ydata()[0] == place]
+        assert [row["mean"]] in here
+        assert [row.low, row.high] in here
+        bands = [
+            bar for bar in axes.patches if bar.get_y() < place < bar.get_y() + bar.get_height()
+        ]
+        ends = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in bands]
+        margin = [] if pd.isna(row.margin) else [pytest.approx((-row.margin, row.margin))]
+        assert ends == margin
+        assert words.startswith(row.verdict)
+        assert f"{row['mean']:+.3f}" in words
+        assert "n = 4" in words
+        shown = ends and axes.get_xlim()[0] < ends[0][0] and ends[0][1] < axes.get_xlim()[1]
+        assert shown or not ends  # both ends of a margin can be seen
+    assert "not shown within ±0.06" in rows["C1"][2]
+    assert " within ±0.05" in rows["C6"][2]
+    assert "not" not in rows["C6"][2]
+
+
+def test_the_forest_plot_names_what_is_missing_and_draws_nothing_for_it() -> None:
+    missing = {**COMPLETE, "sharing": 12, "fashion": None}
+    rows = forest(claims_table(ALL, missing))
+    for key in ("C2", "C6", "C7"):
+        assert rows[key][2] == "no verdict: 12 runs of experiment=sharing are missing"
+    assert rows["C5"][2] == "no verdict: the settings of experiment=fashion are not chosen yet"
+    axes = rows["C2"][0]
+    assert (len(axes.get_lines()), [*axes.patches]) == (1, [])  # zero
+    assert "contradicted" in rows["C1"][2]
+
+
 # The command
 
 
@@ -361,7 +413,7 @@ def test_the_evidence_of_a_complete_experiment_has_its_verdict_in_80_columns(
         assert {path.suffix for path in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     assert pd.read_csv(report / "verdicts.csv").n.tolist() == [3, 0, 3, 0, 0, 0, 0]
     assert "Within ±0.06 (TOST): no." in said
-    assert drawn == ["differences"]
+    assert drawn == ["differences", "verdicts"]
 
 
 def test_runs_of_other_settings_in_the_folder_are_no_part_of_the_evidence(
@@ -398,16 +450,16 @@ def test_a_search_chooses_only_once_it_is_complete(
         assert ("0.005 is tried for every network" in said) == complete
         assert ("nothing is chosen yet" in said) != complete
     assert max(map(len, text.splitlines()[:-1])) <= 80  # the last one has a folder's name
-    assert drawn == ["rates"]
+    assert drawn == ["rates", "verdicts"]
 
 
 def test_a_search_over_sizes_has_a_figure_for_each(tmp_path: Path, drawn: list[str]) -> None:
     runs = [("train_size_rates", finished(STRIDED, 0, 90, size)) for size in (300, 1000)]
     written(tmp_path, {}, *runs)
-    assert drawn == []
+    assert drawn == ["verdicts"]
     names = [result["run"] for _, result in runs]
     written(tmp_path, {"train_size_rates": names})
-    assert drawn == ["train_size_rates_300", "train_size_rates_1000"]
+    assert drawn[1:] == ["train_size_rates_300", "train_size_rates_1000", "verdicts"]
 
 
 def test_every_claim_is_about_an_experiment_of_the_protocol() -> None:

@@ -6,6 +6,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
 from scipy import stats
@@ -210,9 +211,20 @@ def test_the_report_writes_tables_figure_and_all_numbers(
     assert json.loads((report / "sharing_about.json").read_text())["git_commit"] == ["1234"]
     ((figure, path),) = drawn
     assert path == report / "sharing"
-    scratch = figure.axes[0]
+    assert len(figure.axes) == 4
+    assert [axes.get_title() for axes in figure.axes[::2]] == [
+        "from scratch, n = 3", "fine-tuned, n = 3"
+    ]  # fmt: skip
+    (said,) = figure.texts
+    assert "Bars: ± one standard deviation" in said.get_text()
+    scratch = figure.axes[1]
+    assert scratch.get_ylabel() == "validation accuracy (%)"
     shown = [len(c.lines[0].get_xdata()) for c in scratch.containers]
-    assert shown == [*[2] * len(ARMS), 0]  # not epoch 0; pooling is not there
+    assert shown == [2] * len(ARMS)  # not epoch 0; pooling is not there
+    strided = [0.97, 0.971, 0.972]
+    (bar,) = scratch.containers[0].lines[2]
+    ends = bar.get_segments()[-1][:, 1]
+    assert ends == pytest.approx([100 * (0.971 + s * np.std(strided, ddof=1)) for s in (-1, 1)])
     means = [float(c.lines[0].get_ydata()[-1]) for c in scratch.containers[: len(ARMS)]]
     expected = [100 * (0.971 + 0.002 * p + 1e-4 * p**2 * 5 / 3) for p in range(len(ARMS))]
     order = [ARMS.index(a) for a in ("strided", "tied", "masked", "free")]

@@ -20,7 +20,7 @@ from matplotlib.text import Annotation
 from torch import nn
 
 from experiments.paper import theory
-from experiments.paper.figures import figure_1, figure_2, figure_3, figure_4
+from experiments.paper.figures import contrast, figure_1, figure_2, figure_3, figure_4, ink_on
 from experiments.paper.page import write_figures
 from experiments.paper.sharing_map import sharing_map
 from experiments.reporting.figures import save_figure
@@ -175,6 +175,23 @@ def test_figure_3_an_entry_has_the_colour_of_the_sampling_that_takes_it() -> Non
     assert len(set(found)) == 4
 
 
+def test_contrast_is_that_of_wcag_and_a_number_has_at_least_4_5() -> None:
+    assert contrast("black", "white") == pytest.approx(21)
+    assert contrast("#777777", "white") == pytest.approx(
+        4.48, abs=0.005
+    )  # known to fail by a little
+    for grey in np.linspace(0, 1, 101):
+        assert contrast(ink_on(str(grey)), str(grey)) >= 4.5
+    for figure in (figure_1(), figure_2(), figure_3()):
+        (axes,) = figure.axes
+        for name in {text.get_label() for text in axes.texts if text.get_text().isdigit()}:
+            texts = [text for text in axes.texts if text.get_label() == name]
+            texts.sort(key=lambda text: text.get_position()[::-1])
+            behind = colours(figure, name).reshape(-1, 3)
+            for text, colour in zip(texts, behind, strict=True):
+                assert contrast(text.get_color(), colour) >= 4.5, (name, text.get_text())
+
+
 # Figure 4
 
 
@@ -242,6 +259,13 @@ def test_figure_4_only_conv_1_to_y_prime_is_broken() -> None:
     assert y == broken.xy[1] == broken.get_position()[1]
     assert broken.get_position()[0] < x < broken.xy[0]
     assert broken.arrow_patch.get_linestyle() == "--"
+
+
+def test_figure_4_says_that_its_sheets_are_not_to_be_counted_in_a_legible_colour() -> None:
+    (axes,) = figure_4().axes
+    caption = max((text.get_text() for text in axes.texts), key=len)
+    assert "sheets are drawn schematically, and are not to be counted" in " ".join(caption.split())
+    assert all(contrast(text.get_color(), "white") >= 4.5 for text in axes.texts)
 
 
 # On the page

@@ -83,7 +83,7 @@ def test_every_weight_bears_its_number_and_the_caption_counts_them(case: Case) -
     strided, twin = (picture.get_array() for picture in pictures(figure))
     (axes,) = figure.axes
     numbers = sorted(int(text.get_text()) for text in axes.texts if text.get_text().isdigit())
-    assert numbers == sorted([*strided.compressed(), *twin.compressed()])
+    assert numbers == sorted([*(strided.compressed() + 1), *(twin.compressed() + 1)])  # from 1
     caption = " ".join(max(words(figure), key=len).split())
     out_channels, in_channels, *_ = make().get_submodule(name).weight.shape
     others = out_channels * in_channels - outputs * inputs
@@ -97,8 +97,8 @@ def test_every_weight_bears_its_number_and_the_caption_counts_them(case: Case) -
 def test_phases_are_written_beside_and_above_the_map() -> None:
     figure = sharing_map(plan_elimination(lenet(), (1, 28, 28)), "conv2")
     phases = [word for word in words(figure) if re.fullmatch(r"\(\d,\d\)", word)]
-    above = [f"({p},{q})" for p in range(4) for q in range(4)]
-    assert phases == [*above, "(0,0)", "(0,1)", "(1,0)", "(1,1)"]
+    above = [f"({p},{q})" for p in range(1, 5) for q in range(1, 5)]
+    assert phases == [*above, "(1,1)", "(1,2)", "(2,1)", "(2,2)"]  # as the paper counts them
     assert {"input phase (p, q)", "output\nphase (m, n)"} <= set(words(figure))
 
 
@@ -106,13 +106,13 @@ def test_phases_of_unequal_axes_are_those_of_rows_and_columns() -> None:
     make, size, name, _ = CASES["oblong"]  # its second layer has stride 3x2
     written = words(sharing_map(plan_elimination(make(), size), name))
     above = [word for word in written if re.fullmatch(r"\(\d,\d\)", word)]
-    assert above == [f"({p},{q})" for p in range(3) for q in range(2)]
+    assert above == [f"({p},{q})" for p in range(1, 4) for q in range(1, 3)]
 
 
 def test_of_several_channels_phases_say_which() -> None:
     make, size, name, _ = CASES["1-D"]
     written = words(sharing_map(plan_elimination(make(), size), name))
-    assert {f"{channel}: ({phase})" for channel in range(2) for phase in range(3)} <= set(written)
+    assert {f"{channel}: ({phase})" for channel in (1, 2) for phase in (1, 2, 3)} <= set(written)
     assert {"input channel: phase (p)", "output channel:\nphase (m)"} <= set(written)
 
 
