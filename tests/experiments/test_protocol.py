@@ -1,5 +1,6 @@
 """The experiments in conf/experiment are those that docs/protocol.md fixes."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from itertools import product
@@ -55,6 +56,8 @@ SETTINGS = {  # beyond recipe=validated
 }
 FREE = ("name", "learning_rate", "evaluations")  # of a recipe: known by other tests, or no numbers
 
+COMMITTED = "fef4e1ef1f96027c193fce95fda2d4eb8d65f37eee51066fd994f2c78c9bf12e"
+
 # What the file of an experiment says that the page does not fix.
 OUTSIDE = "\n# Result:   not in docs/protocol.md"
 
@@ -67,6 +70,17 @@ def content_of(name: str) -> dict[str, Any]:
     content = yaml.safe_load(text_of(name))
     assert isinstance(content, dict)
     return content
+
+
+def test_what_was_written_before_the_runs_is_not_edited() -> None:
+    """The SHA-256 is that of the text as it was committed, before the first run."""
+    written = PROTOCOL.partition("\n## Deviations")[0]
+    assert hashlib.sha256(written.encode()).hexdigest() == COMMITTED
+
+
+def test_the_number_of_all_runs_is_that_of_the_page_on_scale() -> None:
+    runs = sum(row[3] for row in FIXED.values())
+    assert f"is {runs} runs of about 15" in (ROOT / "docs" / "scale.md").read_text()
 
 
 def test_the_experiments_are_those_of_the_page_in_its_order() -> None:
