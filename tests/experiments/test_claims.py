@@ -302,6 +302,17 @@ def test_where_wilcoxons_test_decides_otherwise_that_is_said() -> None:
     assert said[0] == "undecided; by Wilcoxon's test: contradicted"
 
 
+def test_wilcoxons_p_is_adjusted_as_students_is() -> None:
+    """Eight pairs of one sign have p = 2 / 2⁸, which is below 0.05, and seven times it is not."""
+    ahead = {seed: (9_800 + 20 + seed, 0.1, 0.5) for seed in range(8)}
+    strided = dict.fromkeys(ahead, NONE[0])
+    missing = {**dict.fromkeys(EXPERIMENTS, 4), "table1": 0}
+    found = {"table1": published(runs(STRIDED, strided), runs(FREE, ahead))}
+    row = claims_table(found, missing).set_index("claim").loc["C1"]
+    assert row.wilcoxon_p == pytest.approx(2 / 2**8)
+    assert (row.verdict, row.verdict_by_wilcoxon) == ("supported", "undecided")
+
+
 def test_readers_get_numbers_with_units_and_margins() -> None:
     readable = claims_section(judged().reset_index(), "").readable
     first, sixth = readable.iloc[0], readable.iloc[5]
