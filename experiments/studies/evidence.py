@@ -131,7 +131,9 @@ def _lines(row: dict[str, str]) -> str:
     """Return a claim with its outcome as lines for a terminal."""
     text = f"{row['Claim']}: {row['Verdict']}."
     if row["Difference"]:
-        text += f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, p = {row['p (Holm)']}."
+        text += (
+            f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, Holm's p = {row['p (Holm)']}."
+        )
         if row["Within"]:
             text += f" Within {row['Margin']} (TOST): {row['Within']}."
     return textwrap.fill(text, WIDTH, subsequent_indent="    ")

@@ -17,7 +17,7 @@ from experiments.studies.accuracy import (
     differences_table,
     pairs_of,
 )
-from experiments.studies.claims import FREE, STRIDED, claims_table, worse_fit
+from experiments.studies.claims import FREE, STRIDED, claims_table, more_accurate, worse_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 200
@@ -31,6 +31,7 @@ def trained(network: str, rate: float, seed: int, right: int) -> tuple[dict, np.
         "run": f"{network}-{rate}-{seed}", "network": network, "variant": "", "weights": "scratch",
         "seed": seed, "learning_rate": rate, "test_correct": right, "test_images": IMAGES,
         "fit_loss": 0.01 * seed, "training_cpu_seconds": 70.0 + seed, "diverged": False,
+        "validation_correct": right, "validation_images": IMAGES,
     }  # fmt: skip
     return row, np.arange(IMAGES) < right
 
@@ -80,6 +81,26 @@ def test_swapped_rates_join_the_pairs_of_the_same_seeds_at_equal_rates() -> None
     assert [*table.n[1:]] == [3, 3]
     assert table.margin[1:].isna().all()
     assert [pairs.label for pairs in pairs_of({"swapped": SWAPPED})] == []
+    solver = experiment((0.01, 0.01), PAIRS)
+    assert [pairs.label for pairs in pairs_of({"caffe": solver})] == ["both at 0.01"]
+
+
+def test_a_run_at_chance_is_counted_and_its_pair_stands_in_one_row_of_two() -> None:
+    """It has a finite loss, so that only its validation images tell."""
+    lost = experiment((0.08, 0.04), [*[(180, 199), (170, 198), (181, 200)], (20, 190)])
+    published = {"table1": TABLE1, "swapped": lost}
+    assert [*accuracy_table(published).diverged] == [0, 0, 1, 0]
+    accuracy, differences = accuracy_sections(published, "")
+    assert [*accuracy.readable.n] == ["4", "4", "4 (1 diverged)", "4"]
+    table = differences.table.set_index("label")
+    assert table.n.to_dict() == {
+        "each at its rate": 4,
+        "both at 0.04": 4,
+        "both at 0.08": 4,
+        "both at 0.08, without diverged": 3,
+    }
+    assert table["mean"]["both at 0.08"] == pytest.approx((21.5 + 88.5) / 4)
+    assert table["mean"]["both at 0.08, without diverged"] == pytest.approx(21.5 / 3)
 
 
 def test_the_figure_draws_every_pair_sorted_with_the_mean_and_both_bands() -> None:
@@ -112,15 +133,19 @@ def test_the_documents_have_the_published_numbers() -> None:
     row = differences.table.iloc[0]
     sentence = (
         f"the twin's accuracy minus the strided network's is {row['mean']:+.3f} points (95 % interval "
-        f"{row.low:+.3f} to {row.high:+.3f}; the twin is ahead in {row.ahead} of {row.n} pairs)"
+        f"{row.low:+.3f} to {row.high:+.3f}; the twin is ahead in {row.ahead} of {row.n} pairs"
     )
-    size = f"TOST, p = {row.margin_p:.1g}"
+    size = f"TOST, p = {row.margin_p:.2g}"
     images = f"new images, the interval is {row.new_low:+.3f} to {row.new_high:+.3f}"
     for document in (readme, (ROOT / "docs" / "findings.md").read_text()):
         text = " ".join(document.split())
         assert sentence in text
         assert size in text
         assert images in text
+    behind = int((more_accurate(found) < 0).sum())
+    plain = " ".join(readme.split())
+    assert f"ahead in {row.ahead} of {row.n} pairs, behind in {behind})" in plain
+    assert f"single pair has a standard deviation of {row.deviation:.3f} points" in plain
     fit = paired_difference(worse_fit(found))
     findings = " ".join((ROOT / "docs" / "findings.md").read_text().split())
     assert f"p = {row.p:.2g}, Wilcoxon's test {row.wilcoxon_p:.2g}, before Holm's" in findings
