@@ -74,11 +74,12 @@ def pairs_of(published: Mapping[str, Published]) -> list[Pairs]:
     The latter joins `swapped`, where each network has the other's rate, with the pairs of `table1`
     that have the same seeds.
     """
-    found = [
-        Pairs(name, "each at its rate", published[name])
-        for name in EXPERIMENTS
-        if name in published and name != "swapped"
-    ]
+    found = []
+    for name in EXPERIMENTS:
+        if name in published and name != "swapped":
+            rates = published[name].runs.learning_rate.unique()
+            label = "each at its rate" if len(rates) > 1 else f"both at {rates[0]:g}"
+            found.append(Pairs(name, label, published[name]))
     if "table1" in published and "swapped" in published:
         own, swapped = published["table1"], published["swapped"]
         runs = pd.concat([own.runs[own.runs.seed.isin(swapped.runs.seed)], swapped.runs])

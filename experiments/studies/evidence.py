@@ -18,6 +18,9 @@ from experiments.studies.accuracy import (
 )
 from experiments.studies.claims import claims_section, claims_table
 from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
+from experiments.studies.sharing import STARTS, by_epoch, by_run, sharing_figure, sharing_section
+from experiments.studies.steps import rho_figure, rho_section, steps_section
+from experiments.studies.train_size import train_size_figure, train_size_sections
 from stridenet.files import make_folder
 
 EXPERIMENTS = (
@@ -50,8 +53,15 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
         if name.endswith("rates"):
             sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
     missing = {name: _missing(progress, name) for name in EXPERIMENTS}
-    sections += _accuracy(published, missing, folder)
-    verdicts = claims_section(claims_table(published, missing), "")
+    complete = {name: found for name, found in published.items() if missing[name] == 0}
+    claims = claims_table(published, missing)
+    sections += _accuracy(complete, folder)
+    if "sharing" in complete:
+        sections += _sharing(complete["sharing"], claims, folder)
+    if "train_size" in complete:
+        save_figure(train_size_figure(complete["train_size"]), folder / "train_size")
+        sections += train_size_sections(complete["train_size"])
+    verdicts = claims_section(claims, "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
     return [
@@ -107,11 +117,18 @@ def _search(name: str, found: Published, folder: Path, complete: bool) -> list[S
     return [rates_section(name, table, about)]
 
 
-def _accuracy(
-    published: Mapping[str, Published], missing: Mapping[str, int | None], folder: Path
-) -> list[Section]:
+def _sharing(found: Published, claims: pd.DataFrame, folder: Path) -> list[Section]:
+    """Return the tables of experiment=sharing, and save its figures."""
+    save_figure(sharing_figure(by_epoch(found)), folder / "sharing")
+    for weights, start in STARTS.items():
+        name = "rho" if weights == "scratch" else f"rho_{weights}"
+        save_figure(rho_figure(found, start), folder / name)
+    section = sharing_section(by_run(found), "")
+    return [section, steps_section(found, claims), rho_section(found)]
+
+
+def _accuracy(complete: Mapping[str, Published], folder: Path) -> list[Section]:
     """Return the tables of accuracy of the experiments that are complete, and draw Table 1's pairs."""
-    complete = {name: found for name, found in published.items() if missing[name] == 0}
     lacking = [name for name in WITH_TEST_ACCURACY if name not in complete]
     about = f"Not complete, and left out: {', '.join(lacking)}." if lacking else ""
     if "table1" in complete:
