@@ -17,7 +17,14 @@ from experiments.studies.accuracy import (
     differences_table,
 )
 from experiments.studies.claims import claims_section, claims_table
-from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
+from experiments.studies.rates import (
+    lengths_section,
+    lengths_table,
+    rates_figure,
+    rates_section,
+    rates_table,
+    to_try,
+)
 from experiments.studies.sharing import STARTS, by_epoch, by_run, sharing_figure, sharing_section
 from experiments.studies.steps import rho_figure, rho_section, steps_section
 from experiments.studies.train_size import train_size_figure, train_size_sections
@@ -27,6 +34,7 @@ EXPERIMENTS = (
     "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
     "fashion_rates", "fashion", "paper_level_steps", "paper_level", "adam_rates", "adam",
 )  # fmt: skip
+LENGTHS = "paper_level_steps"
 PROGRESS = (
     "The experiments of docs/protocol.md in their order: how many of their runs are published. A run "
     "that is missing is done by `make evidence EXPERIMENT=NAME`, from wherever the repository is."
@@ -54,6 +62,8 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
             sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
     missing = {name: _missing(progress, name) for name in EXPERIMENTS}
     complete = {name: found for name, found in published.items() if missing[name] == 0}
+    if LENGTHS in complete:
+        sections += [lengths_section(LENGTHS, lengths_table(complete[LENGTHS].runs))]
     claims = claims_table(published, missing)
     sections += _accuracy(complete, folder)
     if "sharing" in complete:
