@@ -62,15 +62,8 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
             sections += _search(name, each, folder, complete=_missing(progress, name) == 0)
     missing = {name: _missing(progress, name) for name in EXPERIMENTS}
     complete = {name: found for name, found in published.items() if missing[name] == 0}
-    if LENGTHS in complete:
-        sections += [lengths_section(LENGTHS, lengths_table(complete[LENGTHS].runs))]
     claims = claims_table(published, missing)
-    sections += _accuracy(complete, folder)
-    if "sharing" in complete:
-        sections += _sharing(complete["sharing"], claims, folder)
-    if "train_size" in complete:
-        save_figure(train_size_figure(complete["train_size"]), folder / "train_size")
-        sections += train_size_sections(complete["train_size"])
+    sections += [*_accuracy(complete, folder), *_others(complete, claims, folder)]
     verdicts = claims_section(claims, "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
@@ -125,6 +118,19 @@ def _search(name: str, found: Published, folder: Path, complete: bool) -> list[S
     for size, rows in table.groupby("train_size", dropna=False):
         save_figure(rates_figure(rows), folder / (name if pd.isna(size) else f"{name}_{size}"))
     return [rates_section(name, table, about)]
+
+
+def _others(complete: Mapping[str, Published], claims: pd.DataFrame, folder: Path) -> list[Section]:
+    """Return the tables of what else is complete, and save the figures."""
+    sections = []
+    if LENGTHS in complete:
+        sections += [lengths_section(LENGTHS, lengths_table(complete[LENGTHS].runs))]
+    if "sharing" in complete:
+        sections += _sharing(complete["sharing"], claims, folder)
+    if "train_size" in complete:
+        save_figure(train_size_figure(complete["train_size"]), folder / "train_size")
+        sections += train_size_sections(complete["train_size"])
+    return sections
 
 
 def _sharing(found: Published, claims: pd.DataFrame, folder: Path) -> list[Section]:

@@ -13,7 +13,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from experiments.reporting.figures import save_figure
-from experiments.reporting.formats import blank_or, mean_and_deviation
+from experiments.reporting.formats import blank_or, mean_and_deviation, seeds_of
 from experiments.reporting.provenance import about_runs, circumstances_of
 from experiments.reporting.section import WIDTH, Section
 from experiments.reporting.statistics import paired_difference
@@ -241,6 +241,7 @@ def sharing_figure(epochs: pd.DataFrame) -> Figure:
             axes.spines[["top", "right"]].set_visible(False)
             axes.grid(axis="y", color="0.9")
         row[0].set_ylabel(start, fontsize=12, fontweight="bold")
+    figure.suptitle(f"Mean ± standard deviation ({seeds_of(epochs)})", fontsize=11)
     handles, labels = grid[0][0].get_legend_handles_labels()
     figure.legend(handles, labels, loc="outside lower center", ncols=len(ARMS))
     return figure

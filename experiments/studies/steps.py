@@ -15,7 +15,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.reporting.formats import blank_or, mean_and_deviation
+from experiments.reporting.formats import blank_or, mean_and_deviation, seeds_of
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import LEVEL, paired_difference, verdict
 from experiments.reporting.style import colour_of
@@ -208,18 +208,12 @@ def steps_section(found: Published, claims: pd.DataFrame) -> Section:
     layers = [name.removeprefix("step_") for name in table if str(name).startswith("step_")]
     margin = table.margin.dropna().astype(float)
     caption = STEPS_CAPTION.format(
-        seeds=seeds_of(found),
+        seeds=seeds_of(found.runs),
         layers=", ".join(layers),
         margin=margin.max() if len(margin) else math.nan,
     )
     wide = ("n", "Seen", "p", "Apart")
     return Section("sharing_steps", "The step account", caption, "", table, readable, wide)
-
-
-def seeds_of(found: Published) -> str:
-    """Return how many seeds there are, and which."""
-    seeds = sorted(found.runs.seed.unique())
-    return f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
 
 
 def _copies(found: Published) -> dict[str, int]:
@@ -241,7 +235,7 @@ def rho_section(found: Published) -> Section:
     bounds = ", ".join(
         f"{layer} 1/{many}" for layer, many in copies.items() if layer not in at_bound
     )
-    caption = RHO_CAPTION.format(seeds=seeds_of(found), bounds=bounds)
+    caption = RHO_CAPTION.format(seeds=seeds_of(found.runs), bounds=bounds)
     if at_bound:
         caption += f" Left out: {', '.join(sorted(at_bound))}, where ρ is at that bound throughout."
     return Section("rho", "Do the copies agree", caption, "", table, readable.fillna(""))
@@ -270,7 +264,7 @@ def rho_figure(found: Published, start: str) -> Figure:
         axes.set_axis_off()
     figure.supxlabel("step")
     figure.supylabel("ρ")
-    figure.suptitle(f"ρ {start}, {seeds_of(found)}: median, and quartiles as bands")
+    figure.suptitle(f"ρ {start}, {seeds_of(found.runs)}: median, and quartiles as bands")
     return figure
 
 

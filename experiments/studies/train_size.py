@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 from scipy import stats
 
-from experiments.reporting.formats import blank_or, mean_and_deviation, printed
+from experiments.reporting.formats import blank_or, mean_and_deviation, printed, seeds_of
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import CONFIDENCE, paired_difference
 from experiments.reporting.style import MARKERS, colour_of
@@ -20,8 +20,8 @@ MASKED = "unit_stride masked"
 TWINS = {FREE: "strided − free", MASKED: "strided − masked"}
 ACCURACY = (
     "Test accuracy in percent after 1,000 steps on so many training images, mean ± standard "
-    "deviation over {n} seeds ({seeds}), each network at the rate that was chosen for it and for "
-    "the number of images."
+    "deviation over {seeds}, each network at the rate that was chosen for it and for the number "
+    "of images."
 )
 DIFFERENCES = (
     "Test accuracy, Non-Unity Stride − Unity Stride (free) and − Unity Stride masked, in points, "
@@ -76,9 +76,7 @@ def train_size_sections(found: Published) -> list[Section]:
     wide = accuracy.assign(entry=entry).pivot(index="train_size", columns="network", values="entry")
     wide = wide[[*dict.fromkeys(accuracy.network)]].rename(columns=printed)
     wide.insert(0, "Images", wide.index.map("{:,}".format))
-    seeds = sorted(found.runs.seed.unique())
-    n = " or ".join(map(str, sorted(accuracy.n.unique())))
-    about = ACCURACY.format(n=n, seeds=f"{seeds[0]} to {seeds[-1]}")
+    about = ACCURACY.format(seeds=seeds_of(found.runs))
     title = "Accuracy by training images"
     of = differences.assign(entry=[_interval(row) for _, row in differences.iterrows()])
     of["Images"] = of.train_size.map(lambda size: "all" if pd.isna(size) else f"{size:,}")
@@ -119,9 +117,9 @@ def train_size_figure(found: Published) -> Figure:
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend()
     left.set_ylabel("test accuracy (%)")
-    right.set_ylabel("difference, one seed one pair (points)")
-    n = " or ".join(map(str, sorted(accuracy.n.unique())))
-    figure.suptitle(f"Few images, {n} seeds: means with 95 % intervals, on these test images")
+    right.set_ylabel("strided − twin, pair by pair (points)")
+    seeds = seeds_of(found.runs)
+    figure.suptitle(f"Few images ({seeds}): means with 95 % intervals, on these test images")
     return figure
 
 

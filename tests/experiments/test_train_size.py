@@ -83,7 +83,7 @@ def test_differences_are_strided_minus_twin_pair_by_pair_and_their_mean_over_siz
 
 def test_readers_get_both_tables_with_seeds_rates_and_intervals() -> None:
     accuracy, differences = train_size_sections(FOUND)
-    assert "over 4 seeds (6000 to 6003)" in accuracy.caption
+    assert "over 4 seeds, 6000 to 6003, each" in accuracy.caption
     assert accuracy.readable.iloc[0].tolist() == [
         "300", "80.40 ± 0.26 at 0.02", "76.40 ± 0.08 at 0.04", "79.60 ± 0.08 at 0.04",
     ]  # fmt: skip
