@@ -35,7 +35,7 @@ ANSWERS = {"supported": "yes", "contradicted": "no", "undecided": "undecided"}
 STEPS = (0, 100, 800)  # at which the table shows ρ, and at the last one where it was seen
 TICKS = (0.03, 0.1, 0.3, 1, 3, 10)
 STEPS_CAPTION = (
-    "The step account of docs/protocol.md, mean training loss of the first epoch ± standard "
+    "What docs/protocol.md predicts, and mean training loss of the first epoch ± standard "
     "deviation over n seeds, every arm at the strided network's rate ({seeds}). Step: of {layers}, "
     "relative to the strided network's, as the account predicts it. Seen: ρ times the arm's factor "
     "on its rates, the median over seeds and steps: by so much a step of that layer lowers the "

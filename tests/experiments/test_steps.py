@@ -61,7 +61,7 @@ def published(about: dict[str, Any], **changes: float) -> Published:
                     "test_correct": 9800, "test_images": 10_000, "test_loss": 0.1, "fit_loss": 0.1,
                     "training_cpu_seconds": 1.0, "diverged": False, "learning_rate": 0.04,
                 })  # fmt: skip
-                start = 2.3 + place + 1e-6 * (arm == "tied") + 0.5 * (arm == "masked") * place
+                start = 2.3 + place + 1e-6 * (arm == "tied") - 0.5 * (arm == "masked") * place
                 for epoch, training, validation in ((0, None, start), (1, loss, 1), (2, 0.01, 1)):
                     epochs.append({
                         "run": run, "epoch": epoch, "training_loss": training,
