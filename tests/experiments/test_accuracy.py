@@ -103,6 +103,27 @@ def test_a_run_at_chance_is_counted_and_its_pair_stands_in_one_row_of_two() -> N
     assert table["mean"]["both at 0.08, without diverged"] == pytest.approx(21.5 / 3)
 
 
+@pytest.mark.parametrize(
+    ("name", "rates", "label"),
+    [("caffe", (0.01, 0.01), "both at 0.01"), ("paper_level", (0.04, 0.08), "each at its rate"),
+     ("fashion", (0.02, 0.04), "each at its rate"), ("adam", (0.001, 0.002), "each at its rate")],
+)  # fmt: skip
+def test_the_other_experiments_are_rows_of_the_same_tables(
+    name: str, rates: tuple[float, float], label: str
+) -> None:
+    """They have rates, n, means, and the difference of their pairs, but no margin and no paper's."""
+    both = {"table1": TABLE1, name: experiment(rates, PAIRS[:3])}
+    accuracy, differences = accuracy_sections(both, "")
+    rows = accuracy.readable[accuracy.readable.Experiment == name]
+    assert [*rows.Rate] == [f"{rate:g}" for rate in rates]
+    assert [*rows["Accuracy %"]] == ["95.00 ± 1.00", "95.67 ± 2.25"]
+    assert [*rows["paper's %"]] == ["", ""]
+    row = differences.readable.iloc[1]
+    assert (row.Experiment, row.n, row.Ahead) == (f"{name}, {label}", 3, 2)
+    assert row.Difference == "+0.667"  # of 0.5, 2 and −0.5
+    assert row["Within (TOST)"] == ""
+
+
 def test_the_figure_draws_every_pair_sorted_with_the_mean_and_both_bands() -> None:
     row = differences_table({"table1": TABLE1}).iloc[0]
     (axes,) = differences_figure(TABLE1).axes

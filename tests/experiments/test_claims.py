@@ -1,7 +1,7 @@
 """The claims and the evidence command, on published runs whose numbers were chosen."""
 
-from collections.abc import Mapping
-from dataclasses import replace
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -489,6 +489,36 @@ def test_one_run_that_is_missing_takes_the_verdict_and_the_numbers_away(
     assert "C1: The unit-stride network is more accurate: none: 1 runs of experiment=table1" in text
     assert "-9.000" not in text
     assert "undecided" not in text
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_sharing_and_few_images_have_their_tables_and_figures_once_they_are_complete(
+    tmp_path: Path, drawn: list[str], composed: Callable[..., Any], complete: bool
+) -> None:
+    model = asdict(composed("recipe=sgd").model)
+    runs = []
+    for arm in (STRIDED, FREE, MASKED):
+        for seed in range(3):
+            for weights in ("scratch", "fine_tune"):
+                one = finished(arm, seed, 90 + seed)
+                one["config"] |= {"model": model, "data": {"name": "mnist", "validation_size": 50}}
+                one["config"]["data"]["train_size"] = None
+                one |= {"run": f"{one['run']}-{weights}", "weights": weights}
+                one["rho"] = [{"step": 0, "conv1.weight": 0.5}] if arm != STRIDED else []
+                runs.append(("sharing", one))
+            runs += [("train_size", finished(arm, seed, 90 + seed, size)) for size in SIZES]
+    wanted: dict[str, list[str] | None] = {
+        name: [one["run"] for of, one in runs if of == name] + ["one more"] * (not complete)
+        for name in ("sharing", "train_size")
+    }
+    text = written(tmp_path, wanted, *runs)
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    report = tmp_path / "outputs" / "report"
+    for name in ("sharing", "sharing_steps", "rho", "train_size", "train_size_differences"):
+        suffixes = {".csv", ".md", ".tex"} if complete else set()
+        assert {path.suffix for path in report.glob(f"{name}.*")} == suffixes
+    figures = ["sharing", "rho", "rho_fine_tune", "train_size"]
+    assert drawn == (figures if complete else [])
 
 
 @pytest.mark.parametrize("complete", [True, False])
