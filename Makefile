@@ -66,8 +66,13 @@ zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvis
 survey: .venv/survey ## convert a network of every family of timm, torchvision, … (hours)
 	$(PYTHON) -m experiments.survey outputs=$(OUTPUTS) $(RUN_ARGS)
 
-publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
+publish: .venv/ready ## what was timed, derived and drawn into outputs/reference; tables of documents
 	mkdir -p outputs/reference
+	$(PYTHON) -m experiments.evidence outputs=$(OUTPUTS) documents=[README.md,docs/findings.md]
+	for figure in verdicts:. rates:rates differences:table1 sharing:sharing rho:sharing rho_fine_tune:sharing \
+	              train_size:train_size; do \
+	    find $(OUTPUTS)/report -name "$${figure%%:*}.png" -exec cp {} outputs/reference/$${figure##*:}/ \; ; \
+	done
 	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom; do \
 	    find $(OUTPUTS)/report -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
 	done

@@ -126,15 +126,22 @@ def new_images(first: np.ndarray, second: np.ndarray, resamples: int = RESAMPLES
     """
     wins = first.astype(np.float32) - second.astype(np.float32)
 
-    def mean(seeds: np.ndarray, images: np.ndarray) -> float:
-        drawn = np.bincount(seeds, minlength=len(wins)).astype(wins.dtype)  # how often each seed is
-        return float((drawn @ wins / len(seeds))[images].mean())
+    def mean(seeds: np.ndarray, images: np.ndarray, axis: int) -> np.ndarray:
+        """Return the mean of each resample: seeds (resamples, seeds), images (resamples, images)."""
+        means = []
+        for start in range(0, len(seeds), 256):  # a part at a time, for the sake of memory
+            part = slice(start, start + 256)
+            # Averaging over the seeds first leaves one gather a resample: drawn is how often each is.
+            drawn = (seeds[part, :, None] == np.arange(len(wins))).sum(1, dtype=wins.dtype)
+            of_images = drawn @ wins / len(wins)
+            means.append(np.take_along_axis(of_images, images[part], axis).mean(axis, dtype=float))
+        return np.concatenate(means)
 
     drawn = stats.bootstrap(
         tuple(np.arange(extent) for extent in wins.shape),
         mean,
         n_resamples=resamples,
-        vectorized=False,
+        vectorized=True,
         paired=False,
         confidence_level=CONFIDENCE,
         method="percentile",

@@ -1,11 +1,12 @@
 """The state of docs/protocol.md: how far its experiments are, the chosen rates, the verdicts."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from experiments.reporting.documents import with_tables
 from experiments.reporting.figures import save_figure
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
@@ -24,7 +25,7 @@ from experiments.studies.rates import (
 from experiments.studies.sharing import STARTS, by_epoch, by_run, sharing_figure, sharing_section
 from experiments.studies.steps import rho_figure, rho_section, steps_section
 from experiments.studies.train_size import train_size_figure, train_size_sections
-from stridenet.files import make_folder
+from stridenet.files import make_folder, write
 
 EXPERIMENTS = (
     "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
@@ -57,6 +58,7 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     verdicts = claims_section(claims, "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
+    _write_documents(config.documents or [], [*sections, verdicts])
     save_figure(verdicts_figure(verdicts.table, verdicts.readable), folder / "verdicts")
     return [
         *texts,
@@ -64,6 +66,13 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
         *(_lines(row) for row in verdicts.readable.to_dict("records")),
         f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
     ]
+
+
+def _write_documents(paths: Iterable[str], sections: Iterable[Section]) -> None:
+    """Write the marked tables of these documents anew."""
+    tables = {section.name: section.readable for section in sections}
+    for path in map(Path, paths):
+        write(path, with_tables(path.read_text(), tables).encode())
 
 
 def read_experiments(folder: Path, wanted: Mapping[str, list[str] | None]) -> dict[str, Published]:

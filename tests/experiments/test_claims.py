@@ -518,7 +518,7 @@ def test_sharing_and_few_images_have_their_tables_and_figures_once_they_are_comp
         suffixes = {".csv", ".md", ".tex"} if complete else set()
         assert {path.suffix for path in report.glob(f"{name}.*")} == suffixes
     figures = ["sharing", "rho", "rho_fine_tune", "train_size"]
-    assert drawn == (figures if complete else [])
+    assert drawn == [*(figures if complete else []), "verdicts"]
 
 
 @pytest.mark.parametrize("complete", [True, False])

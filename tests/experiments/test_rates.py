@@ -192,14 +192,6 @@ def test_the_figure_has_a_curve_an_arm_without_diverged_rates_and_rings_the_chos
     assert [[*ring.get_xdata()] for ring in rings] == [[0.02], [0.02]]
 
 
-def test_the_readme_has_the_published_search() -> None:
-    """A table of README, line by line."""
-    table = rates_table(read_published(ROOT / "outputs" / "reference" / "rates").runs)
-    readable = rates_section("rates", table, "").readable
-    lines = readable.to_markdown(index=False, disable_numparse=True).splitlines()
-    assert "\n".join(lines) in (ROOT / "README.md").read_text()
-
-
 # What the settings say
 
 SEARCHES = {
