@@ -31,7 +31,7 @@ $(error unknown variable $(UNKNOWN).$(if $(MEANT), Did you mean $(MEANT)?) There
 endif
 
 .DEFAULT_GOAL := help
-.PHONY: help reproduce report bench evidence zoo survey publish test-fast test test-all fuzz check clean
+.PHONY: help reproduce report bench evidence zoo survey publish docs test-fast test test-all fuzz check clean
 
 # A line that begins with "##@ " is the heading of the targets below it.
 help: ## list the targets
@@ -72,14 +72,23 @@ zoo: .venv/ready ## convert, verify and time LeNet, All-CNN-C, ResNets, torchvis
 survey: .venv/survey ## convert a network of every family of timm, torchvision, … (hours)
 	$(PYTHON) -m experiments.survey outputs=$(OUTPUTS) $(RUN_ARGS)
 
-publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
+publish: .venv/ready ## what was timed, derived and drawn into outputs/reference; tables of documents
 	mkdir -p outputs/reference
+	$(PYTHON) -m experiments.evidence outputs=$(OUTPUTS) documents=[README.md,docs/findings.md]
+	for figure in verdicts:. rates:rates differences:table1 sharing:sharing rho:sharing rho_fine_tune:sharing \
+	              train_size:train_size; do \
+	    find $(OUTPUTS)/report -name "$${figure%%:*}.png" -exec cp {} outputs/reference/$${figure##*:}/ \; ; \
+	done
 	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom; do \
 	    find $(OUTPUTS)/report -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
 	done
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/
+
+docs: .venv/docs ## the site, from docs/ and docstrings, into outputs/site; warnings are errors
+	NO_MKDOCS_2_WARNING=1 .venv/bin/mkdocs build --quiet
+	@echo "the site is in outputs/site; begin with index.html"
 
 ##@ Development
 
@@ -126,4 +135,8 @@ clean: ## remove .venv and caches; results stay
 
 .venv/survey: .venv/ready
 	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
+	@touch $@
+
+.venv/docs: .venv/ready
+	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[docs]' --constraint constraints.txt
 	@touch $@

@@ -29,6 +29,12 @@ def printed(network: str) -> str:
     return PRINTED.get(name, name) + blank + treated
 
 
+def seeds_of(runs: pd.DataFrame) -> str:
+    """Return how many seeds a table of runs has, and which: "10 seeds, 5000 to 5009"."""
+    seeds = sorted(runs.seed.unique())
+    return f"{len(seeds)} seeds, {seeds[0]} to {seeds[-1]}"
+
+
 def mean_and_deviation(table: pd.DataFrame, quantity: str, digits: int) -> "pd.Series[str]":
     number = f"{{:.{digits}f}}"
     mean = table[f"{quantity}_mean"].map(blank_or(number))

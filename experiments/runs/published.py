@@ -6,6 +6,7 @@ run whose row is there counts as done wherever the work goes on, without its fol
 """
 
 import io
+import json
 import zipfile
 import zlib
 from collections.abc import Mapping, Sequence
@@ -47,6 +48,9 @@ class Published:
     epochs: "pd.DataFrame"  # one row a run and point of its curves
     rho: "pd.DataFrame"  # one row a run, step and layer
     right: dict[str, np.ndarray] = field(default_factory=dict)  # of each run: bool (test images,)
+    about: dict[str, Any] = field(
+        default_factory=dict
+    )  # about.json: settings of the last run added
 
 
 def published_result(config: RunConfig) -> dict[str, Any] | None:
@@ -101,7 +105,15 @@ def read_published(folder: Path) -> Published:
         raise InputError(
             f"{path} is damaged or of other runs than runs.csv beside it ({error}); restore both"
         ) from error
-    return Published(runs, epochs, rho, right)
+    return Published(runs, epochs, rho, right, _read_about(folder / "about.json"))
+
+
+def _read_about(path: Path) -> dict[str, Any]:
+    """Return what is published of the settings; nothing where the file is missing."""
+    try:
+        return dict(json.loads(read(path))) if path.exists() else {}
+    except DAMAGED as error:
+        raise InputError(f"{path} is damaged ({error}); restore it") from error
 
 
 def _read_csv(path: Path) -> "pd.DataFrame":
@@ -158,22 +170,31 @@ def publish(name: str, results: Sequence[Mapping[str, Any]], folder: Path) -> in
         new = [result for result in results if result["run"] not in known]
         if not new:
             return len(known)
-        tables = {
-            "epochs": (before.epochs, [row for result in new for row in _epoch_rows(result)]),
-            "rho": (before.rho, [row for result in new for row in _rho_rows(result)]),
-            "runs": (before.runs, [_run_row(result) for result in new]),
-        }
-        right = before.right | {
-            r["run"]: unpack_bits(r["test_bits"], r["test_images"]) for r in new
-        }
-        files.write(folder / "correct.npz", _pack(right))
-        files.write_json(folder / "about.json", _about(name, new[-1]))
-        for table, (rows, added) in tables.items():
-            whole = pd.concat([part for part in (rows, pd.DataFrame(added)) if len(part)] or [rows])
+        added = as_published(name, new)
+        files.write(folder / "correct.npz", _pack(before.right | added.right))
+        files.write_json(folder / "about.json", added.about)
+        for table in ("epochs", "rho", "runs"):
+            rows = getattr(before, table)
+            whole = pd.concat(
+                [part for part in (rows, getattr(added, table)) if len(part)] or [rows]
+            )
             if len(whole):
                 whole = _with_whole_numbers(whole).sort_values("run", kind="stable")
                 files.write(folder / f"{table}.csv", whole.to_csv(index=False).encode())
         return len(known) + len(new)
+
+
+def as_published(name: str, results: Sequence[Mapping[str, Any]]) -> Published:
+    """Return finished runs of experiment `name` in the form in which they are published."""
+    import pandas as pd
+
+    return Published(
+        pd.DataFrame([_run_row(result) for result in results]),
+        pd.DataFrame([row for result in results for row in _epoch_rows(result)]),
+        pd.DataFrame([row for result in results for row in _rho_rows(result)]),
+        {r["run"]: unpack_bits(r["test_bits"], r["test_images"]) for r in results},
+        _about(name, results[-1]),
+    )
 
 
 def _pack(right: dict[str, np.ndarray]) -> bytes:

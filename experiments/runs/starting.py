@@ -117,10 +117,18 @@ def rate_scales(
         for name, _ in twin.network.named_parameters():
             origin = found.get(plain_name(name))
             if origin is not None and len(origin.size) > 1 and not origin.copied:
-                inputs = origin.entries[0] >= 0 if sharing == "masked" else origin.entries[0]
-                many = int(inputs.sum()) if sharing == "masked" else inputs.numel()
-                scales[name] *= origin.size[1:].numel() / many
+                scales[name] /= fan_in_ratio(origin, sharing)
     return scales
+
+
+def fan_in_ratio(origin: Origin, sharing: str) -> float:
+    """Return the number of inputs of a twin's filter over that of the strided filter.
+
+    Structural zeros that stay zero (masked) do not count as inputs.
+    """
+    inputs = origin.entries[0]
+    many = int((inputs >= 0).sum()) if sharing == "masked" else inputs.numel()
+    return many / origin.size[1:].numel()
 
 
 def weights_to_keep(network: nn.Module) -> dict[str, Tensor]:

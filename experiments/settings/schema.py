@@ -16,6 +16,7 @@ from omegaconf import MISSING
 from experiments.settings.data_sets import DATA_SETS, DataSetFacts
 from experiments.settings.fields import (
     PUBLISHED,
+    as_names,
     as_rates,
     at_least,
     check_choices,
@@ -278,10 +279,17 @@ class EvidenceConfig:
 
     published: str = setting(PUBLISHED, "what is published: a folder for each experiment")
     outputs: str = setting("outputs", "folder of the report")
+    documents: Any = setting(
+        None, "[README.md,…]: documents whose marked tables are written anew; null: none"
+    )
 
     def check(self) -> None:
-        """Check that published results can be read."""
+        """Check that published results, and the documents, can be read."""
         check_published("published", self.published)
+        self.documents = as_names("documents", self.documents or None)
+        for path in self.documents or []:
+            if not Path(path).is_file():
+                raise InputError(f"documents={path}: there is no such file; name one that is there")
 
 
 @dataclass

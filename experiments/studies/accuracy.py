@@ -18,14 +18,15 @@ from experiments.reporting.statistics import new_images, paired_difference
 from experiments.reporting.style import MARKERS, colour_of, new_figure
 from experiments.runs.published import Published
 from experiments.runs.results import arms
-from experiments.studies.claims import FREE, STRIDED, percent_right
+from experiments.studies.claims import FREE, STRIDED, percent_right, without_diverged
+from experiments.studies.rates import diverged
 
 EXPERIMENTS = ("table1", "swapped", "caffe", "fashion", "paper_level", "adam")
 ACCURACY = (
-    "Accuracy on the test images after training from scratch, loss on training images, and CPU seconds "
-    "of the training steps: mean ± standard deviation over n seeds, each network at the rate given. "
-    "The paper's accuracy is of one run each. The runs were done beside other work: for the ratio of "
-    "training times, see `make bench`, which times both networks in turn."
+    "Accuracy on the test images after training from scratch, loss on the first 10,000 training images "
+    "(where it is finite), and CPU seconds of the training steps: mean ± standard deviation over n "
+    "seeds, each network at the rate given. The paper's accuracy is of one run each. The runs were "
+    "done beside other work: for the ratio of training times, see `make bench`."
 )
 DIFFERENCES = (
     "Test accuracy, Unity Stride − Non-Unity Stride, in points, over n pairs of one seed each. On "
@@ -56,7 +57,7 @@ def accuracy_table(published: Mapping[str, Published]) -> pd.DataFrame:
         runs = published[name].runs.assign(network=lambda r: arms(r), accuracy=percent_right)
         for (network, rate), of in runs.groupby(["network", "learning_rate"], sort=False):
             row: dict[str, Any] = {"experiment": name, "network": network, "learning_rate": rate}
-            row |= {"n": len(of), "diverged": int(of.diverged.sum())}
+            row |= {"n": len(of), "diverged": int(diverged(of).sum())}
             for column, title in (
                 ("accuracy", "accuracy_percent"),
                 ("fit_loss", "fit_loss"),
@@ -75,10 +76,10 @@ def pairs_of(published: Mapping[str, Published]) -> list[Pairs]:
     """Return what is compared: each experiment's two networks, and both networks at one rate.
 
     The latter joins `swapped`, where each network has the other's rate, with the pairs of `table1`
-    that have the same seeds.
+    that have the same seeds. What has a diverged run comes again without its pair.
     """
     found = [
-        Pairs(name, "each at its rate", published[name])
+        Pairs(name, _rates(published[name].runs), published[name])
         for name in EXPERIMENTS
         if name in published and name != "swapped"
     ]
@@ -89,7 +90,19 @@ def pairs_of(published: Mapping[str, Published]) -> list[Pairs]:
         for rate, of in runs.groupby("learning_rate"):
             at_rate = Published(of, own.epochs, own.rho, right)
             found.append(Pairs("swapped", f"both at {rate:g}", at_rate))
-    return found
+    trained = [
+        pairs._replace(
+            label=f"{pairs.label}, without diverged", found=without_diverged(pairs.found)
+        )
+        for pairs in found
+        if diverged(pairs.found.runs).any()
+    ]
+    return found + trained
+
+
+def _rates(runs: pd.DataFrame) -> str:
+    rates = runs.learning_rate.unique()
+    return f"both at {rates[0]:g}" if len(rates) == 1 else "each at its rate"
 
 
 def differences_table(published: Mapping[str, Published]) -> pd.DataFrame:
@@ -130,7 +143,7 @@ def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Se
             "Experiment": accuracy.experiment,
             "Network": accuracy.network.map(printed),
             "Rate": accuracy.learning_rate.map("{:g}".format),
-            "n": accuracy.n,
+            "n": accuracy.n.astype(str) + accuracy.diverged.map(_diverged),
             "Accuracy %": mean_and_deviation(accuracy, "accuracy_percent", 2),
             "paper's %": accuracy.paper_accuracy_percent.map(blank_or("{:.2f}")),
             "Loss": mean_and_deviation(accuracy, "fit_loss", 4),
@@ -146,6 +159,10 @@ def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Se
             Section("differences", title, DIFFERENCES, about, differences, readable, wide)
         )
     return sections
+
+
+def _diverged(many: int) -> str:
+    return f" ({many} diverged)" if many else ""
 
 
 def differences_for_readers(table: pd.DataFrame) -> pd.DataFrame:

@@ -72,24 +72,21 @@ def sentence(row: "pd.Series[Any]") -> str:
 def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     """Return one line for each quantity, which is blank where there are too few pairs."""
     row = table.iloc[0]
-    points = blank_or("{:+.3f}")
+    points, p = blank_or("{:+.3f}"), blank_or("{:.2g}")
 
     def interval(low: float | None, high: float | None) -> str:
         return "" if pd.isna(low) else f"{points(low)} to {points(high)}"
 
-    within = (
-        "" if row.within is None else f"{'yes' if row.within else 'no'}, p = {row.margin_p:.2g}"
-    )
     rows = {
         "pairs of runs": str(row.n),
         "pairs in which the twin is ahead": str(row.ahead),
         "mean difference": points(row["mean"]),
         "standard deviation of the differences": blank_or("{:.3f}")(row.deviation),
         "direction: 95 % interval on these images": interval(row.low, row.high),
-        "direction: p of the paired t-test": blank_or("{:.2g}")(row.p),
+        "direction: p of the paired t-test": p(row.p),
         "direction: Hodges–Lehmann estimate": points(row["median"]),
-        "direction: p of Wilcoxon's signed-rank test": blank_or("{:.2g}")(row.wilcoxon_p),
-        f"size: within ±{row.margin} (TOST)" if row.margin else "size": within,
+        "direction: p of Wilcoxon's signed-rank test": p(row.wilcoxon_p),
+        f"size: p of TOST, ±{row.margin}" if row.margin else "size": p(row.margin_p),
         "95 % interval on new images": interval(row.new_low, row.new_high),
         "the paper's difference, of one pair": points(row.paper),
         "pairs needed to see the paper's difference": blank_or("{:,.0f}")(row.seeds_needed),

@@ -1,11 +1,12 @@
 """The state of docs/protocol.md: how far its experiments are, the chosen rates, the verdicts."""
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import pandas as pd
 
+from experiments.reporting.documents import with_tables
 from experiments.reporting.figures import save_figure
 from experiments.reporting.section import WIDTH, Section
 from experiments.runs.published import Published, read_published
@@ -13,13 +14,24 @@ from experiments.settings.schema import EvidenceConfig
 from experiments.studies.accuracy import EXPERIMENTS as WITH_TEST_ACCURACY
 from experiments.studies.accuracy import accuracy_sections, differences_figure
 from experiments.studies.claims import claims_section, claims_table, verdicts_figure
-from experiments.studies.rates import rates_figure, rates_section, rates_table, to_try
-from stridenet.files import make_folder
+from experiments.studies.rates import (
+    lengths_section,
+    lengths_table,
+    rates_figure,
+    rates_section,
+    rates_table,
+    to_try,
+)
+from experiments.studies.sharing import STARTS, by_epoch, by_run, sharing_figure, sharing_section
+from experiments.studies.steps import rho_figure, rho_section, steps_section
+from experiments.studies.train_size import train_size_figure, train_size_sections
+from stridenet.files import make_folder, write
 
 EXPERIMENTS = (
     "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
     "fashion_rates", "fashion", "paper_level_steps", "paper_level", "adam_rates", "adam",
 )  # fmt: skip
+LENGTHS = "paper_level_steps"
 PROGRESS = (
     "The experiments of docs/protocol.md in their order: how many of their runs are published. A run "
     "that is missing is done by `make evidence EXPERIMENT=NAME`, from wherever the repository is."
@@ -40,10 +52,13 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     for name, each in published.items():
         if name.endswith("rates"):
             sections += _search(name, each, folder, complete=missing[name] == 0)
-    sections += _accuracy(published, missing, folder)
-    verdicts = claims_section(claims_table(published, missing), "")
+    complete = {name: found for name, found in published.items() if missing[name] == 0}
+    claims = claims_table(published, missing)
+    sections += [*_accuracy(complete, folder), *_others(complete, claims, folder)]
+    verdicts = claims_section(claims, "")
     texts = [section.save(folder) for section in sections]
     verdicts.save(folder)  # too wide for a terminal, which gets a line or two a claim
+    _write_documents(config.documents or [], [*sections, verdicts])
     save_figure(verdicts_figure(verdicts.table, verdicts.readable), folder / "verdicts")
     return [
         *texts,
@@ -51,6 +66,13 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
         *(_lines(row) for row in verdicts.readable.to_dict("records")),
         f"Tables (csv, md, tex) and figures (png, svg) are in {folder}.",
     ]
+
+
+def _write_documents(paths: Iterable[str], sections: Iterable[Section]) -> None:
+    """Write the marked tables of these documents anew."""
+    tables = {section.name: section.readable for section in sections}
+    for path in map(Path, paths):
+        write(path, with_tables(path.read_text(), tables).encode())
 
 
 def read_experiments(folder: Path, wanted: Mapping[str, list[str] | None]) -> dict[str, Published]:
@@ -115,11 +137,31 @@ def _search(name: str, found: Published, folder: Path, complete: bool) -> list[S
     return [rates_section(name, table, about)]
 
 
-def _accuracy(
-    published: Mapping[str, Published], missing: Mapping[str, int | None], folder: Path
-) -> list[Section]:
+def _others(complete: Mapping[str, Published], claims: pd.DataFrame, folder: Path) -> list[Section]:
+    """Return the tables of what else is complete, and save the figures."""
+    sections = []
+    if LENGTHS in complete:
+        sections += [lengths_section(LENGTHS, lengths_table(complete[LENGTHS].runs))]
+    if "sharing" in complete:
+        sections += _sharing(complete["sharing"], claims, folder)
+    if "train_size" in complete:
+        save_figure(train_size_figure(complete["train_size"]), folder / "train_size")
+        sections += train_size_sections(complete["train_size"])
+    return sections
+
+
+def _sharing(found: Published, claims: pd.DataFrame, folder: Path) -> list[Section]:
+    """Return the tables of experiment=sharing, and save its figures."""
+    save_figure(sharing_figure(by_epoch(found)), folder / "sharing")
+    for weights, start in STARTS.items():
+        name = "rho" if weights == "scratch" else f"rho_{weights}"
+        save_figure(rho_figure(found, start), folder / name)
+    section = sharing_section(by_run(found), "")
+    return [section, steps_section(found, claims), rho_section(found)]
+
+
+def _accuracy(complete: Mapping[str, Published], folder: Path) -> list[Section]:
     """Return the tables of accuracy of the experiments that are complete, and draw Table 1's pairs."""
-    complete = {name: found for name, found in published.items() if missing[name] == 0}
     lacking = [name for name in WITH_TEST_ACCURACY if name not in complete]
     about = f"Not complete, and left out: {', '.join(lacking)}." if lacking else ""
     if "table1" in complete:
@@ -131,7 +173,9 @@ def _lines(row: dict[str, str]) -> str:
     """Return a claim with its outcome as lines for a terminal."""
     text = f"{row['Claim']}: {row['Verdict']}."
     if row["Difference"]:
-        text += f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, p = {row['p (Holm)']}."
+        text += (
+            f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, Holm's p = {row['p (Holm)']}."
+        )
         if row["Within"]:
             text += f" Within {row['Margin']} (TOST): {row['Within']}."
     return textwrap.fill(text, WIDTH, subsequent_indent="    ")

@@ -1,11 +1,12 @@
-"""The searches of docs/protocol.md: the best rate of each network on validation images."""
+"""The searches of docs/protocol.md on validation images: rates, and the steps to the paper's level."""
 
 from typing import Any
 
 import pandas as pd
 from matplotlib.figure import Figure
 
-from experiments.reporting.formats import blank_or, printed
+from experiments.reporting.formats import blank_or, mean_and_deviation, printed
+from experiments.reporting.published import PAPER
 from experiments.reporting.section import Section
 from experiments.reporting.style import MARKERS, colour_of, new_figure
 from experiments.runs.results import arms
@@ -15,6 +16,12 @@ DIVERGED = 0.5  # a run with less than this share of the validation images right
 CAPTION = (
     "Validation error in percent at the end of training, mean ± standard deviation over {n} seeds; * "
     "is the rate that docs/protocol.md chooses: the least mean error without a diverged seed."
+)
+
+LENGTHS = (
+    "Validation accuracy of Non-Unity Stride in percent after so many steps, mean ± standard deviation "
+    "over n seeds; * is the first whose mean is at least the paper's, "
+    f"{PAPER.paper_accuracy_percent[0]:.2f}."
 )
 
 
@@ -83,6 +90,35 @@ def rates_section(name: str, table: pd.DataFrame, about: str) -> Section:
     caption = f"{CAPTION.format(n=n)} {about}".strip()
     readable = rates_for_readers(table)
     return Section(name, "The search of rates", caption, "", table, readable)
+
+
+def lengths_table(runs: pd.DataFrame) -> pd.DataFrame:
+    """Return one row for each number of steps: n, validation accuracy in percent, and chosen.
+
+    Chosen is the least number with which the mean accuracy is at least the paper's of its strided
+    network; none is, where no number reaches it. runs: of the strided network.
+    """
+    accuracy = 100 * runs.validation_correct.astype(float) / runs.validation_images
+    table = runs.assign(accuracy=accuracy).groupby("steps", as_index=False)
+    table = table.agg(
+        n=("seed", "nunique"),
+        accuracy_percent_mean=("accuracy", "mean"),
+        accuracy_percent_std=("accuracy", "std"),
+    )
+    reached = table.accuracy_percent_mean.round(9) >= PAPER.paper_accuracy_percent[0]
+    return table.assign(chosen=reached & (reached.cumsum() == 1))
+
+
+def lengths_section(name: str, table: pd.DataFrame) -> Section:
+    """Return the search of the number of steps as a table of the report."""
+    readable = pd.DataFrame(
+        {
+            "Steps": table.steps.map("{:,}".format) + table.chosen.map({True: " *", False: ""}),
+            "n": table.n,
+            "Validation accuracy %": mean_and_deviation(table, "accuracy_percent", 2),
+        }
+    )
+    return Section(name, "The paper's level", LENGTHS, "", table, readable)
 
 
 def rates_figure(table: pd.DataFrame) -> Figure:

@@ -4,7 +4,6 @@ What they say of the paper's claims is in studies/claims.py.
 """
 
 import textwrap
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,10 +20,10 @@ from experiments.reporting.section import WIDTH, Section
 from experiments.reporting.statistics import paired_difference
 from experiments.reporting.style import MARKERS, colour_of
 from experiments.runs.files import write_json
-from experiments.runs.published import distance
-from experiments.runs.result_keys import Result
+from experiments.runs.published import Published, as_published
 from experiments.runs.results import arms, finished_runs, tidy
 from experiments.settings.schema import ReportConfig
+from experiments.studies.claims import percent_right
 from stridenet.errors import InputError
 from stridenet.files import make_folder, write
 from stridenet.plan import EliminationPlan
@@ -35,12 +34,13 @@ ARMS = {  # as they are called here, by what they are in the runs
     "unit_stride tied": "tied",
     "unit_stride masked": "masked",
     "unit_stride": "free",
-    "unit_stride masked by_copies": "masked, rate by copies",
-    "unit_stride by_copies": "free, rate by copies",
-    "unit_stride by_effective": "free, effective rate",
+    "unit_stride masked by_copies": "masked by copies",
+    "unit_stride by_copies": "free by copies",
+    "unit_stride by_effective": "free effective",
     "pooling": "pooling",
 }
 STARTS = {"scratch": "from scratch", "fine_tune": "fine-tuned"}
+MEASURED = ("training_loss", "zeros", "copies")  # at a point of the curves
 QUANTITIES = {  # of a run: the unit of its differences
     "test accuracy": "points",
     "loss of the first epoch": "nats",
@@ -51,44 +51,35 @@ QUANTITIES = {  # of a run: the unit of its differences
 }
 
 
-def by_epoch(results: Sequence[Result]) -> pd.DataFrame:
+def by_epoch(found: Published) -> pd.DataFrame:
     """Return one row for each run and epoch.
 
     It has arm, weights, seed, epoch, accuracy on validation images, training loss, and the distance
     from the tied twins in its two parts (published.distance).
     """
-    rows = [
-        {
-            "run": result["run"],
-            "arm": ARMS.get(arm),
-            "weights": result["weights"],
-            "seed": result["seed"],
-            "epoch": row["epoch"],
-            "validation_accuracy": row.get("validation_accuracy"),
-            "training_loss": row["training_loss"],
-            **distance(row),
-        }
-        for result, arm in zip(results, arms(pd.DataFrame(results)), strict=True)
-        for row in result["epochs"]
-    ]
-    table = pd.DataFrame(rows)
+    runs = found.runs.assign(arm=arms(found.runs).map(ARMS))
+    about = runs[["run", "arm", "weights", "seed", "validation_images"]]
+    table = found.epochs.merge(about, on="run")
+    right = table.validation_correct.astype(float) / table.validation_images
+    columns = [*about.columns[:-1], "epoch", "validation_accuracy", *MEASURED]
+    table = table.assign(validation_accuracy=right)[columns].astype(dict.fromkeys(MEASURED, float))
     return table[table.arm.notna() & table.weights.isin([*STARTS])]
 
 
-def by_run(results: Sequence[Result]) -> pd.DataFrame:
+def by_run(found: Published) -> pd.DataFrame:
     """Return one row for each run: arm, weights, seed and QUANTITIES.
 
     The distance from the tied twins is that after the last epoch.
     """
-    epochs = by_epoch(results)
+    epochs = by_epoch(found)
     last = epochs.sort_values("epoch").groupby("run").tail(1).set_index("run")
     first = epochs[epochs.epoch > 0].sort_values("epoch").groupby("run").head(1).set_index("run")
-    of_runs = pd.DataFrame(results).set_index("run").reindex(last.index)
+    of_runs = found.runs.set_index("run").reindex(last.index)
     table = last[["arm", "weights", "seed", "zeros", "copies"]].copy()
-    table["test accuracy"] = 100 * of_runs.test_accuracy
+    table["test accuracy"] = percent_right(of_runs)
     table["loss of the first epoch"] = first.training_loss
-    table["loss on training images"] = of_runs.fit_loss
-    table["test loss"] = of_runs.test_loss
+    table["loss on training images"] = of_runs.fit_loss.astype(float)
+    table["test loss"] = of_runs.test_loss.astype(float)
     table["test loss − loss on training images"] = of_runs.test_loss - of_runs.fit_loss
     table["CPU time of training"] = of_runs.training_cpu_seconds
     table = table[table["loss of the first epoch"].notna()]  # trained at all
@@ -167,17 +158,18 @@ def freedom_for_readers(table: pd.DataFrame) -> pd.DataFrame:
 
 OF_ARMS = (
     "After the last epoch, mean ± standard deviation over n seeds. Difference: of accuracy from the "
-    "strided network of the same seed, in points, with its 95 % interval. Training images: the loss on "
-    "the first {images:,} of them; gap: how much higher the test loss is. Zeros and copies: distance "
-    "from the tied subspace, in percent of the weights' norm: of what stands at structural zeros, and "
-    "of copies from their mean."
+    "strided network of the same seed, in points, with its 95 % interval. Training images: the loss "
+    "on the first of them, as many as there are test images; gap: how much higher the test loss is. "
+    "Zeros and copies: distance from the tied subspace, in percent of the weights' norm: of what "
+    "stands at structural zeros, and of copies from their mean."
 )
 
 
 def write_findings(config: ReportConfig) -> list[str]:
     """Write tables and figure of experiment=sharing into outputs/report; returns what to print."""
     results = finished_runs(config)
-    runs, epochs = by_run(results), by_epoch(results)
+    found = as_published("sharing", results)
+    runs, epochs = by_run(found), by_epoch(found)
     if runs.empty:
         raise InputError(
             f"outputs={config.outputs} has no trained run of an arm of experiment=sharing; first run "
@@ -190,16 +182,19 @@ def write_findings(config: ReportConfig) -> list[str]:
     write_json(folder / "sharing_about.json", circumstances_of(config, every))
     write(folder / "sharing_runs.csv", runs.to_csv(index=False).encode())
     write(folder / "sharing_epochs.csv", epochs.to_csv(index=False).encode())
-    table = summary(runs)
-    caption = OF_ARMS.format(images=max(result.get("fit_images", 0) for result in results))
-    wide = ("Difference", "Training images", "Gap")
     save_figure(sharing_figure(epochs), folder / "sharing")
-    section = Section("sharing", "Sharing", caption, about, table, sharing_for_readers(table), wide)
     return [
-        section.save(folder),
+        sharing_section(runs, about).save(folder),
         textwrap.fill(about, WIDTH),
         f"Tables (csv, md, tex) and the figure (png, svg) are in {folder}.",
     ]
+
+
+def sharing_section(runs: pd.DataFrame, about: str) -> Section:
+    """Return the arms as a table of the report. runs: as by_run gives them."""
+    table = summary(runs)
+    wide = ("Difference", "Training images", "Gap")
+    return Section("sharing", "Sharing", OF_ARMS, about, table, sharing_for_readers(table), wide)
 
 
 def freedom_section(plan: EliminationPlan) -> Section:

@@ -17,7 +17,7 @@ from experiments.studies.accuracy import (
     differences_table,
     pairs_of,
 )
-from experiments.studies.claims import FREE, STRIDED, claims_table, worse_fit
+from experiments.studies.claims import FREE, STRIDED, claims_table, more_accurate, worse_fit
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGES = 200
@@ -31,6 +31,7 @@ def trained(network: str, rate: float, seed: int, right: int) -> tuple[dict, np.
         "run": f"{network}-{rate}-{seed}", "network": network, "variant": "", "weights": "scratch",
         "seed": seed, "learning_rate": rate, "test_correct": right, "test_images": IMAGES,
         "fit_loss": 0.01 * seed, "training_cpu_seconds": 70.0 + seed, "diverged": False,
+        "validation_correct": right, "validation_images": IMAGES,
     }  # fmt: skip
     return row, np.arange(IMAGES) < right
 
@@ -80,6 +81,47 @@ def test_swapped_rates_join_the_pairs_of_the_same_seeds_at_equal_rates() -> None
     assert [*table.n[1:]] == [3, 3]
     assert table.margin[1:].isna().all()
     assert [pairs.label for pairs in pairs_of({"swapped": SWAPPED})] == []
+    solver = experiment((0.01, 0.01), PAIRS)
+    assert [pairs.label for pairs in pairs_of({"caffe": solver})] == ["both at 0.01"]
+
+
+def test_a_run_at_chance_is_counted_and_its_pair_stands_in_one_row_of_two() -> None:
+    """It has a finite loss, so that only its validation images tell."""
+    lost = experiment((0.08, 0.04), [*[(180, 199), (170, 198), (181, 200)], (20, 190)])
+    published = {"table1": TABLE1, "swapped": lost}
+    assert [*accuracy_table(published).diverged] == [0, 0, 1, 0]
+    accuracy, differences = accuracy_sections(published, "")
+    assert [*accuracy.readable.n] == ["4", "4", "4 (1 diverged)", "4"]
+    table = differences.table.set_index("label")
+    assert table.n.to_dict() == {
+        "each at its rate": 4,
+        "both at 0.04": 4,
+        "both at 0.08": 4,
+        "both at 0.08, without diverged": 3,
+    }
+    assert table["mean"]["both at 0.08"] == pytest.approx((21.5 + 88.5) / 4)
+    assert table["mean"]["both at 0.08, without diverged"] == pytest.approx(21.5 / 3)
+
+
+@pytest.mark.parametrize(
+    ("name", "rates", "label"),
+    [("caffe", (0.01, 0.01), "both at 0.01"), ("paper_level", (0.04, 0.08), "each at its rate"),
+     ("fashion", (0.02, 0.04), "each at its rate"), ("adam", (0.001, 0.002), "each at its rate")],
+)  # fmt: skip
+def test_the_other_experiments_are_rows_of_the_same_tables(
+    name: str, rates: tuple[float, float], label: str
+) -> None:
+    """They have rates, n, means, and the difference of their pairs, but no margin and no paper's."""
+    both = {"table1": TABLE1, name: experiment(rates, PAIRS[:3])}
+    accuracy, differences = accuracy_sections(both, "")
+    rows = accuracy.readable[accuracy.readable.Experiment == name]
+    assert [*rows.Rate] == [f"{rate:g}" for rate in rates]
+    assert [*rows["Accuracy %"]] == ["95.00 ± 1.00", "95.67 ± 2.25"]
+    assert [*rows["paper's %"]] == ["", ""]
+    row = differences.readable.iloc[1]
+    assert (row.Experiment, row.n, row.Ahead) == (f"{name}, {label}", 3, 2)
+    assert row.Difference == "+0.667"  # of 0.5, 2 and −0.5
+    assert row["Within (TOST)"] == ""
 
 
 def test_the_figure_draws_every_pair_sorted_with_the_mean_and_both_bands() -> None:
@@ -101,30 +143,33 @@ def test_without_a_complete_experiment_there_is_no_table() -> None:
 
 
 def test_the_documents_have_the_published_numbers() -> None:
-    """Tables of README, line by line, and the sentence of docs/findings.md with its numbers."""
+    """The sentences of README.md and docs/findings.md; test_documents has their tables."""
     found = read_published(ROOT / "outputs" / "reference" / "table1")
-    accuracy, differences = accuracy_sections({"table1": found}, "")
+    row = differences_table({"table1": found}).iloc[0]
     readme = (ROOT / "README.md").read_text()
-    readable = accuracy.readable.drop(columns="Experiment")
-    assert (
-        "\n".join(readable.to_markdown(index=False, disable_numparse=True).splitlines()) in readme
-    )
-    row = differences.table.iloc[0]
     sentence = (
         f"the twin's accuracy minus the strided network's is {row['mean']:+.3f} points (95 % interval "
-        f"{row.low:+.3f} to {row.high:+.3f}; the twin is ahead in {row.ahead} of {row.n} pairs)"
+        f"{row.low:+.3f} to {row.high:+.3f}; the twin is ahead in {row.ahead} of {row.n} pairs"
     )
-    size = f"TOST, p = {row.margin_p:.1g}"
+    size = f"TOST, p = {row.margin_p:.2g}"
     images = f"new images, the interval is {row.new_low:+.3f} to {row.new_high:+.3f}"
     for document in (readme, (ROOT / "docs" / "findings.md").read_text()):
         text = " ".join(document.split())
         assert sentence in text
         assert size in text
         assert images in text
+    behind = int((more_accurate(found) < 0).sum())
+    plain = " ".join(readme.split())
+    assert f"ahead in {row.ahead} of {row.n} pairs, behind in {behind})" in plain
+    assert f"single pair has a standard deviation of {row.deviation:.3f} points" in plain
     fit = paired_difference(worse_fit(found))
     findings = " ".join((ROOT / "docs" / "findings.md").read_text().split())
     assert f"p = {row.p:.2g}, Wilcoxon's test {row.wilcoxon_p:.2g}, before Holm's" in findings
-    loss = "after training differs by {:+.4f} ({:+.4f} to {:+.4f})"
+    assert f"behind in {behind}, equal in {row.n - row.ahead - behind})" in findings
+    right = np.stack([*found.right.values()]).sum(0)
+    deciding = int(((right > 0) & (right < len(found.right))).sum())
+    assert f"Of the 10,000 images, {deciding} decide everything" in findings
+    loss = "after training, differs by {:+.4f} ({:+.4f} to {:+.4f})"
     assert loss.format(fit.mean, fit.low, fit.high) in findings
     verdicts = claims_table({"table1": found}, {"table1": 0}).set_index("claim").verdict
     for claim in ("C1", "C3"):

@@ -1,6 +1,7 @@
 """The claims and the evidence command, on published runs whose numbers were chosen."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +25,7 @@ from experiments.studies.claims import (
     claims_section,
     claims_table,
     verdicts_figure,
+    without_diverged,
 )
 from experiments.studies.evidence import EXPERIMENTS, progress_table, write_evidence
 
@@ -213,6 +215,14 @@ def test_an_incomplete_experiment_counts_as_p_one_and_has_neither_numbers_nor_ve
     assert table.holm_p[smallest] == pytest.approx(7 * table.p[smallest])
 
 
+def test_a_seed_that_lacks_one_size_is_no_part_of_the_mean_over_sizes() -> None:
+    rows = TRAIN_SIZE.runs
+    lost = (rows.network == "unit_stride") & (rows.variant == "") & (rows.seed == 2)
+    diverged = rows.diverged | lost & (rows.train_size == SIZES[1])
+    found = without_diverged(replace(TRAIN_SIZE, runs=rows.assign(diverged=diverged)))
+    assert [*CLAIMS["C4"].outcome(found).index] == [0, 1, 3]
+
+
 def test_an_experiment_without_any_run_counts_as_missing() -> None:
     table = claims_table({}, dict.fromkeys(EXPERIMENTS, 4)).set_index("claim")
     assert {*table.holm_p} == {1.0}
@@ -249,6 +259,41 @@ def test_a_verdict_is_given_with_and_without_a_diverged_pair(how: dict[str, Any]
     )
 
 
+def test_a_pair_without_a_loss_is_left_out_and_that_is_said() -> None:
+    lost = {9: (980, float("nan"), float("nan"))}
+    table = judged(
+        table1=published(
+            runs(STRIDED, {**NONE, 9: NONE[0]}),
+            runs(FREE, shifted((0, 0.02, 0.0))),
+            runs(FREE, lost, diverged=True),
+        )
+    )
+    assert table.n[["C1", "C3"]].tolist() == [5, 4]
+    assert table.left_out.to_dict() == {key: int(key == "C3") for key in CLAIMS}
+    said = claims_section(table.reset_index(), "").readable.Verdict
+    assert said[2].endswith("; pairs left out, as a run has no finite loss: 1")
+    assert "left out" not in said[0]
+
+
+def test_where_the_error_of_the_margin_undoes_an_equality_that_is_said() -> None:
+    """The mean lies within a quarter of the mean gap, which is nearly as uncertain as it is large."""
+    gaps, steps = (0.9, -0.3, 0.5, -0.2, 0.6), (0.001, -0.001, 0.002, -0.002, 0.0)
+    sharing = published(
+        runs(STRIDED, dict.fromkeys(range(5), NONE[0])),
+        runs(FREE, {s: (9_800, 0.1, 0.5 + gap) for s, gap in enumerate(gaps)}),
+        runs(MASKED_BY_COPIES, {s: (9_800, 0.1, 0.5 + step) for s, step in enumerate(steps)}),
+        runs(EFFECTIVE, {s: (9_800, 0.1, 0.5 + 9 * step) for s, step in enumerate(steps)}),
+    )
+    table = judged(sharing=sharing)
+    assert table.margin["C6"] == pytest.approx(0.075)
+    assert table.verdict["C6"] == "supported"
+    assert table.verdict_by_share["C6"] == "undecided"
+    said = claims_section(table.reset_index(), "").readable.Verdict
+    assert said[5] == "supported; with the margin's own error: undecided"
+    sure = judged()
+    assert sure.verdict_by_share.equals(sure.verdict)
+
+
 def test_where_wilcoxons_test_decides_otherwise_that_is_said() -> None:
     many = {s: (9_700 + s, 0.1, 0.5) for s in range(20)} | {20: (19_000, 0.1, 0.5)}
     strided = dict.fromkeys(many, (9800, 0.1, 0.5))
@@ -257,6 +302,17 @@ def test_where_wilcoxons_test_decides_otherwise_that_is_said() -> None:
     assert (row.verdict, row.verdict_by_wilcoxon) == ("undecided", "contradicted")
     said = claims_section(table.reset_index(), "").readable.Verdict
     assert said[0] == "undecided; by Wilcoxon's test: contradicted"
+
+
+def test_wilcoxons_p_is_adjusted_as_students_is() -> None:
+    """Eight pairs of one sign have p = 2 / 2⁸, which is below 0.05, and seven times it is not."""
+    ahead = {seed: (9_800 + 20 + seed, 0.1, 0.5) for seed in range(8)}
+    strided = dict.fromkeys(ahead, NONE[0])
+    missing = {**dict.fromkeys(EXPERIMENTS, 4), "table1": 0}
+    found = {"table1": published(runs(STRIDED, strided), runs(FREE, ahead))}
+    row = claims_table(found, missing).set_index("claim").loc["C1"]
+    assert row.wilcoxon_p == pytest.approx(2 / 2**8)
+    assert (row.verdict, row.verdict_by_wilcoxon) == ("supported", "undecided")
 
 
 def test_readers_get_numbers_with_units_and_margins() -> None:
@@ -406,7 +462,7 @@ def test_the_evidence_of_a_complete_experiment_has_its_verdict_in_80_columns(
     assert max(map(len, text.splitlines()[:-1])) <= 80  # the last one has a folder's name
     said = " ".join(text.split())
     assert "more accurate: contradicted; by Wilcoxon's test: undecided. test accuracy, free" in said
-    assert "-9.000 [-11.484, -6.516], n = 3, p = 0.029" in said  # 7 times 0.0041
+    assert "-9.000 [-11.484, -6.516], n = 3, Holm's p = 0.029" in said  # 7 times 0.0041
     assert "C2: It learns more slowly: none: 1 runs of experiment=sharing are missing." in said
     report = tmp_path / "outputs" / "report"
     for name in ("evidence", "verdicts", "accuracy", "differences"):
@@ -433,6 +489,36 @@ def test_one_run_that_is_missing_takes_the_verdict_and_the_numbers_away(
     assert "C1: The unit-stride network is more accurate: none: 1 runs of experiment=table1" in text
     assert "-9.000" not in text
     assert "undecided" not in text
+
+
+@pytest.mark.parametrize("complete", [True, False])
+def test_sharing_and_few_images_have_their_tables_and_figures_once_they_are_complete(
+    tmp_path: Path, drawn: list[str], composed: Callable[..., Any], complete: bool
+) -> None:
+    model = asdict(composed("recipe=sgd").model)
+    runs = []
+    for arm in (STRIDED, FREE, MASKED):
+        for seed in range(3):
+            for weights in ("scratch", "fine_tune"):
+                one = finished(arm, seed, 90 + seed)
+                one["config"] |= {"model": model, "data": {"name": "mnist", "validation_size": 50}}
+                one["config"]["data"]["train_size"] = None
+                one |= {"run": f"{one['run']}-{weights}", "weights": weights}
+                one["rho"] = [{"step": 0, "conv1.weight": 0.5}] if arm != STRIDED else []
+                runs.append(("sharing", one))
+            runs += [("train_size", finished(arm, seed, 90 + seed, size)) for size in SIZES]
+    wanted: dict[str, list[str] | None] = {
+        name: [one["run"] for of, one in runs if of == name] + ["one more"] * (not complete)
+        for name in ("sharing", "train_size")
+    }
+    text = written(tmp_path, wanted, *runs)
+    assert max(map(len, text.splitlines()[:-1])) <= 80
+    report = tmp_path / "outputs" / "report"
+    for name in ("sharing", "sharing_steps", "rho", "train_size", "train_size_differences"):
+        suffixes = {".csv", ".md", ".tex"} if complete else set()
+        assert {path.suffix for path in report.glob(f"{name}.*")} == suffixes
+    figures = ["sharing", "rho", "rho_fine_tune", "train_size"]
+    assert drawn == [*(figures if complete else []), "verdicts"]
 
 
 @pytest.mark.parametrize("complete", [True, False])

@@ -1,11 +1,13 @@
 """The experiments in conf/experiment are those that docs/protocol.md fixes."""
 
+import hashlib
 import re
 from collections.abc import Callable
 from itertools import product
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import yaml
 from hydra import initialize_config_dir
@@ -13,7 +15,9 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 
 from experiments import sweep
 from experiments.command import CONF
-from experiments.studies.claims import CLAIMS, SIZES
+from experiments.runs.results import arms
+from experiments.settings.identity import variant
+from experiments.studies.claims import CLAIMS, EFFECTIVE, FREE, MASKED_BY_COPIES, SIZES, STRIDED
 from experiments.studies.evidence import EXPERIMENTS
 from stridenet.errors import InputError
 
@@ -53,7 +57,13 @@ SETTINGS = {  # beyond recipe=validated
     "adam_rates": {"optimizer": "adam", "epochs": 2, "weight_decay": 0},
     "adam": {"optimizer": "adam", "epochs": 2, "weight_decay": 0},
 }
-FREE = ("name", "learning_rate", "evaluations")  # of a recipe: known by other tests, or no numbers
+NOT_FIXED = (
+    "name",
+    "learning_rate",
+    "evaluations",
+)  # of a recipe: known by other tests, or no numbers
+
+COMMITTED = "fef4e1ef1f96027c193fce95fda2d4eb8d65f37eee51066fd994f2c78c9bf12e"
 
 # What the file of an experiment says that the page does not fix.
 OUTSIDE = "\n# Result:   not in docs/protocol.md"
@@ -67,6 +77,17 @@ def content_of(name: str) -> dict[str, Any]:
     content = yaml.safe_load(text_of(name))
     assert isinstance(content, dict)
     return content
+
+
+def test_what_was_written_before_the_runs_is_not_edited() -> None:
+    """The SHA-256 is that of the text as it was committed, before the first run."""
+    written = PROTOCOL.partition("\n## Deviations")[0]
+    assert hashlib.sha256(written.encode()).hexdigest() == COMMITTED
+
+
+def test_the_number_of_all_runs_is_that_of_the_page_on_scale() -> None:
+    runs = sum(row[3] for row in FIXED.values())
+    assert f"is {runs} runs of about 15" in (ROOT / "docs" / "scale.md").read_text()
 
 
 def test_the_experiments_are_those_of_the_page_in_its_order() -> None:
@@ -116,7 +137,9 @@ def test_the_page_says_the_number_of_pairs(name: str) -> None:
 def test_an_experiment_differs_from_the_recipe_in_what_the_page_says(name: str) -> None:
     content = content_of(name)
     assert {"override /recipe": "validated"} in content["defaults"]
-    recipe = {key: value for key, value in content.get("recipe", {}).items() if key not in FREE}
+    recipe = {
+        key: value for key, value in content.get("recipe", {}).items() if key not in NOT_FIXED
+    }
     assert recipe == SETTINGS[name]
     data = [one for one in content["defaults"] if "override /data" in one]
     assert data == [{"override /data": "fashion_mnist"}] * name.startswith("fashion")
@@ -172,6 +195,23 @@ def test_the_runs_of_an_experiment_are_known_by_name_once_its_settings_have_valu
     monkeypatch.setattr(sweep, "jobs_of", lambda _: composed("recipe=sgd", "seed=-1"))
     with pytest.raises(InputError, match="seed=-1"):  # any other mistake is told
         sweep.names_of("caffe")
+
+
+@pytest.mark.parametrize(
+    ("arm", "name"),
+    {
+        "strided": STRIDED,
+        "free": FREE,
+        "masked_by_copies": MASKED_BY_COPIES,
+        "free_effective": EFFECTIVE,
+    }.items(),
+)
+def test_the_arms_of_the_claims_are_those_that_runs_of_the_settings_have(
+    composed: Callable[..., Any], arm: str, name: str
+) -> None:
+    config = composed("recipe=sharing", f"arm={arm}")
+    row = pd.DataFrame([{"network": config.model.name, "variant": variant(config)}])
+    assert arms(row).item() == name
 
 
 @pytest.mark.parametrize("size", SIZES)

@@ -17,6 +17,7 @@ from experiments.reporting.statistics import (
     paired_difference,
     seeds_needed,
     tost,
+    tost_of_share,
     verdict,
 )
 from tests.examples import examples
@@ -184,6 +185,29 @@ def test_a_claim_without_a_p_counts_as_one_and_makes_the_others_stricter() -> No
     assert holm({"a": 0.02}) == {"a": pytest.approx(0.02)}
     found = holm({"a": 0.02, "b": None, "c": None})
     assert found == {"a": pytest.approx(0.06), "b": 1, "c": 1}
+
+
+# A margin that is a share of a gap
+
+
+@pytest.mark.parametrize("gap", [0.8, -0.8])
+def test_of_a_gap_without_spread_the_share_is_a_margin_as_any_other(gap: float) -> None:
+    for mean in (0.05, -0.05, 0.3):
+        found = tost_of_share(mean + SPREAD, [gap] * 5, 0.25)
+        assert found == pytest.approx(tost(mean + SPREAD, 0.2))
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("sign", [1, -1])
+def test_a_mean_at_the_share_of_an_uncertain_gap_lies_within_it_in_5_percent(sign: int) -> None:
+    """With the mean gap as a margin like any other it does so more often."""
+    generator = np.random.default_rng(0)
+    gaps = generator.normal(0.06, 0.03, (SIMULATIONS, 10))
+    values = sign * 0.015 - sign * 0.8 * (gaps - 0.06) + generator.normal(0, 0.01, gaps.shape)
+    within = [tost_of_share(v, g, 0.25) < 0.05 for v, g in zip(values, gaps, strict=True)]
+    as_any = [tost(v, 0.25 * abs(g.mean())) < 0.05 for v, g in zip(values, gaps, strict=True)]
+    assert np.mean(within) <= 0.05 + two_errors(0.05)
+    assert np.mean(as_any) > 0.05 + two_errors(0.05)
 
 
 # New images

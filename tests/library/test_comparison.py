@@ -220,7 +220,7 @@ def test_readers_get_every_number_of_the_comparison() -> None:
         "direction: p of the paired t-test": f"{found.p:.2g}",
         "direction: Hodges–Lehmann estimate": "+0.300",
         "direction: p of Wilcoxon's signed-rank test": "0.062",
-        "size: within ±0.06 (TOST)": f"no, p = {found.margin_p:.2g}",
+        "size: p of TOST, ±0.06": f"{found.margin_p:.2g}",
         "95 % interval on new images": "",
         "the paper's difference, of one pair": "+0.060",
         "pairs needed to see the paper's difference": str(found.seeds_needed),
