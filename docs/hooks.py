@@ -1,7 +1,7 @@
 """Lets the pages of docs/, whose links are made for reading in the repository, stand in the site.
 
 A link out of docs/ leads to the file in the repository, a picture out of docs/ is copied into the site,
-and the notebook becomes a page. `Doctests` is for mkdocstrings.
+and the notebook becomes a page. `Docstrings` is for mkdocstrings.
 """
 
 import json
@@ -15,6 +15,7 @@ from mkdocs.structure.files import File, Files
 ROOT = Path(__file__).resolve().parents[1]
 PICTURE = re.compile(r"(?<=\]\()\.\./((?:[\w.-]+/)*[\w.-]+\.(?:png|svg))(?=\))")
 OUTSIDE = re.compile(r"(?<=\]\()\.\./([^()\s]*)(?=\))")
+ARGUMENT = re.compile(r"^(\w+(?:, \w+)*): ", re.MULTILINE)
 DOCTEST = re.compile(r"^>>> .*?(?=\n\n|\Z)", re.MULTILINE | re.DOTALL)
 
 
@@ -43,12 +44,11 @@ def on_page_markdown(markdown: str, page: Any, config: Any, **_: Any) -> str:
     return OUTSIDE.sub(lambda link: f"{config.repo_url}/blob/main/{link[1]}", markdown)
 
 
-class Doctests(griffe.Extension):
-    """Makes code blocks of the examples in docstrings, which Markdown takes for quotations."""
+class Docstrings(griffe.Extension):
+    """Makes code blocks of the examples in docstrings, and a list of what is said of arguments."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
         """Rewrite the docstring of a function or class."""
         if obj.docstring:
-            obj.docstring.value = DOCTEST.sub(
-                lambda found: f"```pycon\n{found[0]}\n```", obj.docstring.value
-            )
+            text = ARGUMENT.sub(r"- `\1`: ", obj.docstring.value)
+            obj.docstring.value = DOCTEST.sub(lambda found: f"```pycon\n{found[0]}\n```", text)
