@@ -100,9 +100,11 @@ def tost_of_share(values: ArrayLike, gaps: ArrayLike, share: float) -> float:
     """Return the p-value of "the mean does not lie within ±share of the mean gap", pair by pair.
 
     gaps: one for each of the values. Unlike `tost` with a margin from the same pairs, this counts the
-    error of the gap, and how it goes with the values.
+    error of the gap, and how it goes with the values. Fewer than three pairs show nothing.
     """
     tested, of_gap = np.asarray(values, dtype=float), share * np.asarray(gaps, dtype=float)
+    if len(tested) < FEWEST:
+        return 1.0
     of_gap = of_gap * np.sign(of_gap.mean())
     below = stats.ttest_1samp(tested - of_gap, 0, alternative="less").pvalue
     above = stats.ttest_1samp(tested + of_gap, 0, alternative="greater").pvalue

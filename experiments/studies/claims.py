@@ -170,10 +170,11 @@ def claims_table(
             row |= {name: "" for name in row if name.startswith("verdict")}
             lacking = missing.get(claim.experiment)
             of = f"experiment={claim.experiment}"
+            are_missing = f"run of {of} is" if lacking == 1 else f"runs of {of} are"
             row["blank"] = (
                 f"the settings of {of} are not chosen yet"
                 if lacking is None
-                else f"{lacking} runs of {of} are missing"
+                else f"{lacking} {are_missing} missing"
             )
         else:  # a run that diverged may have no loss
             runs = published[claim.experiment].runs
@@ -263,16 +264,17 @@ def claims_section(table: pd.DataFrame, about: str) -> Section:
         return ["" if pd.isna(value) else f"{value:+.{many}f}" for value, many in pairs]
 
     bounds = zip(number("mean"), number("low"), number("high"), strict=True)
+    within = table.within.map({True: "yes", False: "no"})
+    size = table.margin.map(blank_or("±{:.2g}: ")) + within.astype(object).fillna("")
     readable = pd.DataFrame(
         {
             "Claim": table.claim + ": " + table.text,
-            "Outcome": table.quantity + " (" + table.unit + ")",
-            "n": table.n,
-            "Difference": [f"{mean} [{low}, {high}]" if mean else "" for mean, low, high in bounds],
-            "p (Holm)": table.holm_p.map("{:.2g}".format),
-            "Margin": table.margin.map(blank_or("±{:.2g}")),
-            "Within": table.within.map({True: "yes", False: "no"}).fillna(""),
             "Verdict": [_spoken(row) for _, row in table.iterrows()],
+            "Difference": [f"{mean} [{low}, {high}]" if mean else "" for mean, low, high in bounds],
+            "n": table.n,
+            "p (Holm)": table.holm_p.map("{:.2g}".format),
+            "Within (TOST)": size,
+            "Outcome": table.quantity + " (" + table.unit + ")",
         }
     )
     return Section("verdicts", "Verdicts", CAPTION, about, table, readable)

@@ -176,6 +176,6 @@ def _lines(row: dict[str, str]) -> str:
         text += (
             f" {row['Outcome']}: {row['Difference']}, n = {row['n']}, Holm's p = {row['p (Holm)']}."
         )
-        if row["Within"]:
-            text += f" Within {row['Margin']} (TOST): {row['Within']}."
+        if row["Within (TOST)"]:
+            text += f" Within (TOST) {row['Within (TOST)']}."
     return textwrap.fill(text, WIDTH, subsequent_indent="    ")

@@ -158,8 +158,8 @@ def test_the_documents_have_the_published_numbers() -> None:
         assert sentence in text
         assert size in text
         assert images in text
-    behind = int((more_accurate(found) < 0).sum())
     plain = " ".join(readme.split())
+    behind = int((more_accurate(found) < 0).sum())
     assert f"ahead in {row.ahead} of {row.n} pairs, behind in {behind})" in plain
     assert f"single pair has a standard deviation of {row.deviation:.3f} points" in plain
     fit = paired_difference(worse_fit(found))
@@ -174,3 +174,33 @@ def test_the_documents_have_the_published_numbers() -> None:
     verdicts = claims_table({"table1": found}, {"table1": 0}).set_index("claim").verdict
     for claim in ("C1", "C3"):
         assert re.search(rf"\*\*{claim}, [^*]*: {verdicts[claim]}\.\*\*", findings)
+
+
+def test_the_documents_have_the_differences_at_one_rate_for_both() -> None:
+    rows = [
+        read_published(ROOT / "outputs/reference" / name).runs for name in ("table1", "swapped")
+    ]
+    assert {*rows[1].seed} == {*range(3000, 3020)}
+    runs = pd.concat(rows)[lambda r: r.seed < 3020]
+    right = runs.assign(percent=runs.test_correct / 100).pivot(
+        index="seed", columns=["network", "learning_rate"], values="percent"
+    )
+    readme, findings = (
+        " ".join((ROOT / name).read_text().split()) for name in ("README.md", "docs/findings.md")
+    )
+    said = []
+    for rate in (0.04, 0.08):
+        differences = right[FREE, rate] - right[STRIDED, rate]
+        low, high = stats.ttest_1samp(differences, 0).confidence_interval(0.95)
+        said.append((differences.mean().round(9), low, high))
+    (mean, low, high), large = said
+    assert f"{mean:+.3f} points (95 % interval {low:+.3f} to {high:+.3f}); with both" in findings
+    assert f"behind by {-mean:.3f} points ({-high:.3f} to {-low:.3f}, 20 pairs)" in readme
+    of_large = "the difference is {:+.3f} ({:+.3f} to {:+.3f})".format(*large)
+    assert of_large in readme
+    assert of_large in findings
+    rise = {
+        network: (right[network, 0.08] - right[network, 0.04]).mean() for network in (FREE, STRIDED)
+    }
+    rises = f"rises by {rise[FREE]:.3f} points, and the strided network's by {rise[STRIDED]:.3f}"
+    assert rises in findings

@@ -230,7 +230,7 @@ def test_an_experiment_without_any_run_counts_as_missing() -> None:
     assert table.blank["C5"] == "4 runs of experiment=fashion are missing"
     readable = claims_section(table.reset_index(), "").readable
     assert readable.Verdict[4] == "none: 4 runs of experiment=fashion are missing"
-    assert {*readable.Difference} == {*readable.Within} == {*readable.Margin} == {""}
+    assert {*readable.Difference} == {*readable["Within (TOST)"]} == {""}
 
 
 def test_p_values_are_adjusted_over_all_seven() -> None:
@@ -321,9 +321,8 @@ def test_readers_get_numbers_with_units_and_margins() -> None:
     assert first.Claim == "C1: The unit-stride network is more accurate"
     assert first.Outcome == "test accuracy, free − strided (points)"
     assert first.Difference.startswith("-0.200 [-0.234, -0.166]")
-    assert (first.Margin, first.Within) == ("±0.06", "no")
-    assert (sixth.Margin, sixth.Within) == ("±0.05", "yes")
-    assert readable.Margin[1] == readable.Within[1] == ""
+    assert [*readable["Within (TOST)"][[0, 1, 5]]] == ["±0.06: no", "", "±0.05: yes"]
+    assert sixth.Outcome == "loss of the first epoch, masked by copies − strided (nats)"
 
 
 def forest(table: pd.DataFrame) -> dict[str, tuple[Axes, int, str]]:
@@ -463,12 +462,12 @@ def test_the_evidence_of_a_complete_experiment_has_its_verdict_in_80_columns(
     said = " ".join(text.split())
     assert "more accurate: contradicted; by Wilcoxon's test: undecided. test accuracy, free" in said
     assert "-9.000 [-11.484, -6.516], n = 3, Holm's p = 0.029" in said  # 7 times 0.0041
-    assert "C2: It learns more slowly: none: 1 runs of experiment=sharing are missing." in said
+    assert "C2: It learns more slowly: none: 1 run of experiment=sharing is missing." in said
     report = tmp_path / "outputs" / "report"
     for name in ("evidence", "verdicts", "accuracy", "differences"):
         assert {path.suffix for path in report.glob(f"{name}.*")} == {".csv", ".md", ".tex"}
     assert pd.read_csv(report / "verdicts.csv").n.tolist() == [3, 0, 3, 0, 0, 0, 0]
-    assert "Within ±0.06 (TOST): no." in said
+    assert "Within (TOST) ±0.06: no." in said
     assert drawn == ["differences", "verdicts"]
 
 
@@ -486,7 +485,7 @@ def test_one_run_that_is_missing_takes_the_verdict_and_the_numbers_away(
 ) -> None:
     names = [result["run"] for _, result in PAIRS]
     text = " ".join(written(tmp_path, {"table1": [*names, "one more"]}, *PAIRS).split())
-    assert "C1: The unit-stride network is more accurate: none: 1 runs of experiment=table1" in text
+    assert "C1: The unit-stride network is more accurate: none: 1 run of experiment=table1" in text
     assert "-9.000" not in text
     assert "undecided" not in text
 
