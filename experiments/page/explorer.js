@@ -324,15 +324,18 @@ window.Explorer = (() => {
     },
     lenet12: {
       axes: 2, size: 28, later: 2, channels: [1, 20, 20], layers: [layer(5, 1, 1, 0), layer(2, 2, 1, 0)],
-      note: "LeNet’s first two layers as in Table 2: conv4 still strides by 2, so that conv2’s output is wanted in 2×2 phases.",
+      note: "LeNet’s first two layers as in Table 2: conv4 still strides by 2, so that conv2’s output is "
+        + "wanted in 2×2 phases.",
     },
     lenet23: {
       axes: 2, size: 24, later: 2, channels: [20, 20, 50], layers: [layer(2, 2, 1, 0), layer(5, 1, 1, 0)],
-      note: "LeNet’s middle layers as in Table 2: conv4 still strides by 2, so that conv3’s output is wanted in 2×2 phases.",
+      note: "LeNet’s middle layers as in Table 2: conv4 still strides by 2, so that conv3’s output is "
+        + "wanted in 2×2 phases.",
     },
     lenet34: {
       axes: 2, size: 12, later: 1, channels: [20, 50, 50], layers: [layer(5, 1, 1, 0), layer(2, 2, 1, 0)],
-      note: "LeNet’s last two convolutions as in Table 2: no stride follows, so that conv4’s output is the strided network’s.",
+      note: "LeNet’s last two convolutions as in Table 2: no stride follows, so that conv4’s output is "
+        + "the strided network’s.",
     },
     resnet: {
       axes: 2, size: 32, later: 1, channels: [3, 64, 64], layers: [layer(7, 2, 1, 3), layer(3, 2, 1, 1)],
@@ -502,7 +505,7 @@ window.Explorer = (() => {
           label: `weight ${named(flat, row.b, col.b)}` }), "Strided filter");
       const alone = [flat ? down : axisOf(across, size, 1), axisOf(across, size, 1)];
       this.filter("cut-filter",
-        stride === 1 ? "<b>Cut by its stride</b>, which is 1, it stays whole."
+        stride === 1 ? "<b>Cut by its stride</b> of 1, it stays whole."
           : `<b>Cut by its stride</b> into ${square(flat, stride)} phases`,
         phaseGrid(flat, 1, stride, alone[1].twinKernel), 140,
         this.filterCell(alone, weight, () => ""), "Strided filter, cut into phases");
@@ -560,7 +563,7 @@ window.Explorer = (() => {
       const copies = this.all(`.twin-filter [data-weight="${weight}"]`).length;
       const where = cell.closest(".twin-filter") ? `; here${label.slice(label.indexOf(", ") + 1)}`
         : copies > 1 ? ", once for each output phase" : "";
-      return `Weight ${named(this.flat, k, l)}, which is ${read(values, k, l)}, stands at `
+      return `Weight ${named(this.flat, k, l)} = ${read(values, k, l)} stands at `
         + `${plural(copies, "place")} of the twin’s filter${where}.`;
     }
 
