@@ -450,11 +450,11 @@ window.Explorer = (() => {
     drawWhole([down, across], map) {
       const { flat } = this;
       const F = across.F;
-      const name = this.chosen ? "The map after layer 1" : flat ? "The signal" : "The image";
+      const name = this.chosen ? "The map after layer 1" : "The input";
       const size = flat ? plural(across.size, "position") : square(flat, across.size);
       const phases = plural(F * down.F, "phase");
       const told = F === 1 ? "It has one phase and stays whole." : "A phase is a "
-        + `${flat ? "position" : "pixel"}’s place within a block of ${square(flat, F)}; each has a colour.`;
+        + `position’s place within a block of ${square(flat, F)}; each has a colour.`;
       this.map("map-whole", `<b>${name}</b>, ${size}. ${told}`, wholeGrid(map.rows, map.cols, F), 232,
         (row, col) => {
           const [p, q] = [row.b % down.F, col.b % F];
