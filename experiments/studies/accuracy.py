@@ -117,9 +117,9 @@ def _runs_by_seed(found: Published) -> tuple[pd.DataFrame, pd.DataFrame]:
     return strided.loc[seeds], twin.loc[seeds]
 
 
-def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Section]:
-    """Return both tables of the report. about: what is missing, as a sentence."""
-    accuracy, differences = accuracy_table(published), differences_table(published)
+def accuracy_section(published: Mapping[str, Published], about: str) -> list[Section]:
+    """Return the table of accuracy, which takes no time; none where nothing is complete."""
+    accuracy = accuracy_table(published)
     if accuracy.empty:
         return []
     readable = pd.DataFrame(
@@ -134,7 +134,14 @@ def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Se
             "CPU s": mean_and_deviation(accuracy, "cpu_seconds", 0),
         }
     )
-    sections = [Section("accuracy", "Accuracy", ACCURACY, about, accuracy, readable, ("Loss",))]
+    return [Section("accuracy", "Accuracy", ACCURACY, about, accuracy, readable, ("Loss",))]
+
+
+def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Section]:
+    """Return both tables of the report. about: what is missing, as a sentence."""
+    sections, differences = accuracy_section(published, about), differences_table(published)
+    if not sections:
+        return []
     if len(differences):
         readable = differences_for_readers(differences)
         title = "Unity Stride − Non-Unity Stride"
