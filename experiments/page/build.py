@@ -1,31 +1,25 @@
 """Writes outputs/report/index.html: one file with all it needs in it."""
 
 import base64
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
-import yaml
 from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup, escape
+from omegaconf import OmegaConf
 
 from experiments.page.colours import PAPERS, name_of, properties
 from experiments.page.content import FOLDER, Content, Given, collect
 from experiments.page.runs import OWN
 from experiments.page.wanted import Runs, wanted_runs
-from experiments.reporting.figures import save_figure
 from experiments.reporting.formats import blank_or, printed
 from experiments.reporting.style import order_of
-from experiments.runs.published import Published
 from experiments.runs.results import all_results
 from experiments.settings.identity import LOOP, experiment_identity
 from experiments.settings.schema import ReportConfig
-from experiments.studies.accuracy import differences_figure
-from experiments.studies.table1 import accuracy_by_epoch
 from stridenet.files import make_folder, read, write
 
 HERE = Path(__file__).resolve().parent
@@ -99,17 +93,6 @@ def write_page(
 
 def render(content: Content, config: ReportConfig, overrides: Sequence[str]) -> str:
     """Return the page as HTML."""
-    environment = Environment(
-        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
-        trim_blocks=True, lstrip_blocks=True,
-    )  # fmt: skip
-    environment.filters |= {
-        "ticks": _with_code,
-        "colour": name_of,
-        "short": lambda commit: " then ".join(part[:8] for part in str(commit).split(" then ")),
-        "seconds": blank_or("{:.1f}"),
-        "shortest": blank_or("{:g}"),
-    }
     networks = sorted({run["network"] for run in content.runs}, key=order_of)
     data = {
         "charts": content.charts,
@@ -118,13 +101,12 @@ def render(content: Content, config: ReportConfig, overrides: Sequence[str]) -> 
             for name in networks
         ],
     }
-    return environment.get_template("index.html.j2").render(
+    return _environment().get_template("index.html.j2").render(
         content=content,
         config=config,
         command=" ".join(["python -m experiments.report", *overrides]),
-        settings=yaml.safe_dump(
-            {part: asdict(getattr(config, part)) for part in ("data", "recipe", "model")},
-            sort_keys=False, default_flow_style=None, width=88,
+        settings=OmegaConf.to_yaml(
+            {part: asdict(getattr(config, part)) for part in ("data", "recipe", "model")}
         ),
         data=data,
         networks=networks,
@@ -144,6 +126,22 @@ def render(content: Content, config: ReportConfig, overrides: Sequence[str]) -> 
     )  # fmt: skip
 
 
+def _environment() -> Environment:
+    """Return jinja2's environment, which escapes whatever it is given."""
+    environment = Environment(
+        loader=FileSystemLoader(HERE), autoescape=True, undefined=StrictUndefined,
+        trim_blocks=True, lstrip_blocks=True,
+    )  # fmt: skip
+    environment.filters |= {
+        "ticks": _with_code,
+        "colour": name_of,
+        "short": lambda commit: " then ".join(part[:8] for part in str(commit).split(" then ")),
+        "seconds": blank_or("{:.1f}"),
+        "shortest": blank_or("{:g}"),
+    }
+    return environment
+
+
 def _inlined(name: str) -> Markup:
     """Return a file of this folder as it is; "" where it is not there.
 
@@ -153,12 +151,12 @@ def _inlined(name: str) -> Markup:
     text = path.read_text() if path.is_file() else ""
     if path.suffix in (".js", ".css") and re.search(r"</(script|style)|<!--", text, re.IGNORECASE):
         raise ValueError(f"{path} would end the element that it stands in")
-    return Markup(text)  # noqa: S704
+    return Markup(text)
 
 
 def _with_code(text: str) -> Markup:
     """Return escaped text, in which `what stands between backticks` is code."""
-    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))  # noqa: S704
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
 def _image(path: Path) -> str:

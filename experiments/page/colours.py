@@ -5,7 +5,7 @@ from experiments.reporting.style import COLOURS
 PAPERS = {"light": "#ffffff", "dark": "#15181c"}
 RATIO = 4.5  # WCAG 2.2, 1.4.3: text beside its ground
 STEPS = 100
-OTHER = "#767676"  # of networks without a colour of their own
+OTHER = "#7A6A8A"  # of networks without a colour of their own
 
 
 def luminance(colour: str) -> float:

@@ -42,10 +42,11 @@ from stridenet.files import make_folder, read, write
 FOLDER = "page"  # beside the page, with the csv of what no table of the report has
 MOST_ROWS = 1000  # of the table of runs
 DIFFERENCES = (
-    "Test accuracy, Unity Stride − Non-Unity Stride, in points, over n pairs of one seed each, on these "
-    "test images: the mean with its 95 % interval (Student's) and the p-value of the paired t-test, not "
-    "adjusted; the Hodges–Lehmann estimate with Wilcoxon's p. Ahead: the number of pairs in which Unity "
-    "Stride is the more accurate. `python -m experiments.evidence` adds an interval on new images."
+    "Test accuracy, Unity Stride − Non-Unity Stride, in points, over n pairs of one seed each, on "
+    "these test images: the mean with its 95 % interval (Student's) and the p-value of the paired "
+    "t-test, not adjusted; the Hodges–Lehmann estimate with Wilcoxon's p. Ahead: the number of pairs "
+    "in which Unity Stride is the more accurate. `python -m experiments.evidence` adds an interval on "
+    "new images."
 )
 READY = ("zoo", "survey", "survey_kinds", "benchmark", "conversion", "stems")
 
@@ -131,7 +132,7 @@ def _published(given: Given) -> dict[str, Published]:
 
 def _evidence(given: Given, published: Mapping[str, Published], content: Content) -> None:
     """Add the verdicts, the progress of the experiments, and accuracy in those that are complete."""
-    if given.published is None:
+    if given.published is None or not given.wanted:
         return
     wanted = {name: None if runs is None else [*runs] for name, runs in given.wanted.items()}
     progress = progress_table(published, wanted)
@@ -167,7 +168,7 @@ def _own_tables(given: Given, content: Content) -> None:
         if found := from_files(given.report, name, title, f"{name}.csv", "your runs"):
             content.tables[name] = found
     for name in ("degrees_of_freedom",):
-        _first_found(given, content, name, "Degrees of freedom")
+        _first_found(given, content, name, "Weights that training can choose")
 
 
 def _first_found(given: Given, content: Content, name: str, title: str) -> None:
@@ -205,7 +206,9 @@ def _paper_maps(given: Given, content: Content) -> None:
         rows.append({"network": network, "whose": "ours", **row})
         paper = dict(zip(NETWORKS, PAPER.maps, strict=True)).get(network, "").split()
         if len(paper) == len(row) and given.config.data.name == "mnist":
-            rows.append({"network": network, "whose": "the paper's", **dict(zip(row, paper, strict=True))})
+            rows.append(
+                {"network": network, "whose": "the paper's", **dict(zip(row, paper, strict=True))}
+            )
     table = pd.DataFrame(rows)
     readable = table.assign(network=table.network.map(printed))
     readable = readable.rename(columns={"network": "Network", "whose": "Whose"})
@@ -255,10 +258,13 @@ def _pairs(given: Given, published: Mapping[str, Published], content: Content) -
     content.tables["differences"] = _differences(given, frame)
     content.statics["pairs"] = pairs_figures(frame, sources, given.report / FOLDER)
     table = pd.DataFrame(rows)
+    shown = table.points.map("{:+.2f}".format)
     readable = pd.DataFrame(
-        {"Runs": table.source, "Seed": table.seed, "Difference (points)": table.points.map("{:+.2f}".format)}
-    )  # fmt: skip
-    caption = "Test accuracy of Unity Stride minus that of Non-Unity Stride with the same seed, sorted."
+        {"Runs": table.source, "Seed": table.seed, "Difference (points)": shown}
+    )
+    caption = (
+        "Test accuracy of Unity Stride minus that of Non-Unity Stride with the same seed, sorted."
+    )
     section = Section("pairs", "Every pair", caption, "", table, readable)
     content.tables["pairs"] = _of_section(given, section)
 
@@ -286,9 +292,11 @@ def _differences(given: Given, table: pd.DataFrame) -> PageTable:
 
 def _epochs(given: Given, published: Mapping[str, Published], content: Content) -> None:
     """Add the curves by epoch of the report's runs, and of the published Table 1."""
-    parts = {OWN: own_epochs(given.results)} if given.results else {}
+    parts = {}
     if "table1" in published:
         parts["table1"] = published_epochs(published["table1"])
+    if given.results:
+        parts[OWN] = own_epochs(given.results)
     tables = [part.assign(source=source) for source, part in parts.items() if len(part)]
     if not tables:
         return
@@ -332,11 +340,13 @@ def _means_by_epoch(epochs: pd.DataFrame) -> PageTable:
             "Epoch": table.epoch.map("{:.3g}".format),
             "n": table["size"],
             "Training loss": table.training_loss.map(lambda v: "" if pd.isna(v) else f"{v:.4f}"),
-            "Validation loss": table.validation_loss.map(lambda v: "" if pd.isna(v) else f"{v:.4f}"),
+            "Validation loss": table.validation_loss.map(
+                lambda v: "" if pd.isna(v) else f"{v:.4f}"
+            ),
             "Validation accuracy %": table.validation_percent.map(
                 lambda v: "" if pd.isna(v) else f"{v:.2f}"
             ),
         }
     )
     caption = "Means over n runs. Every run's curve is in the csv."
-    return from_frame("epochs", "Curves by epoch", caption, readable, f"{FOLDER}/epochs.csv")
+    return from_frame("epochs", "Means by epoch", caption, readable, f"{FOLDER}/epochs.csv")

@@ -24,8 +24,9 @@
   const NUMBER = /^[±+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?/;
   const keyOf = (row, place) => {
     const text = row.cells[place].textContent.trim();
-    const found = NUMBER.exec(text);
-    if (!found) return text === "" || text === "—" ? null : text.toLowerCase();
+    if (text === "" || text === "—") return null;
+    const found = row.cells[place].classList.contains("number") && NUMBER.exec(text);
+    if (!found) return text.toLowerCase();
     return Number(found[0].replaceAll(",", "").replace("−", "-").replace("±", ""));
   };
   const compare = (one, other) => {
@@ -50,6 +51,7 @@
       if ("unsorted" in head.dataset) return;
       const button = document.createElement("button");
       button.type = "button";
+      head.dataset.title = head.textContent; // for print, where a button is on the first page alone
       button.append(...head.childNodes);
       button.addEventListener("click", () => sort(table, head, place));
       head.append(button);
@@ -81,8 +83,9 @@
     button.textContent = "Copy";
     button.setAttribute("aria-label", `Copy the command of ${cell.parentElement.cells[0].textContent}`);
     button.addEventListener("click", async () => {
-      const done = await copyText(cell.querySelector("code").textContent);
-      announce(done ? "The command is copied." : "Copying failed; select the command by hand.");
+      const command = cell.querySelector("code").textContent;
+      const done = await copyText(command);
+      announce(done ? `Copied: ${command}` : "Copying failed; select the command by hand.");
       button.focus();
     });
     cell.prepend(button);
@@ -136,7 +139,14 @@
     style: { background: "none", color: "var(--ink)", fontSize: "12px" },
     ariaLabel: label, ariaDescription: description,
   });
-  const asImage = (svg) => { svg.setAttribute("role", "img"); return svg; };
+  const asImage = (svg) => {
+    svg.setAttribute("role", "img");
+    for (const mark of svg.querySelectorAll("g[aria-label]")) { // which a group without a role may not have
+      mark.dataset.mark = mark.getAttribute("aria-label");
+      mark.removeAttribute("aria-label");
+    }
+    return svg;
+  };
   const points = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
   const pairsChart = ({ paper }, { seeds, values, mean, low, high }, width) => {
@@ -157,7 +167,7 @@
         known ? Plot.ruleY([mean], { stroke: "var(--twin)", strokeWidth: 2 }) : null,
         Plot.dot(dots, { x: "place", y: "value", fill: "var(--twin)", r: width < 500 ? 3 : 4, symbol: "triangle" }),
         paper === null ? null : Plot.text([paper], { ...right, y: paper, dy: -8, text: () => `the paper's +${paper}`, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 4 }),
-        known ? Plot.text([mean], { x: ends[0], textAnchor: "start", dx: 6, y: high, dy: -8, text: () => `mean ${points(mean)}, 95 % interval ${points(low)} to ${points(high)}`, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 4 }) : null,
+        known && width > 560 ? Plot.text([mean], { ...right, y: low, dy: 10, text: () => `mean ${points(mean)}, 95 % interval ${points(low)} to ${points(high)}`, fill: "var(--ink)", stroke: "var(--paper)", strokeWidth: 4 }) : null,
         Plot.tip(dots, Plot.pointer({ x: "place", y: "value", title: (d) => `seed ${d.seed}\n${points(d.value)} points` })),
       ],
     }));
@@ -187,13 +197,14 @@
     const means = meansOf(rows);
     const many = curves.length > unique(curves.map(({ network }) => network)).length;
     const colour = (row) => named.get(row.network).colour;
-    const name = QUANTITIES[quantity];
+    const name = QUANTITIES[quantity], last = d3.max(rows, (row) => row.epoch) ?? 1;
     return asImage(Plot.plot({
       ...base(width, `${name} by epoch of ${curves.length} runs`, "A thin line is a run, a thick one the mean of a network."),
-      x: { label: "epoch →", ticks: Math.min(8, Math.max(1, Math.ceil(d3.max(rows, (row) => row.epoch) ?? 1))) },
+      x: { label: "epoch →", ticks: Math.min(8, Math.max(1, Math.ceil(last))), domain: [rows.some((row) => row.epoch === 0) ? 0 : d3.min(rows, (row) => row.epoch) ?? 0, last], inset: 8 },
       y: { label: `↑ ${name}`, grid: true, nice: true },
       marks: [
         Plot.line(rows, { x: "epoch", y: "value", z: "run", stroke: colour, strokeOpacity: many ? 0.35 : 1, strokeWidth: 1 }),
+        Plot.dot(rows, { x: "epoch", y: "value", stroke: colour, strokeOpacity: many ? 0.5 : 1, symbol: (row) => symbolOf(row.network), r: 2 }),
         Plot.line(means, { x: "epoch", y: "value", z: "network", stroke: colour, strokeWidth: 2.5 }),
         Plot.dot(means, { x: "epoch", y: "value", fill: colour, symbol: (row) => symbolOf(row.network), r: 4.5 }),
         Plot.tip(rows, Plot.pointer({ x: "epoch", y: "value", title: (row) =>

@@ -1,5 +1,6 @@
-"""The runs of the page: a row each with the command that does it again, and the points of its curves."""
+"""The runs of the page: a row each with its command, and the points of its curves."""
 
+import contextlib
 import json
 import shlex
 from collections.abc import Mapping, Sequence
@@ -47,7 +48,10 @@ def own_runs(results: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> 
                 "jobs_at_once": result.get("jobs_at_once"),
                 "command": own_command(arm, result["weights"], result["seed"], overrides),
                 **{key: result.get(key) for key in ("run", "weights", "seed", "learning_rate")},
-                **{key: result.get(key) for key in ("diverged", "device_name", "git_commit", "date")},
+                **{
+                    key: result.get(key)
+                    for key in ("diverged", "device_name", "git_commit", "date")
+                },
             }
         )
     return pd.DataFrame(rows, columns=[*COLUMNS])
@@ -67,9 +71,7 @@ def own_command(arm: str, weights: str, seed: int, overrides: Sequence[str]) -> 
     else:  # in full, where a file of conf/arm does not say it, or would choose another model
         chosen = _in_full(arm)
     start = [] if weights == "scratch" else [f"weights={weights}"]
-    return shlex.join(
-        ["python", "-m", "experiments.train", *kept, *chosen, *start, f"seed={seed}"]
-    )
+    return shlex.join(["python", "-m", "experiments.train", *kept, *chosen, *start, f"seed={seed}"])
 
 
 def _in_full(arm: str) -> list[str]:
@@ -152,9 +154,7 @@ def unfinished(outputs: Path) -> list[dict[str, str]]:
         if (folder / "result.json").exists():
             continue
         reason = "It has been begun, and is not finished."
-        try:
+        with contextlib.suppress(OSError, ValueError, KeyError, TypeError, InputError):
             reason = " ".join(str(json.loads(read(folder / "failure.json"))["error"]).split())
-        except (OSError, ValueError, KeyError, TypeError, InputError):
-            pass
         found.append({"run": folder.name, "reason": reason})
     return found

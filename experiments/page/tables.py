@@ -1,7 +1,7 @@
 """Tables of the page: as people read them, each with a link to the csv that has all its numbers."""
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -9,7 +9,9 @@ import pandas as pd
 
 from stridenet.files import read
 
-NUMBER = re.compile(r"[±+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?")
+# A number, and after it what belongs to it: ± 0.07, (0.65–0.76), → 4.53, %.
+NUMBER = re.compile(r"[±+−-]?\d[\d,]*\.?\d*(e[+-]?\d+)?( ?[±→(%*/][^A-Za-z]*)?")
+WIDE = ("Input", "Layers")  # of Table 1: they stand last, where a page has room for them
 BLANK = ("", "—", "nan", "None")
 
 
@@ -55,9 +57,9 @@ def from_frame(
     return PageTable(name, title, caption, columns, rows, csv, source)
 
 
-def _has_numbers(cells: "Sequence[str] | object") -> bool:
-    known = [cell for cell in cells if cell not in BLANK]  # type: ignore[attr-defined]
-    return bool(known) and all(NUMBER.match(cell) for cell in known)
+def _has_numbers(cells: Iterable[str]) -> bool:
+    known = [cell for cell in cells if cell not in BLANK]
+    return bool(known) and all(NUMBER.fullmatch(cell) for cell in known)
 
 
 def from_files(folder: Path, name: str, title: str, csv: str, source: str = "") -> PageTable | None:
@@ -74,6 +76,8 @@ def from_files(folder: Path, name: str, title: str, csv: str, source: str = "") 
         return None
     head, _rule, *rows = bars
     frame = pd.DataFrame([(row + [""] * len(head))[: len(head)] for row in rows], columns=head)
+    if {*WIDE} <= {*frame}:
+        frame = frame[[*frame.columns.drop([*WIDE]), *WIDE]]
     return from_frame(name, title, caption, frame, csv, source)
 
 

@@ -37,6 +37,7 @@ class Verdict:
     experiment: str
     quantity: str
     measured: str
+    bounds: str
     direction: str
     sign: str
     certainty: str
@@ -49,19 +50,26 @@ class Verdict:
 
 def verdicts_of(table: pd.DataFrame, published: Mapping[str, Published]) -> list[Verdict]:
     """Return the claims. table: of claims.claims_table."""
-    return [
-        _verdict(row, provenance_of(row["experiment"], published.get(row["experiment"])))
-        for row in table.to_dict("records")
-    ]
+    verdicts, said = [], dict[str, str]()
+    for row in table.to_dict("records"):
+        name = row["experiment"]
+        where = (
+            f"experiment={name}: the runs of {said[name]}."
+            if name in said
+            else provenance_of(name, published.get(name))
+        )
+        said.setdefault(name, row["claim"])
+        verdicts.append(_verdict(row, where))
+    return verdicts
 
 
 def _verdict(row: Mapping[Any, Any], provenance: str) -> Verdict:
     judged = bool(row["verdict"])
     digits = 3 if row["unit"] == "points" else 4
     mean, low, high = (
-        "" if pd.isna(row[key]) else f"{row[key]:+.{digits}f}" for key in ("mean", "low", "high")
+        "" if pd.isna(row[key]) else f"{row[key]:+.{digits}f}".replace("-", "−")
+        for key in ("mean", "low", "high")
     )
-    measured = f"{mean} {row['unit']}, 95 % interval {low} to {high}" if mean and low else mean
     size = ""
     if not pd.isna(row["margin"]):
         within = {True: "within", False: "not shown to be within"}.get(row["within"], "")
@@ -72,7 +80,8 @@ def _verdict(row: Mapping[Any, Any], provenance: str) -> Verdict:
         row["text"],
         row["experiment"],
         row["quantity"],
-        measured if judged else "",
+        f"{mean} {row['unit']}" if judged else "",
+        f"95 % interval {low} to {high}" if judged and low else "",
         row["verdict"],
         SIGNS.get(row["verdict"], ""),
         f"p = {row['holm_p']:.2g} (Holm)" if judged else "",
@@ -102,13 +111,16 @@ def provenance_of(experiment: str, found: Published | None) -> str:
         return f"experiment={experiment}: no run is published."
     runs = found.runs
     days = sorted({str(date)[:10] for date in runs.date})
-    commits = sorted({part[:8] for commit in runs.git_commit for part in str(commit).split(" then ")})
+    commits = sorted(
+        {part[:8] for commit in runs.git_commit for part in str(commit).split(" then ")}
+    )
     shown = ", ".join(commits[:3]) + (f" and {len(commits) - 3} more" if len(commits) > 3 else "")
-    return " ".join(
-        [
-            f"experiment={experiment}: {len(runs)} runs, {' to '.join(dict.fromkeys((days[0], days[-1])))}, "
-            f"{' / '.join(map(str, runs.device_name.unique()))}, "
-            f"torch {' / '.join(map(str, runs.torch.unique()))}, commit {shown}.",
-            busy(runs),
-        ]
-    ).strip()
+    until = " to ".join(dict.fromkeys((days[0], days[-1])))
+    machines, versions = (
+        " / ".join(map(str, runs[key].unique())) for key in ("device_name", "torch")
+    )
+    text = (
+        f"experiment={experiment}: {len(runs)} runs, {until}, {machines}, torch {versions}, "
+        f"commit {shown}. {busy(runs)}"
+    )
+    return text.strip()
