@@ -143,7 +143,8 @@ def _evidence(given: Given, published: Mapping[str, Published], content: Content
     content.verdicts, content.caption = verdicts_of(table, published), section.caption
     content.tables["progress"] = _of_section(
         given, Section("progress", "Published runs of the experiments that decide claims",
-                       "Runs that are missing are done by make evidence EXPERIMENT=NAME.", "",
+                       "Runs that are missing are done by `make evidence EXPERIMENT=NAME`; "
+                       "`python -m experiments.evidence` says it of all experiments.", "",
                        progress, progress)
     )  # fmt: skip
     complete = {name: found for name, found in published.items() if missing.get(name) == 0}

@@ -21,6 +21,7 @@ from experiments.reporting.style import COLOURS
 from experiments.settings.checks import resolve
 from experiments.settings.identity import run_name
 from experiments.settings.schema import RunConfig
+from tests.experiments.processes import command
 from tests.page.pages import (
     HOSTILE,
     REFERENCE,
@@ -124,9 +125,9 @@ def test_the_command_of_a_published_run_is_its_experiments() -> None:
 def test_without_any_run_the_page_says_what_is_missing(tmp_path: Path) -> None:
     text = write_page(replace(config_for(tmp_path), reference=None)).read_text()
     assert text.count('class="missing"') >= 9
-    for command in ("make evidence", "make reproduce", "make zoo", "make survey", "make bench",
+    for told in ("make evidence", "make reproduce", "make zoo", "make survey", "make bench",
                     "python -m experiments.figures"):  # fmt: skip
-        assert f"<code>{command}</code>" in text
+        assert f"<code>{told}</code>" in text
     assert "There is none of these settings." in text
 
 
@@ -135,6 +136,16 @@ def test_without_own_runs_the_published_ones_are_there(tmp_path: Path) -> None:
     assert "+0.017 points" in text
     assert "strided-scratch-validated-s3000-a05c1596" in text
     assert "This folder has no finished run of these settings yet" in text
+
+
+@pytest.mark.slow
+def test_the_report_of_no_run_writes_the_page_and_fails(tmp_path: Path) -> None:
+    found = command("report", "recipe=smoke", outputs=tmp_path)
+    page = tmp_path / "report/index.html"
+    assert found.returncode == 1
+    assert found.stdout == f"A page of what is published, without any runs of yours: {page}\n"
+    assert found.stderr.startswith("error: no finished run in ")
+    assert "strided-scratch-validated-s3000-a05c1596" in page.read_text()
 
 
 def test_runs_of_another_data_set_are_not_beside_the_papers(tmp_path: Path) -> None:
