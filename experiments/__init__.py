@@ -16,6 +16,7 @@ NEEDED = (
     "statsmodels",
     "filelock",
     "jinja2",
+    "markupsafe",
     "tabulate",
 )
 

@@ -276,8 +276,14 @@ def jobs_of(experiment: str) -> list[Job]:
 
 def names_of(experiment: str) -> list[str] | None:
     """Return the names of an experiment's runs; None where a setting of it has no value yet."""
+    found = overrides_of(experiment)
+    return None if found is None else [*found]
+
+
+def overrides_of(experiment: str) -> dict[str, list[str]] | None:
+    """Return the overrides of each of an experiment's runs, by its name; None as names_of does."""
     try:
-        return [job.folder.name for job in jobs_of(experiment)]
+        return {job.folder.name: job.overrides for job in jobs_of(experiment)}
     except InputError as error:
         if "has no value yet" in str(error):
             return None

@@ -35,6 +35,10 @@ class DamagedResultError(InputError):
         )
 
 
+class NoRunsError(InputError):
+    """Says that there is no finished run to report on."""
+
+
 def read_result(folder: Path, loop: int | None = None, weights: bool = True) -> Result | None:
     """Return the result of a finished run; None if it is not finished.
 
@@ -94,12 +98,12 @@ def all_results(experiment: ExperimentConfig) -> list[Result]:
 
 
 def finished_runs(experiment: ExperimentConfig) -> list[Result]:
-    """Return the results of the experiment's runs. Raises InputError if there are none."""
+    """Return the results of the experiment's runs. Raises NoRunsError if there are none."""
     results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]
     earlier = {result.get("loop", 1) for result in results} - {LOOP}
     if not chosen and earlier:
-        raise InputError(
+        raise NoRunsError(
             f"the runs in {Path(experiment.outputs) / 'runs'} are of training loop "
             f"{', '.join(map(str, sorted(earlier)))}, and this is loop {LOOP} (docs/protocol.md): they "
             "cannot stand in one table; run experiments.train again, or take another outputs="
@@ -107,7 +111,7 @@ def finished_runs(experiment: ExperimentConfig) -> list[Result]:
     if not chosen:
         kinds = ("data", "recipe")
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
-        raise InputError(
+        raise NoRunsError(
             f"no finished run in {Path(experiment.outputs) / 'runs'} has these layers, "
             f"data={experiment.data.name} and recipe={experiment.recipe.name}, each with these "
             "settings; run experiments.train first, or give the report the settings of the runs that "

@@ -133,9 +133,9 @@ def _runs_by_seed(found: Published) -> tuple[pd.DataFrame, pd.DataFrame]:
     return strided.loc[seeds], twin.loc[seeds]
 
 
-def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Section]:
-    """Return both tables of the report. about: what is missing, as a sentence."""
-    accuracy, differences = accuracy_table(published), differences_table(published)
+def accuracy_section(published: Mapping[str, Published], about: str) -> list[Section]:
+    """Return the table of accuracy, which takes no time; none where nothing is complete."""
+    accuracy = accuracy_table(published)
     if accuracy.empty:
         return []
     readable = pd.DataFrame(
@@ -150,7 +150,14 @@ def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Se
             "CPU s": mean_and_deviation(accuracy, "cpu_seconds", 0),
         }
     )
-    sections = [Section("accuracy", "Accuracy", ACCURACY, about, accuracy, readable, ("Loss",))]
+    return [Section("accuracy", "Accuracy", ACCURACY, about, accuracy, readable, ("Loss",))]
+
+
+def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Section]:
+    """Return both tables of the report. about: what is missing, as a sentence."""
+    sections, differences = accuracy_section(published, about), differences_table(published)
+    if not sections:
+        return []
     if len(differences):
         readable = differences_for_readers(differences)
         title = "Unity Stride − Non-Unity Stride"
@@ -193,12 +200,12 @@ def differences_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     )
 
 
-def differences_figure(found: Published) -> Figure:
-    """Draw the difference of every pair of Table 1, with the paper's difference as the margin."""
+def differences_figure(found: Published, margin: float | None = PAPER_DIFFERENCE) -> Figure:
+    """Draw the difference of every pair, with the paper's difference as the margin if there is one."""
     strided, twin = _runs_by_seed(found)
     pairs = pd.DataFrame({STRIDED: percent_right(strided), FREE: percent_right(twin)})
     figure, axes = new_figure()
-    draw_differences(axes, pairs, PAPER_DIFFERENCE)
+    draw_differences(axes, pairs, margin)
     figure.suptitle("Test accuracy of both networks, pair by pair, on these test images")
     figure.legend(*axes.get_legend_handles_labels(), loc="outside lower center", ncols=2)
     return figure

@@ -1,0 +1,1 @@
+"""The report as a page: outputs/report/index.html, one file that needs no network."""
