@@ -1,4 +1,4 @@
-"""Which runs the claims' experiments ask for, remembered, as composing them takes seconds."""
+"""Which runs the page's experiments ask for, remembered, as composing them takes seconds."""
 
 import hashlib
 import json
@@ -6,19 +6,22 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
 from experiments.runs.files import write_json
+from experiments.studies.accuracy import EXPERIMENTS as WITH_TEST_ACCURACY
 from experiments.studies.claims import CLAIMS
 from stridenet.errors import InputError
 from stridenet.files import read
 
 ROOT = Path(__file__).resolve().parents[2]
-EXPERIMENTS = tuple(dict.fromkeys(claim.experiment for claim in CLAIMS.values()))
+EXPERIMENTS = tuple(
+    dict.fromkeys([claim.experiment for claim in CLAIMS.values()] + [*WITH_TEST_ACCURACY])
+)
 Runs = Mapping[str, Sequence[str]]  # by name: the settings in which a sweep's runs differ
 
 
 def wanted_runs(
     remembered: Path, compose: Callable[[str], Runs | None]
 ) -> Mapping[str, Runs | None]:
-    """Return the runs of each experiment that decides a claim; None where its settings are not chosen.
+    """Return the runs of each experiment on the page; None where its settings are not chosen yet.
 
     remembered: a file that this writes, and takes them from as long as no setting has changed.
     """

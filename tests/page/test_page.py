@@ -84,7 +84,7 @@ def test_the_verdicts_are_those_of_the_published_runs(open_page: Open, page_file
     ]
     fourth = page.locator(".verdicts tbody").nth(3).inner_text()
     assert "no verdict yet" in fourth
-    assert "make evidence EXPERIMENT=train_size" in fourth
+    assert "experiment=train_size are not chosen yet: make evidence" in fourth
 
 
 def test_a_column_is_sorted_by_its_button_with_mouse_and_keyboard(open_page: Open) -> None:
