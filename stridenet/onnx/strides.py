@@ -63,11 +63,16 @@ def all_nodes(model: Any) -> Iterator[Any]:
         yield from _nodes(graph)
 
 
-def strided_nodes(nodes: Iterable[Any]) -> Iterator[StridedNode]:
-    """Yield those of these nodes that have a stride above one."""
+def strided_nodes(nodes: Iterable[Any], by_module: bool = True) -> Iterator[StridedNode]:
+    """Yield those of these nodes that have a stride above one.
+
+    by_module: under the names of the modules that torch made them from, where the nodes say so.
+    """
     for node in nodes:
-        if max(_strides(node), default=1) > 1:
-            yield _strided(node)
+        strides = _strides(node)
+        if max(strides, default=1) > 1:
+            name = (by_module and _module_of(node)) or node.name or next(iter(node.output), "")
+            yield StridedNode(name, node.op_type, strides)
 
 
 def _nodes(graph: Any) -> Iterator[Any]:
@@ -83,11 +88,6 @@ def _strides(node: Any) -> Size:
     if node.op_type not in STRIDED_OPERATORS:
         return ()
     return next((tuple(a.ints) for a in node.attribute if a.name == "strides"), ())
-
-
-def _strided(node: Any) -> StridedNode:
-    name = _module_of(node) or node.name or next(iter(node.output), "")
-    return StridedNode(name, node.op_type, _strides(node))
 
 
 def _module_of(node: Any) -> str:

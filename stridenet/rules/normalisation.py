@@ -32,7 +32,7 @@ class BatchNormalisation(Rule):
         return PhaseBatchNorm if layer.output.ragged else own
 
     def applies(self, call: Call) -> bool:
-        return super().applies(call) and channel(call.node) == 1
+        return super().applies(call) and channel(call.maps[0]) == 1
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         own = layer.parameters.strided

@@ -141,10 +141,12 @@ class ByChannelFunction(Rule):
     """Calls a function with vectors that have a number for each channel: F.batch_norm, F.prelu."""
 
     def applies(self, call: Call) -> bool:
-        if not super().applies(call) or channel(call.node) != 1 or call.operands[:1] != call.maps:
+        if not super().applies(call) or call.operands[:1] != call.maps:
             return False
         numbers = {prod(shape(n)) for n in call.constants if len(shape(n)) == 1}
         vectors = all(len(shape(n)) == 1 for n in call.constants)
+        if channel(call.maps[0]) != 1:  # a single slope is for all channels, wherever they are
+            return vectors and call.operation is F.prelu and numbers == {1}
         return vectors and numbers <= {1, shape(call.node)[1]}
 
     @staticmethod
@@ -174,7 +176,8 @@ class PerChannel(Rule):
     """Repeats a parameter of each channel (PReLU) for each of its phases."""
 
     def applies(self, call: Call) -> bool:
-        return super().applies(call) and channel(call.node) == 1
+        one = call.module.weight.numel() == 1  # for all channels, wherever they are
+        return super().applies(call) and (one or channel(call.maps[0]) == 1)
 
     def plan(self, call: Call, layer: LayerPlan) -> LayerPlan:
         own, many = layer.parameters.strided, call.module.weight.numel() > 1

@@ -39,7 +39,7 @@ class Upsampling(Rule):
     def applies(self, call: Call) -> bool:
         given = self._given(call)
         mode = given.get("mode", "nearest") in self.modes and not given.get("antialias")
-        if not (mode and super().applies(call) and channel(call.node) == 1):
+        if not (mode and super().applies(call) and channel(call.maps[0]) == 1):
             return False
         whole = len(self._scale(call)) == len(axes(call.node))
         factor = given.get("scale_factor")

@@ -174,6 +174,60 @@ def test_what_moves_positions_before_a_stride_is_refused_with_a_way_out(block: C
         eliminate_stride(model, (2, 8, 8))
 
 
+@pytest.mark.parametrize(
+    "block",
+    [lambda x, layer: layer(x), lambda x, layer: F.prelu(x, layer.weight)],
+    ids=["PReLU", "F.prelu"],
+)
+def test_one_slope_for_all_channels_wherever_they_are(block: Callable) -> None:
+    class Last(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.slope = nn.PReLU()
+
+        def forward(self, x: Tensor) -> Tensor:
+            return block(x.permute(0, 2, 3, 1), self.slope).permute(0, 3, 1, 2)
+
+    check(between(Last(), 6), (2, 7, 9))
+
+
+CHANNELS_FIRST: dict[str, tuple[Callable, nn.Module]] = {
+    "BatchNorm": (lambda x, layer: layer(x), nn.BatchNorm2d(8)),
+    "F.batch_norm": (
+        lambda x, norm: F.batch_norm(x, norm.running_mean, norm.running_var),
+        nn.BatchNorm2d(8),
+    ),
+    "PReLU": (lambda x, layer: layer(x), nn.PReLU(8)),
+    "F.prelu": (lambda x, slopes: F.prelu(x, slopes.weight), nn.PReLU(8)),
+    "nearest upsampling": (lambda x, layer: layer(x), nn.Upsample(scale_factor=2)),
+    "linear upsampling": (
+        lambda x, layer: layer(x),
+        nn.Upsample(scale_factor=2, mode="bilinear"),
+    ),
+}
+
+
+@pytest.mark.parametrize("name", CHANNELS_FIRST)
+def test_what_needs_channels_in_front_is_refused_where_they_are_last(name: str) -> None:
+    """It takes the rows of the permuted map for channels, of which there are as many: eight."""
+    function, layer = CHANNELS_FIRST[name]
+
+    class Rows(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.before, self.layer = nn.Conv2d(2, 8, 1), layer
+            self.after = nn.LazyConv2d(3, 3, stride=2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            rows = function(self.before(x).permute(0, 2, 3, 1), self.layer)
+            return self.after(rows.permute(0, 3, 1, 2))
+
+    model = Rows().eval()
+    model(torch.zeros(1, 2, 8, 8))
+    with pytest.raises(StrideEliminationError, match=r"before a stride.*convert_layers\(model\)"):
+        eliminate_stride(model, (2, 8, 8))
+
+
 @pytest.mark.parametrize("channel", [None, 0, 1, 2])
 @pytest.mark.parametrize("plain", [(), (0,), (1,), (2,), (0, 2)])
 def test_phase_forms_and_back_with_dimensions_of_other_kinds(

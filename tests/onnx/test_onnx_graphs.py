@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from stridenet.errors import InputError, StrideEliminationError
-from stridenet.onnx.files import convert_file
+from stridenet.onnx.files import convert_file, verify_files
 from tests.onnx_models import free, integers, model_of, outputs_of, saved, strides_of
 
 with warnings.catch_warnings():
@@ -354,6 +354,19 @@ def test_only_takes_names_of_nodes_and_of_outputs(tmp_path: Path) -> None:
     for node in (*model.graph.node, *written.graph.node):  # onnxruntime wants names once
         node.name = ""
     assert_equal(model, saved(written, tmp_path, "nameless.onnx"))
+
+
+def test_what_is_left_is_named_as_only_takes_it(tmp_path: Path) -> None:
+    """Files of PyTorch say of which module a node is, too; that is another name."""
+    nodes = [conv(y=name) for name in "ab"]
+    for node in nodes:
+        node.name = f"node_{node.output[0]}"
+        node.metadata_props.add(key="pkg.torch.onnx.name_scopes", value="['', 'body.0', 'conv2d']")
+    model = model_of(nodes, {"x": free(2, 3)}, list("ab"), {"weight": WEIGHT})
+    source, target = saved(model, tmp_path), tmp_path / "out.onnx"
+    (left,) = convert_file(source, target, only=["node_a"]).kept
+    assert left.name == verify_files(source, target).strided[0].name == "node_b"
+    assert convert_file(source, target, only=["node_a", left.name]).kept == ()
 
 
 def test_pooling_goes_where_it_is_asked_for(tmp_path: Path) -> None:

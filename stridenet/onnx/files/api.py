@@ -3,7 +3,7 @@
 import os
 import time
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
@@ -79,7 +79,7 @@ def convert_file(
     if check:
         require_names(file.proto, sizes)
         _check_with_onnx(source, InputError)
-    strides = Counter(map(str, strided_nodes(all_nodes(file.proto))))
+    strides = Counter(map(str, _strided(all_nodes(file.proto))))
     pairs = graph_pairs(file)
     conversion = convert_graph(file, options)
     graft(conversion, pairs)
@@ -163,7 +163,7 @@ def verify_files(
         _check_with_onnx(each, InputError)
     found = match_files(file, other, path)
     comparison = compare_files(file.path, path, file.proto, sizes, host_feed(layouts_of(path)))
-    strided = tuple(strided_nodes(all_nodes(other)))
+    strided = tuple(_strided(all_nodes(other)))
     return FilesReport(
         tuple(found.proofs), tuple(found.unequal), tuple(found.unmatched), strided, comparison
     )
@@ -265,6 +265,11 @@ def _check_written(conversion: ConvertedFile, strides: Counter[str], path: Path)
     return written
 
 
+def _strided(nodes: Iterable[Any]) -> Iterator[StridedNode]:
+    """Yield the nodes with strides under their own names, which `only` takes."""
+    return strided_nodes(nodes, by_module=False)
+
+
 def _strides_left(
     conversion: ConvertedFile, strides: Counter[str], proto: Any
 ) -> tuple[StridedNode, ...]:
@@ -273,8 +278,8 @@ def _strides_left(
     strides: the nodes with strides in the original. Raises NotEqualError unless those that are left
     are all of these but for the converted ones.
     """
-    left = tuple(strided_nodes(all_nodes(proto)))
-    converted = Counter(str(node) for node in strided_nodes(d.original for d in conversion.done))
+    left = tuple(_strided(all_nodes(proto)))
+    converted = Counter(str(node) for node in _strided(d.original for d in conversion.done))
     expected = strides - converted
     if Counter(map(str, left)) != expected:
         extra = Counter(map(str, left)) - expected
