@@ -311,6 +311,11 @@ class Builder:
             options += [f"nn.GroupNorm({g}, {c})" for g in (1, 2, 3) if c % g == 0]
         return self.add(self.pick(*options), x)
 
+    def halves(self, x: Map) -> Map:
+        """Gated halves of the channels (GLU)."""
+        x = x if x.channels % 2 == 0 else self.pointwise(x, 2 * x.channels)
+        return self.add(self.pick("nn.GLU(1)", "F.glu(x, 1)"), x)
+
     def shuffle(self, x: Map) -> Map:
         groups = self.pick(*[g for g in range(x.channels, 0, -1) if x.channels % g == 0])
         by_hand = f"x.unflatten(1, ({groups}, -1)).transpose(1, 2)"
@@ -407,7 +412,7 @@ class Builder:
         return self.merge([x, self.pick(*alike)]) if alike else self.residual(x)
 
     def keep(self, x: Map) -> Map:
-        blocks = [self.activation, self.same_size, self.norm]
+        blocks = [self.activation, self.same_size, self.norm, self.halves]
         if self.depth < 3:
             blocks += [self.residual, self.gate, self.hourglass, self.join, self.scale]
             blocks += [self.shuffle, self.split]

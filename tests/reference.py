@@ -220,6 +220,17 @@ def shuffle_channels(X: np.ndarray, groups: int) -> np.ndarray:
     return Y
 
 
+def gate(X: np.ndarray) -> np.ndarray:
+    """GLU over channels: Y[n, c] = X[n, c] / (1 + exp(−X[n, c + C]))."""
+    images, channels, *size = X.shape
+    Y = np.zeros((images, channels // 2, *size))
+    for n, c, *position in np.ndindex(Y.shape):
+        Y[n, c, *position] = X[n, c, *position] / (
+            1 + math.exp(-X[n, c + channels // 2, *position])
+        )
+    return Y
+
+
 def statistics(X: np.ndarray) -> tuple[np.ndarray, np.ndarray, int]:
     """Mean and variance of each channel, over images and positions, and of how many numbers."""
     means, variances = [], []

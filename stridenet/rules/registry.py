@@ -51,7 +51,7 @@ from stridenet.rules.resampling import (
     PixelShuffle,
     PixelUnshuffle,
 )
-from stridenet.rules.shapes import Concatenation, Flatten, Permutation, Split, Stack
+from stridenet.rules.shapes import Concatenation, Flatten, Gate, Permutation, Split, Stack
 from stridenet.rules.slices import (
     ChannelPadding,
     ChannelSlice,
@@ -177,6 +177,7 @@ SOFTMAXES = (
 SUMS = (torch.mean, torch.sum, "mean", "sum")
 EXTREMA = (torch.max, torch.min, torch.argmax, torch.argmin, "max", "min", "argmax", "argmin")
 REDUCTIONS = (*SUMS, torch.amax, torch.amin, torch.logsumexp, "amax", "amin", "logsumexp")
+GATES = (nn.GLU, F.glu)
 JOINS = (torch.cat, torch.concat, torch.concatenate)
 SPLITS = (torch.split, torch.chunk, "split", "chunk")
 PERMUTATIONS = (
@@ -213,6 +214,7 @@ _TABLE: list[tuple[Rule, Iterable[Any]]] = [
     (Concatenation(), JOINS),
     (Stack(), (torch.stack,)),
     (Split(), SPLITS),
+    (Gate(), GATES),
     (Permutation(), PERMUTATIONS),
     (Flatten(), RESHAPES),
     (Reshape(), (*RESHAPES, *NEW_DIMENSIONS)),

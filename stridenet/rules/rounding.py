@@ -37,6 +37,7 @@ from stridenet.rules.registry import (
     DROPPED_CHANNELS,
     ELEMENTWISE,
     EXTREMA,
+    GATES,
     JOINS,
     LAYER_NORMS,
     MAXIMUM_POOLS,
@@ -245,7 +246,7 @@ def _functional_batch_norm(call: Call, given: Sequence[Tensor], result: Tensor) 
 
 _TABLE: list[tuple[Bound, Iterable[Any]]] = [
     (four_roundings, ELEMENTWISE | ARITHMETIC | COPIES | PARTIAL),
-    (four_roundings, (nn.PReLU, F.prelu)),
+    (four_roundings, (nn.PReLU, F.prelu, *GATES)),
     (_convolution, (*CONVOLUTIONS, *TRANSPOSED, nn.Linear)),
     (_functional_linear, (F.linear,)),
     (_sum, (*AVERAGE_POOLS, *ADAPTIVE_AVERAGE_POOLS, *SUMS)),

@@ -83,6 +83,21 @@ class Split(Rule):
         return Operation(torch.split, (Slot(0), sizes, where), {})
 
 
+class Gate(Rule):
+    """Multiplies half of the channels by the other half (GLU): halves of phase forms are halves."""
+
+    def applies(self, call: Call) -> bool:
+        rank = len(shape(call.node))
+        dimension = call.arguments("dim")["dim"] % rank
+        return super().applies(call) and dimension == channel(call.maps[0])
+
+    def why_not(self, call: Call) -> str:
+        return "its halves are of positions, not of channels"
+
+    def replaces(self, call: Call, layer: LayerPlan) -> bool:
+        return False
+
+
 class Permutation(Rule):
     """Orders the dimensions anew; the phases go where the channels go."""
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
@@ -200,6 +201,22 @@ def test_channels_side_by_side_and_in_parts(case: tuple) -> None:
 
     order = [3, 0, 0, 1, 2, 3, 1, 2]
     check(Function(forward), case, lambda x: x[:, order])
+
+
+@pytest.mark.parametrize("form", ["module", "function", "channels last"])
+@some
+@given(maps_and_factors(channels=6))
+def test_half_of_the_channels_gates_the_other(form: str, case: tuple) -> None:
+    axes = case[0].ndim - 2
+    last, first = (0, *spatial(axes), 1), (0, axes + 1, *range(1, axes + 1))
+    layer = {
+        "module": nn.GLU(1),
+        "function": Function(lambda x: F.glu(x, dim=1)),
+        "channels last": Function(lambda x: F.glu(x.permute(last)).permute(first)),
+    }[form]
+    twin = check(layer, case, reference.gate, close)
+    (gate,) = (layer for layer in twin.plan.layers if layer.operation.lower() == "glu")
+    assert gate.input.factor == gate.output.factor == case[1]
 
 
 @some

@@ -184,6 +184,7 @@ def test_phantoms_of_the_result_are_finite_and_never_read() -> None:
         (nn.Upsample(scale_factor=2, mode="bicubic"), "mode='bicubic' has no rule"),
         (nn.AdaptiveAvgPool2d(5), "windows differ in size"),
         (lambda x: F.softmax(x, 3), "over positions, not over channels"),
+        (lambda x: F.glu(x, 3), "its halves are of positions, not of channels"),
         (lambda x: torch.baddbmm(x[:, 0], x[:, 1], x[:, 2])[:, None].expand_as(x), "ordinary form"),
     ],
 )
