@@ -111,11 +111,12 @@ def finished_runs(experiment: ExperimentConfig) -> list[Result]:
     if not chosen:
         kinds = ("data", "recipe")
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
+        runs_of = f"runs of {' and '.join(sorted(others))}" if others else "none at all"
         raise NoRunsError(
             f"no finished run in {Path(experiment.outputs) / 'runs'} has these layers, "
             f"data={experiment.data.name} and recipe={experiment.recipe.name}, each with these "
             "settings; run experiments.train first, or give the report the settings of the runs that "
-            f"you mean (there are runs of {' and '.join(sorted(others)) or 'nothing'})"
+            f"you mean (there are {runs_of})"
         )
     for result in chosen:
         read_result(Path(experiment.outputs, "runs", result["run"]))  # with its weights

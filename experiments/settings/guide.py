@@ -150,7 +150,7 @@ def advice(error: BaseException, place: str = "") -> str | None:
     if isinstance(cause, ValidationError) and cause.full_key == "seed":
         value = re.search(r"[Vv]alue '(.*?)'", str(cause))
         return f"seed: '{value[1] if value else 'null'}' is {SEVERAL_SEEDS}"
-    if "submitit_" in str(error) and isinstance(error, MissingConfigException):
+    if isinstance(error, MissingConfigException) and "submitit_" in str(error.missing_cfg_file):
         return "hydra/launcher=slurm needs the extra slurm: pip install '.[slurm]'"
     if match := re.fullmatch(r"Error merging override (.*)", str(error).splitlines()[0]):
         return _wrong_type(match[1], str(cause))

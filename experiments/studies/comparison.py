@@ -19,6 +19,7 @@ from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.plan import EliminationPlan
 
+FEWEST_FOR_IMAGES = 10  # pairs: of fewer seeds, a bootstrap's percentiles are too close together
 CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for: make evidence."
 
 
@@ -40,7 +41,7 @@ def compare_accuracy(runs: pd.DataFrame, paper: float | None = None) -> pd.DataF
     row: dict[str, Any] = {**asdict(found), "within": found.within, "paper": paper}
     row |= dict.fromkeys(("new_low", "new_high", "seeds_needed"))
     if found.low is not None and found.deviation:
-        if "test_bits" in runs:
+        if "test_bits" in runs and found.n >= FEWEST_FOR_IMAGES:
             row["new_low"], row["new_high"] = new_images(
                 _right_images(twin), _right_images(strided)
             )
@@ -77,6 +78,7 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     def interval(low: float | None, high: float | None) -> str:
         return "" if pd.isna(low) else f"{points(low)} to {points(high)}"
 
+    few = f"needs {FEWEST_FOR_IMAGES} pairs" if row.n < FEWEST_FOR_IMAGES else ""
     rows = {
         "pairs of runs": str(row.n),
         "pairs in which the twin is ahead": str(row.ahead),
@@ -87,7 +89,7 @@ def comparison_for_readers(table: pd.DataFrame) -> pd.DataFrame:
         "direction: Hodges–Lehmann estimate": points(row["median"]),
         "direction: p of Wilcoxon's signed-rank test": p(row.wilcoxon_p),
         f"size: p of TOST, ±{row.margin}" if row.margin else "size": p(row.margin_p),
-        "95 % interval on new images": interval(row.new_low, row.new_high),
+        "95 % interval on new images": interval(row.new_low, row.new_high) or few,
         "the paper's difference, of one pair": points(row.paper),
         "pairs needed to see the paper's difference": blank_or("{:,.0f}")(row.seeds_needed),
     }

@@ -171,6 +171,18 @@ def test_the_documents_have_the_published_numbers() -> None:
     assert f"Of the 10,000 images, {deciding} decide everything" in findings
     loss = "after training, differs by {:+.4f} ({:+.4f} to {:+.4f})"
     assert loss.format(fit.mean, fit.low, fit.high) in findings
+    lost = found.runs.pivot(index="seed", columns="network", values="test_loss")
+    less = lost[STRIDED] - lost[FREE]
+    test = stats.ttest_1samp(less, 0)
+    low, high = test.confidence_interval(0.95)
+    by = (
+        f"lower by {less.mean():.4f} nats ({low:.4f} to {high:.4f}; {lost[FREE].mean():.4f} against"
+    )
+    pairs = f"lower in {(less > 0).sum()} of {len(less)} pairs; p = {test.pvalue:.2g}, not adjusted"
+    assert f"{by} {lost[STRIDED].mean():.4f}, {pairs})" in findings
+    assert (
+        f"test images is lower by {less.mean():.4f} nats ({low:.4f} to {high:.4f}), which" in plain
+    )
     verdicts = claims_table({"table1": found}, {"table1": 0}).set_index("claim").verdict
     for claim in ("C1", "C3"):
         assert re.search(rf"\*\*{claim}, [^*]*: {verdicts[claim]}\.\*\*", findings)
@@ -196,6 +208,19 @@ def test_the_documents_have_the_differences_at_one_rate_for_both() -> None:
     (mean, low, high), large = said
     assert f"{mean:+.3f} points (95 % interval {low:+.3f} to {high:+.3f}); with both" in findings
     assert f"behind by {-mean:.3f} points ({-high:.3f} to {-low:.3f}, 20 pairs)" in readme
+    loss = runs.pivot(index="seed", columns=["network", "learning_rate"], values="test_loss")
+    lost = []
+    for rates in ((0.04, 0.04), (0.08, 0.08), (0.04, 0.08)):
+        differences = loss[FREE, rates[0]] - loss[STRIDED, rates[1]]
+        lost.append(
+            (differences.mean(), *stats.ttest_1samp(differences, 0).confidence_interval(0.95))
+        )
+    at_small, at_large, swapped = lost
+    assert (
+        "it is higher by {:.4f} ({:.4f} to {:.4f}), with both at 0.08".format(*at_small) in findings
+    )
+    assert "difference is {:+.4f} ({:+.4f} to {:+.4f}), and each".format(*at_large) in findings
+    assert "rate it is higher by {:.4f} ({:.4f} to {:.4f}). This".format(*swapped) in findings
     of_large = "the difference is {:+.3f} ({:+.3f} to {:+.3f})".format(*large)
     assert of_large in readme
     assert of_large in findings

@@ -191,6 +191,7 @@ MISTYPED = [
     ("train", "model.layers.fc1.kernel=2", "+model.layers.fc1.kernel=… adds it"),
     ("train", "model.layers.conv7.kernel=2", "'+model.layers.conv7={kernel: 3, channels: 20}'"),
     ("train", "hydra.launchr=1", "did you mean hydra.launcher?"),
+    ("train", "hydra/launcher=dsk", "did you mean hydra/launcher=dask?"),
     ("train", "seed=0,1", "seed=0,1: several values make a sweep, which needs -m"),
     *[("train", f"seed={seeds}", SEVERAL) for seeds in ("0..3", "0-3", "[0,1]", "null")],
     ("report", "recipe=cafe", "did you mean recipe=caffe?"),

@@ -54,8 +54,8 @@ def config(tmp_path: Path) -> ReportConfig:
     )
 
 
-def five_pairs(config: ReportConfig, bits: bool = False) -> None:
-    for seed, (strided, twin) in enumerate(zip(STRIDED, TWIN, strict=True)):
+def five_pairs(config: ReportConfig, bits: bool = False, times: int = 1) -> None:
+    for seed, (strided, twin) in enumerate(zip(STRIDED * times, TWIN * times, strict=True)):
         finished(config, "strided", seed, strided, bits)
         finished(config, "unit_stride", seed, twin, bits)
 
@@ -116,8 +116,13 @@ def test_the_comparison_is_written_with_its_numbers_and_no_verdict(
             assert verdict not in words
 
 
-def test_where_bits_are_the_report_has_an_interval_on_new_images(config: ReportConfig) -> None:
+def test_five_pairs_are_too_few_for_an_interval_on_new_images(config: ReportConfig) -> None:
     five_pairs(config, bits=True)
+    assert "needs 10 pairs" in "\n".join(write_report(config))
+
+
+def test_where_bits_are_the_report_has_an_interval_on_new_images(config: ReportConfig) -> None:
+    five_pairs(config, bits=True, times=2)
     printed = "\n".join(write_report(config))
     (row,) = pd.read_csv(in_report(config, "comparison.csv")).itertuples()
     assert row.new_low < row.low < 0.3 < row.high < row.new_high

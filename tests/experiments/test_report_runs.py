@@ -42,7 +42,7 @@ def test_a_report_takes_the_finished_runs_of_its_experiment_and_no_others(
 
 def test_a_report_without_runs_is_an_error_that_lists_what_there_is(config: RunConfig) -> None:
     report = report_of(config)
-    with pytest.raises(InputError, match=r"data=mnist and recipe=tiny.*nothing"):
+    with pytest.raises(InputError, match=r"data=mnist and recipe=tiny.*none at all"):
         finished_runs(report)
     run_once(replace(config, recipe=replace(config.recipe, name="other")))
     run_once(replace(config, data=replace(config.data, name="fashion_mnist")))
