@@ -46,7 +46,12 @@ def plan_layers(
     else:
         with undisturbed():
             same = exchanged(copied(model).eval(), only, pooling, inplace=True)
-            found = _run(same, example_inputs)
+            try:
+                found = _run(same, example_inputs)
+            except Exception:
+                # Inputs that do not fit are refused in the model's words, and not in the copy's sizes.
+                run(copied(model).eval(), as_inputs(example_inputs))
+                raise
     both = (sum(p.numel() for p in network.parameters()) for network in (model, same))
     return LayersPlan(tuple(found), Counts(*both), example_inputs is not None)
 

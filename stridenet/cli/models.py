@@ -8,6 +8,7 @@ import importlib
 import importlib.util
 import re
 import sys
+import textwrap
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -198,7 +199,7 @@ def _load_weights(path: Path, network: "nn.Module") -> None:
     try:
         network.load_state_dict(state)
     except Exception as error:  # likewise, of whatever else it may hold
-        reason = " ".join(str(error).split())[:200]
+        reason = textwrap.shorten(str(error), 200, placeholder=" …")
         raise InputError(f"--weights {path} is of another network: {reason}") from error
 
 

@@ -445,3 +445,9 @@ def test_in_place_nothing_changes_if_the_check_fails():
         convert_layers(model, example_inputs=torch.randn(1, 3, 9, 9), inplace=True)
     assert type(model.c) is nn.Conv2d
     assert model.c.weight.shape == (4, 3, 3, 3)
+
+
+def test_inputs_that_do_not_fit_are_refused_in_the_models_sizes() -> None:
+    model = nn.Sequential(nn.Conv2d(3, 8, 7, stride=2, padding=3))
+    with pytest.raises(Exception, match="to have 3 channels, but got 1 channels"):
+        plan_layers(model, example_inputs=torch.randn(1, 1, 64, 64))
