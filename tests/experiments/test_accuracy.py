@@ -208,6 +208,9 @@ def test_the_documents_have_the_differences_at_one_rate_for_both() -> None:
     (mean, low, high), large = said
     assert f"{mean:+.3f} points (95 % interval {low:+.3f} to {high:+.3f}); with both" in findings
     assert f"behind by {-mean:.3f} points ({-high:.3f} to {-low:.3f}, 20 pairs)" in readme
+    caffe = more_accurate(read_published(ROOT / "outputs/reference/caffe"))
+    low, high = stats.ttest_1samp(caffe, 0).confidence_interval(0.95)
+    assert f"the difference is {caffe.mean():+.3f} points ({low:+.3f} to {high:+.3f})" in findings
     loss = runs.pivot(index="seed", columns=["network", "learning_rate"], values="test_loss")
     lost = []
     for rates in ((0.04, 0.04), (0.08, 0.08), (0.04, 0.08)):
