@@ -75,7 +75,8 @@ def _draw_sharing(
     """Draw the twin's filter, and beside it the strided one as its key."""
     (rows, columns), (key_rows, key_columns) = _picture(twin).shape, _picture(strided).shape
     key, cell = min(1, 9 / max(key_rows, key_columns)), min(1, 28 / max(rows, columns))
-    top, left = 5.0, 5.5 + max(3, key * key_columns)
+    title = max(outputs.title.split(" phase"), key=len)  # stands beside that of the key
+    top, left = 5.0, 5.5 + max(3, key * key_columns) + max(0, len(title) - 12) * 0.4
     bottom = top + max(cell * rows, key * key_rows)
     figure, axes = new_page(
         max(left + cell * columns + 1, 33),
@@ -142,10 +143,11 @@ def _numbers(
     axes: Axes, xs: np.ndarray, ys: np.ndarray, picture: np.ma.MaskedArray, colours: Any
 ) -> None:
     half = (xs[1] - xs[0]) / 2
+    size = 22 * half * min(1, 2.5 / len(str(picture.max() + 1)))
     for row, column in zip(*np.nonzero(~np.ma.getmaskarray(picture)), strict=True):
         weight = picture[row, column]
         axes.text(xs[column] + half, ys[row] + half, str(weight + 1), ha="center",
-                  va="center", fontsize=22 * half, color=ink_on(colours(weight)[:3]))  # fmt: skip
+                  va="center", fontsize=size, color=ink_on(colours(weight)[:3]))  # fmt: skip
 
 
 def _label_rows(axes: Axes, left: float, top: float, height: float, phases: Phases) -> None:

@@ -98,12 +98,15 @@ def all_results(experiment: ExperimentConfig) -> list[Result]:
 
 
 def finished_runs(experiment: ExperimentConfig) -> list[Result]:
-    """Return the results of the experiment's runs. Raises NoRunsError if there are none."""
+    """Return the results of the experiment's runs.
+
+    Raises InputError if there are none, which is a NoRunsError where the folder has no runs at all.
+    """
     results, wanted = all_results(experiment), experiment_identity(experiment)
     chosen = [result for result in results if result["experiment"] == wanted]
     earlier = {result.get("loop", 1) for result in results} - {LOOP}
     if not chosen and earlier:
-        raise NoRunsError(
+        raise InputError(
             f"the runs in {Path(experiment.outputs) / 'runs'} are of training loop "
             f"{', '.join(map(str, sorted(earlier)))}, and this is loop {LOOP} (docs/protocol.md): they "
             "cannot stand in one table; run experiments.train again, or take another outputs="
@@ -112,7 +115,8 @@ def finished_runs(experiment: ExperimentConfig) -> list[Result]:
         kinds = ("data", "recipe")
         others = {" ".join(f"{k}={r['config'][k]['name']}" for k in kinds) for r in results}
         runs_of = f"runs of {' and '.join(sorted(others))}" if others else "none at all"
-        raise NoRunsError(
+        # With other runs there, the settings are at fault, and what was written of these runs stays.
+        raise (InputError if others else NoRunsError)(
             f"no finished run in {Path(experiment.outputs) / 'runs'} has these layers, "
             f"data={experiment.data.name} and recipe={experiment.recipe.name}, each with these "
             "settings; run experiments.train first, or give the report the settings of the runs that "

@@ -45,7 +45,7 @@ def test_every_command_and_program_of_the_document_runs(cli: Cli, tmp_path: Path
     for kind, text in BLOCK.findall(DEPLOY):
         if kind == "sh":
             for line in text.splitlines():
-                program, *typed = shlex.split(line)
+                program, *typed = shlex.split(line, comments=True)
                 assert program == "stridenet"
                 said = cli(*typed)
                 assert (said.code, said.err) == (0, ""), line
