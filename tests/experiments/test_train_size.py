@@ -17,7 +17,7 @@ from experiments.studies.train_size import (
 
 SEEDS = (6000, 6001, 6002, 6003)
 NOISE = np.array([-1, 0, 3, -2])  # images, by seed
-# Of each twin and size, by how many of 1,000 images it is behind the strided network.
+# Each twin is behind the strided network by so many of 1,000 images, size by size.
 BEHIND = {FREE: dict(zip(SIZES, (40, 20, 10, -6), strict=True)),
           MASKED: dict(zip(SIZES, (8, 4, 2, 1), strict=True))}  # fmt: skip
 
