@@ -77,11 +77,12 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	$(PYTHON) -m experiments.evidence outputs=$(OUTPUTS) documents=[README.md,docs/findings.md]
 	for figure in verdicts:. rates:rates differences:table1 sharing:sharing rho:sharing rho_fine_tune:sharing \
 	              train_size:train_size; do \
-	    find $(OUTPUTS)/report -name "$${figure%%:*}.png" -exec cp {} outputs/reference/$${figure##*:}/ \; ; \
+	    find $(OUTPUTS)/report -maxdepth 1 -name "$${figure%%:*}.png" -exec cp {} outputs/reference/$${figure##*:}/ \; ; \
 	done
 	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom; do \
-	    find $(OUTPUTS)/report -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
+	    find $(OUTPUTS)/report -maxdepth 1 -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
 	done
+	test ! -e $(OUTPUTS)/report/differences.csv || cp $(OUTPUTS)/report/differences.csv outputs/reference/
 	test ! -e $(OUTPUTS)/benchmark.json || cp $(OUTPUTS)/benchmark.json outputs/reference/
 	test ! -e $(OUTPUTS)/conversion.json || cp $(OUTPUTS)/conversion.json outputs/reference/
 	test ! -d $(OUTPUTS)/figures || cp $(OUTPUTS)/figures/*.png outputs/reference/

@@ -106,7 +106,7 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
         _run(main, missing)
         undone = missing()
         if undone:
-            print(f"error: {len(undone)} runs are missing:", *undone, sep="\n  ", file=sys.stderr)
+            print(f"error: {_missing(len(undone))}:", *undone, sep="\n  ", file=sys.stderr)
         elif not (failed or succeeded or _only_asked()):
             print("error: nothing was seen to be done: with -m, give each setting one value at least, "
                   "and leave hydra/launcher out", file=sys.stderr)  # fmt: skip
@@ -115,6 +115,10 @@ def start(main: Callable[[], None], missing: Callable[[], list[str]] = list) -> 
         _say_stopped(missing)
         sys.exit(128 + (stopped_by or signal.SIGINT))  # as shells have it
     sys.exit(bool(undone or failed))
+
+
+def _missing(runs: int) -> str:
+    return f"{runs} runs are missing" if runs > 1 else "1 run is missing"
 
 
 def _run(main: Callable[[], None], missing: Callable[[], list[str]]) -> None:
@@ -180,7 +184,7 @@ def _insist() -> None:
 def _say_stopped(missing: Callable[[], list[str]]) -> None:
     """Print the last line. That the terminal may be gone is no error."""
     undone = len(missing())
-    stopped = f"stopped, {undone} runs are missing" if undone else "stopped"
+    stopped = f"stopped, {_missing(undone)}" if undone else "stopped"
     for stream in (sys.stderr, sys.stdout):
         try:
             if stream is sys.stderr:

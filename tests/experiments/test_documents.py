@@ -34,7 +34,7 @@ def test_a_marked_table_is_written_anew_and_nothing_else_is_touched() -> None:
         with_tables("<!-- table: two -->\n<!-- end -->", {"one": TABLE})
 
 
-def test_the_tables_of_readme_and_findings_are_those_of_the_published_runs(
+def test_published_tables_are_those_of_the_published_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """What is published, and what a claim rests on, is composed; the others are not complete."""
@@ -55,3 +55,5 @@ def test_the_tables_of_readme_and_findings_are_those_of_the_published_runs(
     for document, copied in zip(documents, copies, strict=True):
         assert "<!-- table: " in document.read_text()
         assert copied.read_text() == document.read_text(), f"run `make publish` for {document.name}"
+    written = pd.read_csv(tmp_path / "outputs" / "report" / "differences.csv")
+    pd.testing.assert_frame_equal(pd.read_csv(reference / "differences.csv"), written)

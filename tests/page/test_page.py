@@ -5,8 +5,11 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pandas as pd
 import pytest
+
+from tests.page.pages import REFERENCE
 
 pytestmark = pytest.mark.slow
 
@@ -61,6 +64,11 @@ def test_every_table_has_the_numbers_of_its_csv(open_page: Open, page_file: Path
         f"{value:+.3f}" for value in differences["mean"]
     ]
     assert differences.n.tolist() == [50, 5]
+    published = pd.read_csv(REFERENCE / "differences.csv").iloc[0]  # of five pairs there is none
+    found = differences[["new_low", "new_high"]].to_numpy()
+    assert [*found[0]] == [published.new_low, published.new_high]
+    assert np.isnan(found[1]).all()
+    assert cells(page, "#table-differences table", 11) == [f"{published.new_low:+.3f}", ""]
     zoo = csv_of(page_file, "page/zoo.csv")
     assert cells(page, "#table-zoo table", 0) == [*zoo.model]
     assert [
