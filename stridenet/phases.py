@@ -9,7 +9,7 @@ is what a TapMap says (stridenet.taps).
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import prod
-from typing import cast
+from typing import TypeVar, cast
 
 import numpy as np
 import torch
@@ -18,6 +18,8 @@ from einops import rearrange, repeat
 from torch import Tensor
 
 from stridenet.taps import Taps, phase_size
+
+Function = TypeVar("Function", bound=Callable[..., object])
 
 
 def space_to_depth(images: Tensor, factor: Sequence[int]) -> Tensor:
@@ -191,7 +193,17 @@ def gather_taps(weight: Tensor, axes: Sequence[Places]) -> Tensor:
     return torch.unflatten(taps, 2, kernel)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+def constant_when_compiled(function: Function) -> Function:
+    """Tell torch.compile to call the function once and to keep what it returns.
+
+    It is what torch.compiler.assume_constant_result does. That imports the compiler and sympy, though,
+    for which those who compile nothing waited as long as for the rest of torch.
+    """
+    function._dynamo_marked_constant = True  # type: ignore[attr-defined]
+    return function
+
+
+@constant_when_compiled
 def _flat_places(axes: tuple[Places, ...]) -> tuple[list[int], int, int, tuple[int, ...]]:
     """Return the tap of the flattened filter at each place, output phases first, then the input's.
 

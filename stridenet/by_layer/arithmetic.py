@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from stridenet.layers import CONVOLVE
-from stridenet.phases import Places, gather_taps, places_of
+from stridenet.phases import Places, constant_when_compiled, gather_taps, places_of
 from stridenet.windows import TransposedWindow, TransposedWindows, Window, Windows
 
 # Convolutions ---------------------------------------------------------------------------------------
@@ -197,13 +197,13 @@ def expanded_transposed(weight: Tensor, windows: TransposedWindows, groups: int)
     return gather_taps(forward, axes).contiguous()
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _places(kernel: int, stride: int, dilation: int) -> Places:
     """Return what is computed by NumPy, as integers: torch.compile need not look into it."""
     return places_of(Window(kernel, stride, dilation).tap_map)
 
 
-@torch.compiler.assume_constant_result  # type: ignore[untyped-decorator]
+@constant_when_compiled
 def _transposed_places(kernel: int, stride: int, dilation: int, padding: int) -> Places:
     return places_of(TransposedWindow(kernel, stride, dilation, padding).tap_map)
 

@@ -136,7 +136,7 @@ def test_hydra_gets_no_folder_at_the_root_where_outputs_is_empty(of: str) -> Non
 
 def test_jobs_that_another_process_did_are_no_success_of_this_one(here: Path) -> None:
     """Their failures would not be seen, either."""
-    jobs = ("-m", "layer=conv1,conv2", "hydra/launcher=joblib")
+    jobs = ("-m", "layer=conv1,conv2", "hydra/launcher=joblib", "hydra.launcher.n_jobs=2")
     done = command(here, "experiments.figures", *jobs)
     assert done.returncode == 1
     assert "error: nothing was seen to be done" in done.stderr

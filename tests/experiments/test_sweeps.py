@@ -216,7 +216,8 @@ def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
 
 
 def test_a_sweep_goes_on_when_one_of_its_processes_is_killed(outputs: Path) -> None:
-    sweep = sweep_in_the_background(outputs, "model=strided,unit_stride")
+    both = ("model=strided,unit_stride", "hydra.launcher.n_jobs=2")
+    sweep = sweep_in_the_background(outputs, *both)
     wait_for(outputs, "runs/*/checkpoint.pt")
     listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True)
     workers = [

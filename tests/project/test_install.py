@@ -108,6 +108,18 @@ def test_these_modules_leave_torch_alone(modules: list[str], tmp_path: Path) -> 
     assert (done.stdout, done.stderr) == ("False\n", "")
 
 
+@pytest.mark.slow
+def test_who_compiles_nothing_does_not_wait_for_the_compiler(tmp_path: Path) -> None:
+    program = (
+        "import sys, torch; from stridenet import convert_layers, verify\n"
+        "model, images = torch.nn.Conv2d(3, 4, 3, 2).eval(), torch.rand(2, 3, 9, 9)\n"
+        "assert verify(model, convert_layers(model, example_inputs=images), images)\n"
+        "print('torch._dynamo' in sys.modules)"
+    )
+    done = python("-c", program, folder=tmp_path)
+    assert (done.stdout, done.stderr) == ("False\n", "")
+
+
 # The library alone
 
 
