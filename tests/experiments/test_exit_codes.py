@@ -83,7 +83,10 @@ def test_a_module_that_exits_on_import_is_an_error(here: Path, name: str) -> Non
     assert "model._target_=quits.network cannot be imported: it calls sys.exit(0)" in line
 
 
-@pytest.mark.parametrize("target", ["quits", "system_exit", "Forward", "Named"])
+LONG = [pytest.param(target, marks=pytest.mark.long) for target in ("system_exit", "Named")]
+
+
+@pytest.mark.parametrize("target", ["quits", "Forward", *LONG])
 def test_a_network_that_exits_is_an_error(here: Path, target: str) -> None:
     arguments = (f"model._target_=mine.{target}", "input_size=[1,8,8]")
     assert "sys.exit(" in only_line(command(here, "experiments.zoo", *arguments))

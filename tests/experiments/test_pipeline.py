@@ -75,6 +75,7 @@ def test_results_have_all_that_a_reader_needs(
         config = composed(*PIPELINE[step][1:], f"outputs={pipeline}")
         assert result["run"] == run_name(config)
         assert (result["seed"], result["threads"], result["test_images"]) == (0, 1, 10_000)
+        assert result["jobs_at_once"] == 1
         assert result["test_accuracy"] == result["test_correct"] / 10_000
         assert result["config"]["recipe"]["steps"] == 60
         assert result["versions"]["torch"] == torch.__version__

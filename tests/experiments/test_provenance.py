@@ -78,9 +78,12 @@ def test_without_a_repository_a_hash_of_the_sources_is_said_once(copied: Path) -
     assert told(copied)[0] == name
 
 
-@pytest.mark.parametrize(
-    "part", ["stridenet/taps.py", "experiments/runs/run.py", "conf/train.yaml"]
-)
+LONG = [
+    pytest.param(part, marks=pytest.mark.long) for part in ("stridenet/taps.py", "conf/train.yaml")
+]
+
+
+@pytest.mark.parametrize("part", ["experiments/runs/run.py", *LONG])
 def test_another_source_has_another_hash(copied: Path, part: str) -> None:
     name, _ = told(copied)
     path = copied / part

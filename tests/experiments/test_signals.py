@@ -23,8 +23,15 @@ CODES = {signal.SIGINT: 130, signal.SIGTERM: 143, signal.SIGHUP: 129}
 MISSING = "stopped, 2 runs are missing: the same command goes on from here\n"
 
 
-@pytest.mark.parametrize("to", ["all", "the first"])
-@pytest.mark.parametrize("sent", [signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize(
+    ("sent", "to"),
+    [
+        (signal.SIGTERM, "all"),
+        (signal.SIGHUP, "the first"),
+        pytest.param(signal.SIGTERM, "the first", marks=pytest.mark.long),
+        pytest.param(signal.SIGHUP, "all", marks=pytest.mark.long),
+    ],
+)
 def test_a_signal_stops_a_sweep_with_all_its_workers(
     outputs: Path, sent: signal.Signals, to: str
 ) -> None:

@@ -157,13 +157,12 @@ class Elsewhere(BasicLauncher):
 def test_how_many_jobs_are_done_at_once_is_told_only_where_it_is_known(
     outputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A single run is one, joblib and Hydra's own launcher tell; of any other it is unknown."""
+    """Joblib and Hydra's own launcher tell; of any other it is unknown."""
     (tmp_path / "hydra_plugins").mkdir()
     (tmp_path / "hydra_plugins" / "elsewhere.py").write_text(ELSEWHERE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path))
     other = "hydra.launcher._target_=hydra_plugins.elsewhere.Elsewhere"
     for seed, launched, expected in (
-        (0, [], 1),
         (1, ["-m", "hydra/launcher=basic"], 1),
         (2, ["-m", "hydra.launcher.n_jobs=2"], 1),  # of one run
         (3, ["-m", "hydra/launcher=basic", other], None),
@@ -186,12 +185,22 @@ def test_a_sweep_into_a_file_names_it(outputs: Path) -> None:
     )
 
 
+BOTH = "model=strided,unit_stride"
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory: pytest.TempPathFactory, mnist_folder: Path) -> Path:
+    """The results of a sweep that nothing stopped."""
+    outputs = outputs_in(tmp_path_factory.mktemp("uninterrupted") / "outputs", mnist_folder)
+    assert command("train", "-m", *LONG, BOTH, outputs=outputs).returncode == 0
+    return outputs
+
+
 @pytest.mark.parametrize("sent", [signal.SIGKILL, signal.SIGINT])
 def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
-    outputs: Path, tmp_path: Path, mnist_folder: Path, sent: signal.Signals
+    outputs: Path, uninterrupted: Path, sent: signal.Signals
 ) -> None:
-    both = "model=strided,unit_stride"
-    sweep = sweep_in_the_background(outputs, both)
+    sweep = sweep_in_the_background(outputs, BOTH)
     wait_for(outputs, "runs/*/checkpoint.pt")
     os.killpg(sweep.pid, sent)
     out, errors = sweep.communicate(timeout=60)
@@ -204,20 +213,17 @@ def test_a_stopped_sweep_goes_on_to_the_numbers_of_an_uninterrupted_one(
     stopped = list(outputs.glob("runs/*/checkpoint.pt"))
     assert all(torch.load(path, weights_only=True)["history"]["steps"] > 0 for path in stopped)
 
-    resumed = command("train", "-m", *LONG, both, outputs=outputs)
+    resumed = command("train", "-m", *LONG, BOTH, outputs=outputs)
     assert resumed.returncode == 0
     assert sorted(resumed.stderr.splitlines()) == [
         f"{path.parent.name}: going on from its checkpoint" for path in sorted(stopped)
     ]
-    elsewhere = outputs_in(tmp_path / "elsewhere", mnist_folder)
-    command("train", "-m", *LONG, both, outputs=elsewhere)
-    for key, run in runs_in(elsewhere).items():
+    for key, run in runs_in(uninterrupted).items():
         assert_same_numbers(runs_in(outputs)[key], run)
 
 
 def test_a_sweep_goes_on_when_one_of_its_processes_is_killed(outputs: Path) -> None:
-    both = ("model=strided,unit_stride", "hydra.launcher.n_jobs=2")
-    sweep = sweep_in_the_background(outputs, *both)
+    sweep = sweep_in_the_background(outputs, BOTH, "hydra.launcher.n_jobs=2")
     wait_for(outputs, "runs/*/checkpoint.pt")
     listed = subprocess.run(["ps", "-wweo", "pid=,ppid=,args="], capture_output=True, text=True)
     workers = [
