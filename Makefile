@@ -16,7 +16,7 @@ ARGS ?=
 RUN_ARGS ?=
 
 PYTHON := .venv/bin/python
-PIP := $(PYTHON) -m pip --quiet --disable-pip-version-check
+PIP := $(PYTHON) -m pip --disable-pip-version-check
 SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
@@ -127,17 +127,19 @@ clean: ## remove .venv and caches; results stay
 	echo "building .venv with $$found; this takes some minutes the first time ..."; \
 	$$found -m venv --clear .venv
 	@# pip and setuptools first: what builds the others is pinned too.
-	$(PIP) install --constraint constraints.txt pip setuptools
+	$(PIP) --quiet install --constraint constraints.txt pip setuptools
 	$(PIP) install --no-build-isolation --require-hashes --requirement hashes.txt
-	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[dev]' --constraint constraints.txt
+	PYTHONWARNINGS=ignore $(PIP) --quiet install --no-build-isolation --editable '.[dev]' --constraint constraints.txt
 	@# The package installed is the library alone; this finds the commands from any folder.
 	@echo '$(CURDIR)' > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/experiments.pth"
 	@touch $@
 
 .venv/survey: .venv/ready
-	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
+	@echo "adding the packages of make survey to .venv ..."
+	PYTHONWARNINGS=ignore $(PIP) --quiet install --no-build-isolation --editable '.[survey]' --constraint constraints.txt
 	@touch $@
 
 .venv/docs: .venv/ready
-	PYTHONWARNINGS=ignore $(PIP) install --no-build-isolation --editable '.[docs]' --constraint constraints.txt
+	@echo "adding the packages of make docs to .venv ..."
+	PYTHONWARNINGS=ignore $(PIP) --quiet install --no-build-isolation --editable '.[docs]' --constraint constraints.txt
 	@touch $@
