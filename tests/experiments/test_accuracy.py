@@ -188,6 +188,32 @@ def test_the_documents_have_the_published_numbers() -> None:
         assert re.search(rf"\*\*{claim}, [^*]*: {verdicts[claim]}\.\*\*", findings)
 
 
+def test_the_documents_have_the_published_times() -> None:
+    rows = pd.read_csv(ROOT / "outputs/reference/benchmark.csv").set_index("quantity")
+    own, paper = rows.loc["our loop (ms)"], rows.loc["paper's training (s)"]
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (
+        f"takes {own.ratio_median:.2f} times the strided one's (quartiles {own.ratio_low:.2f}–"
+        f"{own.ratio_high:.2f}; the paper's training: {paper.ratio_median:.2f}," in readme
+    )
+    lines = (ROOT / "docs/findings.md").read_text().splitlines()
+    for title, name, digits in (
+        ("a step of our loop (ms)", "our loop (ms)", (1, 1, 2)),
+        ("a step of a plain loop (ms)", "plain loop (ms)", (1, 1, 2)),
+        ("plain loop / ours", "plain loop / ours", (2, 2)),
+        ("share of a 2048³ matrix product (%)", "share of peak (%)", (1, 1)),
+    ):
+        (line,) = [line for line in lines if line.startswith(f"| {title} ")]
+        of = zip(("strided", "unit_stride", "ratio"), digits, strict=False)
+        row = rows.loc[name]
+        assert [cell.strip() for cell in line.split("|")[2 : 2 + len(digits)]] == [
+            "{:.{d}f} ({:.{d}f}–{:.{d}f})".format(
+                *(row[f"{one}_{part}"] for part in ("median", "low", "high")), d=places
+            )
+            for one, places in of
+        ]
+
+
 def test_the_documents_have_the_differences_at_one_rate_for_both() -> None:
     rows = [
         read_published(ROOT / "outputs/reference" / name).runs for name in ("table1", "swapped")
