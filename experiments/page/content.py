@@ -21,13 +21,13 @@ from experiments.page.statics import Static, curves_figures, pairs_figures
 from experiments.page.tables import PageTable, from_files, from_frame
 from experiments.page.verdicts import Verdict, verdicts_of
 from experiments.page.wanted import Runs
-from experiments.reporting.formats import NETWORKS, blank_or, printed
+from experiments.reporting.formats import NETWORKS, printed
 from experiments.reporting.published import PAPER, PAPER_DIFFERENCE
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import PairedDifference, paired_difference
 from experiments.runs.published import Published
 from experiments.settings.schema import ReportConfig
-from experiments.studies.accuracy import accuracy_section
+from experiments.studies.accuracy import accuracy_section, differences_for_readers
 from experiments.studies.claims import (
     FREE,
     STRIDED,
@@ -47,7 +47,7 @@ DIFFERENCES = (
     "these test images: the mean with its 95 % interval (Student's) and the p-value of the paired "
     "t-test, not adjusted; the Hodges–Lehmann estimate with Wilcoxon's p. Ahead: the number of pairs "
     "in which Unity Stride is the more accurate. On new images: a 95 % interval where seeds and images "
-    "vary (crossed bootstrap), where there are ten pairs."
+    "vary (crossed bootstrap); it needs ten pairs."
 )
 READY = ("zoo", "survey", "survey_kinds", "benchmark", "conversion", "stems")
 
@@ -288,24 +288,8 @@ def _on_new_images(given: Given, source: str, found: PairedDifference) -> dict[s
 
 
 def _differences(given: Given, table: pd.DataFrame) -> PageTable:
-    points, p = blank_or("{:+.3f}"), blank_or("{:.2g}")
-    readable = pd.DataFrame(
-        {
-            "Runs": table.source,
-            "n": table.n,
-            "Ahead": table.ahead,
-            "Mean difference": table["mean"].map(points),
-            "95 % from": table.low.map(points),
-            "to": table.high.map(points),
-            "p (t)": table.p.map(p),
-            "Hodges–Lehmann": table["median"].map(points),
-            "p (Wilcoxon)": table.wilcoxon_p.map(p),
-            "Margin": table.margin.map(blank_or("±{:g}")),
-            "Within (TOST)": table.within.map({True: "yes", False: "no"}).fillna(""),
-            "On new images, from": table.new_low.map(points),
-            "On new images, to": table.new_high.map(points),
-        }
-    )
+    readable = differences_for_readers(table)
+    readable.insert(0, "Runs", table.source)
     csv = given.save("differences", table)
     return from_frame("differences", "The mean of the pairs", DIFFERENCES, readable, csv)
 

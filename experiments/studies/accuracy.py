@@ -160,6 +160,7 @@ def accuracy_sections(published: Mapping[str, Published], about: str) -> list[Se
         return []
     if len(differences):
         readable = differences_for_readers(differences)
+        readable.insert(0, "Experiment", differences.experiment + ", " + differences.label)
         title = "Unity Stride − Non-Unity Stride"
         wide = ("Ahead", "Hodges–Lehmann", "p (Wilcoxon)")
         sections.append(
@@ -173,7 +174,7 @@ def _diverged(many: int) -> str:
 
 
 def differences_for_readers(table: pd.DataFrame) -> pd.DataFrame:
-    """Return a line for each comparison, intervals in one entry."""
+    """Return a line for each comparison, intervals in one entry; what is compared is not in it."""
     points, p = blank_or("{:+.3f}"), blank_or("{:.2g}")
 
     def interval(low: str, high: str) -> list[str]:
@@ -186,7 +187,6 @@ def differences_for_readers(table: pd.DataFrame) -> pd.DataFrame:
     ]
     return pd.DataFrame(
         {
-            "Experiment": table.experiment + ", " + table.label,
             "n": table.n,
             "Ahead": table.ahead,
             "Difference": table["mean"].map(points),

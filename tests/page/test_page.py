@@ -68,7 +68,8 @@ def test_every_table_has_the_numbers_of_its_csv(open_page: Open, page_file: Path
     found = differences[["new_low", "new_high"]].to_numpy()
     assert [*found[0]] == [published.new_low, published.new_high]
     assert np.isnan(found[1]).all()
-    assert cells(page, "#table-differences table", 11) == [f"{published.new_low:+.3f}", ""]
+    interval = f"{published.new_low:+.3f} to {published.new_high:+.3f}"
+    assert cells(page, "#table-differences table", 9) == [interval, ""]
     zoo = csv_of(page_file, "page/zoo.csv")
     assert cells(page, "#table-zoo table", 0) == [*zoo.model]
     assert [
