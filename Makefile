@@ -20,7 +20,7 @@ PIP := $(PYTHON) -m pip --disable-pip-version-check
 SETTINGS := recipe=$(RECIPE) outputs=$(OUTPUTS) $(ARGS)
 SUITABLE := import sys, venv, ensurepip; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 13))
 
-# Make takes any variable without a word: SEED=3 would do seeds 0 to 4.
+# Make takes any variable without a word: SEED=3 would do the usual seeds.
 KNOWN := SEEDS RECIPE OUTPUTS ARGS RUN_ARGS EXPERIMENT
 GIVEN := $(foreach name,$(.VARIABLES),$(if $(filter command,$(origin $(name))),$(name)))
 UNKNOWN := $(firstword $(filter-out $(KNOWN),$(GIVEN)))

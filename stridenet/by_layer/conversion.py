@@ -46,8 +46,8 @@ def convert_layers(
 
     only: names of the layers to convert; by default all. Modules whose forward calls such functions
         are named like layers.
-    pooling: maximum, average and adaptive pooling, too, but for adaptive pooling whose windows
-        differ in size.
+    pooling: maximum, average, power-average and adaptive pooling, too, but for adaptive pooling
+        whose windows differ in size.
     example_inputs: a tensor, a tuple of positional or a mapping of keyword arguments, on which the
         check runs model and converted model; without it, each layer is checked on a small random map.
     inplace: convert the model itself, not a copy. Nothing of it is changed if it is refused.
