@@ -79,7 +79,7 @@ publish: .venv/ready ## what was timed, derived and drawn into outputs/reference
 	              train_size:train_size; do \
 	    find $(OUTPUTS)/report -maxdepth 1 -name "$${figure%%:*}.png" -exec cp {} outputs/reference/$${figure##*:}/ \; ; \
 	done
-	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom; do \
+	for name in benchmark conversion stems zoo survey survey_kinds survey_models table2 feature_maps degrees_of_freedom copied_weights; do \
 	    find $(OUTPUTS)/report -maxdepth 1 -name "$$name.*" -exec cp {} outputs/reference/ \; ; \
 	done
 	test ! -e $(OUTPUTS)/report/differences.csv || cp $(OUTPUTS)/report/differences.csv outputs/reference/

@@ -2,6 +2,7 @@
 
 import base64
 import re
+import shlex
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
@@ -17,6 +18,7 @@ from experiments.page.runs import OWN
 from experiments.page.wanted import Runs, wanted_runs
 from experiments.reporting.formats import blank_or, printed
 from experiments.reporting.style import order_of
+from experiments.runs.machine import short_commit
 from experiments.runs.results import all_results
 from experiments.settings.identity import LOOP, experiment_identity
 from experiments.settings.schema import ReportConfig
@@ -104,7 +106,7 @@ def render(content: Content, config: ReportConfig, overrides: Sequence[str]) -> 
     return _environment().get_template("index.html.j2").render(
         content=content,
         config=config,
-        command=" ".join(["python -m experiments.report", *overrides]),
+        command=shlex.join(["python", "-m", "experiments.report", *overrides]),
         settings=OmegaConf.to_yaml(
             {part: asdict(getattr(config, part)) for part in ("data", "recipe", "model")}
         ),
@@ -117,10 +119,7 @@ def render(content: Content, config: ReportConfig, overrides: Sequence[str]) -> 
         scripts=[_inlined("explorer.js"), _inlined("page.js")],
         licences=[_inlined("vendor/d3.LICENSE"), _inlined("vendor/plot.LICENSE")],
         explorer=_inlined("explorer.html"),
-        contents=[
-            (id_, title) for id_, title in CONTENTS.items()
-            if id_ != "explorer" or (HERE / "explorer.html").is_file()
-        ],
+        contents=[*CONTENTS.items()],
         alts=FIGURES,
         image=_image,
     )  # fmt: skip
@@ -135,7 +134,7 @@ def _environment() -> Environment:
     environment.filters |= {
         "ticks": _with_code,
         "colour": name_of,
-        "short": lambda commit: " then ".join(part[:8] for part in str(commit).split(" then ")),
+        "short": lambda commit: " then ".join(map(short_commit, str(commit).split(" then "))),
         "seconds": blank_or("{:.1f}"),
         "shortest": blank_or("{:g}"),
     }
@@ -143,12 +142,12 @@ def _environment() -> Environment:
 
 
 def _inlined(name: str) -> Markup:
-    """Return a file of this folder as it is; "" where it is not there.
+    """Return a file of this folder as it is.
 
     Raises ValueError where it would end the element that it stands in.
     """
     path = HERE / name
-    text = path.read_text() if path.is_file() else ""
+    text = read(path).decode()
     if path.suffix in (".js", ".css") and re.search(r"</(script|style)|<!--", text, re.IGNORECASE):
         raise ValueError(f"{path} would end the element that it stands in")
     return Markup(text)

@@ -25,6 +25,7 @@ from experiments.reporting.formats import NETWORKS, printed
 from experiments.reporting.published import PAPER, PAPER_DIFFERENCE
 from experiments.reporting.section import Section
 from experiments.reporting.statistics import PairedDifference, paired_difference
+from experiments.runs.networks import build_strided
 from experiments.runs.published import Published
 from experiments.settings.schema import ReportConfig
 from experiments.studies.accuracy import accuracy_section, differences_for_readers
@@ -38,10 +39,12 @@ from experiments.studies.claims import (
     percent_right,
 )
 from experiments.studies.evidence import missing_runs, progress_table, read_experiments
+from experiments.studies.table2 import is_the_papers
+from stridenet.elimination import plan_elimination
 from stridenet.files import make_folder, read, write
 
 FOLDER = "page"  # beside the page, with the csv of what no table of the report has
-MOST_ROWS = 1000  # of the table of runs
+MOST_ROWS = 1000  # of the table of runs, and curves
 DIFFERENCES = (
     "Test accuracy, Unity Stride − Non-Unity Stride, in points, over n pairs of one seed each, on "
     "these test images: the mean with its 95 % interval (Student's) and the p-value of the paired "
@@ -61,6 +64,7 @@ class Content:
     tables: dict[str, PageTable] = field(default_factory=dict)
     runs: list[dict[str, Any]] = field(default_factory=list)
     left_out: int = 0  # runs that are only in the csv
+    undrawn: int = 0  # curves that are only in the csv
     charts: dict[str, Any] = field(default_factory=dict)
     made: dict[str, Any] | None = None  # about.json of the report
     unfinished: list[dict[str, str]] = field(default_factory=list)
@@ -121,14 +125,13 @@ def collect(given: Given) -> Content:
 
 
 def _published(given: Given) -> dict[str, Published]:
-    """Return the published runs of each experiment, those that decide claims by their names."""
+    """Return the published runs of the experiments on the page; all where none are known by name."""
     if given.published is None:
         return {}
-    names = [path.parent.name for path in sorted(given.published.glob("*/runs.csv"))]
     wanted: dict[str, list[str] | None] = {
         name: None if runs is None else [*runs] for name, runs in given.wanted.items()
     }
-    return read_experiments(given.published, wanted | {n: None for n in names if n not in wanted})
+    return read_experiments(given.published, wanted or {"table1": None})
 
 
 def _evidence(given: Given, published: Mapping[str, Published], content: Content) -> None:
@@ -169,8 +172,7 @@ def _own_tables(given: Given, content: Content) -> None:
     for name, title in titles.items() if given.results else ():
         if found := from_files(given.report, name, title, f"{name}.csv", "your runs"):
             content.tables[name] = found
-    for name in ("degrees_of_freedom",):
-        _first_found(given, content, name, "Weights that training can choose")
+    _first_found(given, content, "degrees_of_freedom", "Weights that training can choose")
 
 
 def _first_found(given: Given, content: Content, name: str, title: str) -> None:
@@ -238,7 +240,6 @@ def _pairs(given: Given, published: Mapping[str, Published], content: Content) -
     sources = {"table1": published["table1"]} if "table1" in published else {}
     if given.results:
         sources[OWN] = Published(pd.DataFrame(given.results), pd.DataFrame(), pd.DataFrame())
-    papers = PAPER_DIFFERENCE if given.config.data.name == "mnist" else None
     charts, rows, judged = [], [], []
     for source, found_runs in sources.items():
         runs = found_runs.runs
@@ -246,17 +247,19 @@ def _pairs(given: Given, published: Mapping[str, Published], content: Content) -
         ordered = values.round(9).sort_values(kind="stable")
         if ordered.empty:
             continue
-        found = paired_difference(ordered, papers)
+        papers = source == "table1" or _is_the_papers(given.config)
+        margin = PAPER_DIFFERENCE if papers else None
+        found = paired_difference(ordered, margin)
         new = _on_new_images(given, source, found)
         judged.append({"source": source, **asdict(found), "within": found.within, **new})
         rows += [{"source": source, "seed": s, "points": v} for s, v in ordered.items()]
         charts.append(
             {"source": source, "seeds": [*map(int, ordered.index)], "values": [*ordered],
-             "mean": found.mean, "low": found.low, "high": found.high}
+             "mean": found.mean, "low": found.low, "high": found.high, "paper": margin}
         )  # fmt: skip
     if not rows:
         return
-    content.charts["pairs"] = {"paper": papers, "sources": charts}
+    content.charts["pairs"] = charts
     frame = pd.DataFrame(judged)
     content.tables["differences"] = _differences(given, frame)
     content.statics["pairs"] = pairs_figures(frame, sources, given.report / FOLDER)
@@ -272,6 +275,14 @@ def _pairs(given: Given, published: Mapping[str, Published], content: Content) -
     content.tables["pairs"] = _of_section(given, section)
 
 
+def _is_the_papers(config: ReportConfig) -> bool:
+    """Tell whether the report is of the paper's networks and data."""
+    size = config.data.input_size
+    return is_the_papers(
+        plan_elimination(build_strided(config.model, size), size), config.data.name
+    )
+
+
 def _on_new_images(given: Given, source: str, found: PairedDifference) -> dict[str, float | None]:
     """Return the interval on new images from the table that has it: its bootstrap takes seconds.
 
@@ -283,6 +294,8 @@ def _on_new_images(given: Given, source: str, found: PairedDifference) -> dict[s
     if found.mean is None or path is None or not path.is_file():
         return blank
     table = pd.read_csv(path)
+    if source != OWN:
+        table = table[table.experiment == source]
     same = table[(table.n == found.n) & np.isclose(table["mean"].astype(float), found.mean)]
     return dict(same.iloc[0][[*blank]]) if len(same) else blank
 
@@ -305,9 +318,6 @@ def _epochs(given: Given, published: Mapping[str, Published], content: Content) 
     if not tables:
         return
     epochs = pd.concat(tables, ignore_index=True)
-    runs = pd.DataFrame(content.runs).drop_duplicates("run").set_index("run")
-    epochs = epochs[epochs.run.isin(runs.index)]
-    epochs = epochs.join(runs[["network", "seed"]], on="run")
     given.save("epochs", epochs)
     curves = [
         {"run": run, "source": source, "network": network, "seed": int(seed),
@@ -315,7 +325,8 @@ def _epochs(given: Given, published: Mapping[str, Published], content: Content) 
         for (source, run, network, seed), rows in epochs.groupby(
             ["source", "run", "network", "seed"], sort=False)
     ]  # fmt: skip
-    content.charts["curves"] = curves
+    content.charts["curves"] = curves[:MOST_ROWS]
+    content.undrawn = max(len(curves) - MOST_ROWS, 0)
     content.statics["curves"] = curves_figures(
         given.results, published.get("table1"), given.report, given.report / FOLDER
     )

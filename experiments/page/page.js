@@ -149,7 +149,7 @@
   };
   const points = (value) => `${value < 0 ? "−" : "+"}${Math.abs(value).toFixed(3)}`;
 
-  const pairsChart = ({ paper }, { seeds, values, mean, low, high }, width) => {
+  const pairsChart = ({ paper, seeds, values, mean, low, high }, width) => {
     const dots = values.map((value, place) => ({ value, place: place + 1, seed: seeds[place] }));
     const known = low !== null;
     const label = `Sorted differences of ${values.length} pairs`;
@@ -177,9 +177,9 @@
     const chart = byId("chart-pairs");
     if (!chart || !charts.pairs) return;
     const select = byId("pairs-source");
-    const { sources } = charts.pairs;
+    const sources = charts.pairs;
     choices(select, sources.map(({ source, values }) => [source, `${sourceName(source)} (${values.length} pairs)`]));
-    const draw = drawInto(chart, (width) => pairsChart(charts.pairs, sources.find(({ source }) => source === select.value), width));
+    const draw = drawInto(chart, (width) => pairsChart(sources.find(({ source }) => source === select.value), width));
     select.addEventListener("input", draw);
   };
 

@@ -11,6 +11,7 @@ import pandas as pd
 
 from experiments.runs.published import Published
 from experiments.runs.results import arms
+from experiments.studies.rates import diverged
 from stridenet.errors import InputError
 from stridenet.files import read
 
@@ -24,11 +25,14 @@ ARMS = {  # conf/arm/NAME.yaml, by what is in the runs
     "unit_stride by_copies": "free_by_copies",
     "unit_stride by_effective": "free_effective",
 }
+OF_AN_ARM = ("model.eliminate_stride=", "model.max_pooling=", "recipe.rate_scaling=", "recipe.fan_in=",
+             "sharing=", "arm=", "weights=", "seed=")  # fmt: skip
 COLUMNS = (
     "source", "run", "network", "weights", "seed", "learning_rate", "accuracy_percent",
     "diverged", "cpu_seconds", "wall_seconds", "jobs_at_once", "device_name", "git_commit", "date",
     "command",
 )  # fmt: skip
+OF_RUN = ("run", "network", "seed")
 POINTS = ("epoch", "training_loss", "validation_loss", "validation_percent")
 
 
@@ -60,17 +64,20 @@ def own_runs(results: Sequence[Mapping[str, Any]], overrides: Sequence[str]) -> 
 def own_command(arm: str, weights: str, seed: int, overrides: Sequence[str]) -> str:
     """Return the command that does a run of the report again.
 
-    It has the report's own settings of model, data and recipe, and so the same experiment.
+    It has the report's own settings of model, data and recipe, and so the same experiment. What the
+    report was told of one arm or another is the row's instead.
     """
-    kept = [each for each in overrides if not each.startswith(("reference=", "hydra"))]
-    own_model = any(each.startswith("model=") for each in kept)
-    if arm == "pooling" and not own_model:
+    given = [each for each in overrides if not each.startswith(("reference=", "hydra"))]
+    kept = [each for each in given if not each.lstrip("+").startswith(OF_AN_ARM)]
+    by_file = kept == given and not any(each.startswith("model=") for each in kept)
+    if arm == "pooling" and by_file:
         chosen = ["model=pooling"]
-    elif arm in ARMS and not own_model:
+    elif arm in ARMS and by_file:
         chosen = [f"arm={ARMS[arm]}"]
     else:  # in full, where a file of conf/arm does not say it, or would choose another model
         chosen = _in_full(arm)
-    start = [] if weights == "scratch" else [f"weights={weights}"]
+    # Which file it was, a result does not say.
+    start = {"scratch": [], "file": ["weights=FILE"]}.get(weights, [f"weights={weights}"])
     return shlex.join(["python", "-m", "experiments.train", *kept, *chosen, *start, f"seed={seed}"])
 
 
@@ -115,6 +122,7 @@ def published_runs(
                 accuracy_percent=100 * runs.test_correct / runs.test_images,
                 cpu_seconds=runs.training_cpu_seconds,
                 wall_seconds=runs.training_wall_seconds,
+                diverged=diverged(runs),
                 command=commands,
             )[[*COLUMNS]]
         )
@@ -123,28 +131,31 @@ def published_runs(
 
 def own_epochs(results: Sequence[Mapping[str, Any]]) -> pd.DataFrame:
     """Return one row for each of the report's runs from scratch and point of its curves."""
+    named = zip(results, arms(pd.DataFrame(results)), strict=True)
     rows = [
         {
             "run": result["run"],
+            "network": arm,
+            "seed": result["seed"],
             **{key: row.get(key) for key in POINTS[:3]},
             "validation_percent": None
             if row.get("validation_accuracy") is None
             else 100 * row["validation_accuracy"],
         }
-        for result in results
+        for result, arm in named
         if result["weights"] == "scratch"
         for row in result["epochs"]
     ]
-    return pd.DataFrame(rows, columns=["run", *POINTS])
+    return pd.DataFrame(rows, columns=[*OF_RUN, *POINTS])
 
 
 def published_epochs(found: Published) -> pd.DataFrame:
     """Return one row for each published run from scratch and point of its curves."""
-    images = found.runs.set_index("run").validation_images
-    scratch = found.runs.run[found.runs.weights == "scratch"]
-    epochs = found.epochs[found.epochs.run.isin(scratch)]
-    percent = 100 * epochs.validation_correct.astype(float) / epochs.run.map(images).astype(float)
-    return epochs.assign(validation_percent=percent)[["run", *POINTS]]
+    scratch = found.runs[found.runs.weights == "scratch"]
+    of_runs = scratch.assign(network=arms(scratch))[[*OF_RUN, "validation_images"]]
+    epochs = found.epochs.merge(of_runs, on="run")
+    percent = 100 * epochs.validation_correct.astype(float) / epochs.validation_images.astype(float)
+    return epochs.assign(validation_percent=percent)[[*OF_RUN, *POINTS]]
 
 
 def unfinished(outputs: Path) -> list[dict[str, str]]:

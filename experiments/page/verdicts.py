@@ -6,6 +6,7 @@ from typing import Any
 
 import pandas as pd
 
+from experiments.runs.machine import short_commit
 from experiments.runs.published import Published
 from experiments.studies.table1 import busy
 
@@ -112,7 +113,7 @@ def provenance_of(experiment: str, found: Published | None) -> str:
     runs = found.runs
     days = sorted({str(date)[:10] for date in runs.date})
     commits = sorted(
-        {part[:8] for commit in runs.git_commit for part in str(commit).split(" then ")}
+        {short_commit(part) for commit in runs.git_commit for part in str(commit).split(" then ")}
     )
     shown = ", ".join(commits[:3]) + (f" and {len(commits) - 3} more" if len(commits) > 3 else "")
     until = " to ".join(dict.fromkeys((days[0], days[-1])))

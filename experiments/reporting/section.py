@@ -1,6 +1,7 @@
 """A table of the report: all its numbers, as people read it, and its files."""
 
 import textwrap
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -35,6 +36,13 @@ class Section:
             rows = printed.set_index(printed.columns[0]).rename_axis(None)
             text = rows.to_string(line_width=WIDTH)
         return f"{textwrap.fill(f'{self.title}: {self.caption}', WIDTH)}\n\n{text}"
+
+
+def remove_earlier(folder: Path, names: Iterable[str]) -> None:
+    """Remove the files of tables and figures that an earlier report had, of other runs."""
+    for name in names:
+        for suffix in ("csv", "md", "tex", "png", "svg"):
+            (folder / f"{name}.{suffix}").unlink(missing_ok=True)
 
 
 def save_table(table: pd.DataFrame, readable: pd.DataFrame, path: Path, caption: str) -> None:

@@ -20,6 +20,7 @@ CONFIDENCE = 1 - LEVEL
 POWER = 0.80
 MOST = 1_000_000  # seeds that we are ready to ask for
 FEWEST = 3  # pairs to judge by
+FEWEST_FOR_IMAGES = 10  # pairs: of fewer seeds, a bootstrap's percentiles are too close together
 RESAMPLES = 9_999
 
 

@@ -164,8 +164,10 @@ def _hash_of_sources() -> str:
 
 
 def short_commit(commit: Any) -> str:
-    """Return the first digits of a commit, or of the hash that stands for it."""
+    """Return the first digits of a commit, or of the hash that stands for it.
+
+    A + behind it stays: files had changed since.
+    """
     text = str(commit)
-    if text.startswith(BY_HASH):
-        return text[: len(BY_HASH) + 8]
-    return text[:8]
+    digits = len(BY_HASH) + 8 if text.startswith(BY_HASH) else 8
+    return text[:digits] + "+" * text.endswith("+")

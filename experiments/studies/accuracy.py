@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from experiments.reporting.formats import NETWORKS, blank_or, mean_and_deviation, printed
 from experiments.reporting.published import PAPER, PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import new_images, paired_difference
+from experiments.reporting.statistics import FEWEST_FOR_IMAGES, new_images, paired_difference
 from experiments.reporting.style import MARKERS, colour_of, new_figure
 from experiments.runs.published import Published
 from experiments.runs.results import arms
@@ -118,7 +118,7 @@ def differences_table(published: Mapping[str, Published]) -> pd.DataFrame:
         difference = paired_difference(values, PAPER_DIFFERENCE if main else None)
         row = {"experiment": experiment, "label": label, **asdict(difference)}
         row |= {"within": difference.within, "new_low": None, "new_high": None}
-        if difference.low is not None:
+        if difference.n >= FEWEST_FOR_IMAGES and difference.low is not None:
             right = [np.stack([found.right[run] for run in of.run]) for of in (twin, strided)]
             row["new_low"], row["new_high"] = new_images(right[0], right[1])
         rows.append(row)

@@ -13,13 +13,17 @@ import pandas as pd
 from experiments.reporting.formats import blank_or
 from experiments.reporting.published import PAPER_DIFFERENCE
 from experiments.reporting.section import Section
-from experiments.reporting.statistics import new_images, paired_difference, seeds_needed
+from experiments.reporting.statistics import (
+    FEWEST_FOR_IMAGES,
+    new_images,
+    paired_difference,
+    seeds_needed,
+)
 from experiments.runs.results import arms, unpack_bits
 from experiments.settings.schema import ReportConfig
 from experiments.studies.table2 import is_the_papers
 from stridenet.plan import EliminationPlan
 
-FEWEST_FOR_IMAGES = 10  # pairs: of fewer seeds, a bootstrap's percentiles are too close together
 CLAIM = "For a verdict on the paper's claim, run what docs/protocol.md asks for: make evidence."
 
 

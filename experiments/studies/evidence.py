@@ -8,7 +8,7 @@ import pandas as pd
 
 from experiments.reporting.documents import with_tables
 from experiments.reporting.figures import save_figure
-from experiments.reporting.section import WIDTH, Section
+from experiments.reporting.section import WIDTH, Section, remove_earlier
 from experiments.runs.published import Published, read_published
 from experiments.settings.schema import EvidenceConfig
 from experiments.studies.accuracy import EXPERIMENTS as WITH_TEST_ACCURACY
@@ -25,13 +25,17 @@ from experiments.studies.rates import (
 from experiments.studies.sharing import STARTS, by_epoch, by_run, sharing_figure, sharing_section
 from experiments.studies.steps import rho_figure, rho_section, steps_section
 from experiments.studies.train_size import train_size_figure, train_size_sections
-from stridenet.files import make_folder, write
+from stridenet.files import make_folder, read, write
 
 EXPERIMENTS = (
     "rates", "table1", "swapped", "caffe", "sharing", "train_size_rates", "train_size",
     "fashion_rates", "fashion", "paper_level_steps", "paper_level", "adam_rates", "adam",
 )  # fmt: skip
 LENGTHS = "paper_level_steps"
+OF_COMPLETE = (  # what there is of experiments that are complete alone
+    "accuracy", "differences", LENGTHS, "sharing", "sharing_steps", "rho", "rho_fine_tune",
+    "train_size", "train_size_differences",
+)  # fmt: skip
 PROGRESS = (
     "The experiments of docs/protocol.md in their order: how many of their runs are published. A run "
     "that is missing is done by `make evidence EXPERIMENT=NAME`, from wherever the repository is."
@@ -45,6 +49,7 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     """
     folder = Path(config.outputs) / "report"
     make_folder(folder)
+    remove_earlier(folder, OF_COMPLETE)
     published = read_experiments(Path(config.published), wanted)
     progress = progress_table(published, wanted)
     missing = missing_runs(progress)
@@ -72,7 +77,7 @@ def _write_documents(paths: Iterable[str], sections: Iterable[Section]) -> None:
     """Write the marked tables of these documents anew."""
     tables = {section.name: section.readable for section in sections}
     for path in map(Path, paths):
-        write(path, with_tables(path.read_text(), tables).encode())
+        write(path, with_tables(read(path).decode(), tables).encode())
 
 
 def read_experiments(folder: Path, wanted: Mapping[str, list[str] | None]) -> dict[str, Published]:

@@ -1,12 +1,11 @@
 """Everything in outputs/report/, from the runs of one experiment."""
 
 import textwrap
-from collections.abc import Iterable
 from pathlib import Path
 
 from experiments.reporting.figures import save_figure
 from experiments.reporting.provenance import about_runs, circumstances_of
-from experiments.reporting.section import WIDTH
+from experiments.reporting.section import WIDTH, remove_earlier
 from experiments.runs.files import write_json
 from experiments.runs.networks import build_strided
 from experiments.runs.results import finished_runs, tidy
@@ -68,7 +67,7 @@ def write_report(config: ReportConfig) -> list[str]:
         drawn["training_time"] = training_time(runs, accuracy)
     for name, figure in drawn.items():
         save_figure(figure, folder / name)
-    _remove_earlier(folder, OPTIONAL - drawn.keys() - {section.name for section in sections})
+    remove_earlier(folder, OPTIONAL - drawn.keys() - {section.name for section in sections})
     return [
         *texts,
         textwrap.fill(about, WIDTH),
@@ -80,12 +79,3 @@ def _pooling_plan(config: ReportConfig) -> EliminationPlan:
     """Return the plan of the network with pooling layers that the strided one stands for."""
     pooled = build_strided(config.model, config.data.input_size, max_pooling=True)
     return plan_elimination(pooled, config.data.input_size)
-
-
-def _remove_earlier(folder: Path, names: Iterable[str]) -> None:
-    """Remove the files of tables and figures that an earlier report had, of other runs."""
-    for name in names:
-        for suffix in ("csv", "md", "tex", "png", "svg"):
-            path = folder / f"{name}.{suffix}"
-            if path.is_file():
-                path.unlink()

@@ -34,6 +34,24 @@ def test_a_marked_table_is_written_anew_and_nothing_else_is_touched() -> None:
         with_tables("<!-- table: two -->\n<!-- end -->", {"one": TABLE})
 
 
+@pytest.mark.parametrize(
+    ("document", "told"),
+    [
+        ("<!-- table: one -->\nold\n\nProse.\n\n<!-- table: one -->\n<!-- end -->", "needs a line"),
+        ("<!-- table: one -->\nold\n", "needs a line"),
+        ("<!-- table: one X=1 -->\n<!-- end -->", "no column X; there are Of, n"),
+        ("<!-- table: one n=4 -->\n<!-- end -->", "no row with n=4"),
+    ],
+)
+def test_a_mark_without_an_end_a_column_or_a_row_is_refused(document: str, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        with_tables(document, {"one": TABLE})
+    numbers = with_tables(
+        "<!-- table: one n=2 -->\n<!-- end -->", {"one": TABLE.astype({"n": int})}
+    )
+    assert "| b    |" in numbers
+
+
 def test_published_tables_are_those_of_the_published_runs(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -166,9 +166,14 @@ def test_sharing_and_few_images_have_their_tables_and_figures_once_they_are_comp
         name: [one["run"] for of, one in runs if of == name] + ["one more"] * (not complete)
         for name in ("sharing", "train_size")
     }
+    report = tmp_path / "outputs" / "report"
+    report.mkdir(parents=True)
+    earlier = [report / name for name in ("sharing.md", "rho.png", "differences.csv")]
+    for path in earlier:
+        path.write_text("of an earlier state")
     text = written(tmp_path, wanted, *runs)
     assert max(map(len, text.splitlines()[:-1])) <= 80
-    report = tmp_path / "outputs" / "report"
+    assert [path for path in earlier if path.exists()] == earlier[: int(complete)]
     for name in ("sharing", "sharing_steps", "rho", "train_size", "train_size_differences"):
         suffixes = {".csv", ".md", ".tex"} if complete else set()
         assert {path.suffix for path in report.glob(f"{name}.*")} == suffixes

@@ -136,7 +136,7 @@ def test_processes_that_are_started_do_not_say_it_again(copied: Path) -> None:
 
 
 def test_short_commits_can_be_told_apart() -> None:
-    assert short_commit("0123456789abcdef+") == "01234567"
+    assert short_commit("0123456789abcdef+") == "01234567+"
     assert short_commit("sources-0123456789abcdef") == "sources-01234567"
     assert short_commit(None) == "None"
 

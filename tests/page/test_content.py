@@ -2,25 +2,30 @@
 
 import hashlib
 import json
+import re
 import shlex
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
+import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
+from experiments import sweep
 from experiments.command import CONF
-from experiments.page import build
+from experiments.page import build, content
 from experiments.page.build import write_page
 from experiments.page.colours import PAPERS, RATIO, contrast, legible, name_of, properties
-from experiments.page.runs import ARMS, own_command, unfinished
+from experiments.page.runs import ARMS, own_command, published_runs, unfinished
 from experiments.page.tables import from_files
 from experiments.page.wanted import EXPERIMENTS, wanted_runs
 from experiments.reporting.style import COLOURS
 from experiments.settings.checks import resolve
 from experiments.settings.identity import run_name
 from experiments.settings.schema import RunConfig
+from experiments.studies.evidence import read_experiments
 from tests.experiments.processes import command
 from tests.page.pages import (
     HOSTILE,
@@ -93,6 +98,8 @@ def command_name(command: str) -> str:
 OVERRIDES = (
     ["recipe=smoke", "recipe.steps=40", "outputs=some where"],
     ["recipe=smoke", "model=unit_stride", "reference=null"],
+    ["recipe=smoke", "recipe.rate_scaling=copies", "recipe.fan_in=filter", "sharing=tied"],
+    ["recipe=smoke", "model.eliminate_stride=true", "seed=7"],
 )
 
 
@@ -113,13 +120,30 @@ def test_a_command_does_the_run_of_its_row(arm: str, overrides: list[str]) -> No
         assert found == run_name(resolve(OmegaConf.create(settings), RunConfig))
 
 
+def test_a_run_from_a_file_leaves_the_file_to_be_filled_in() -> None:
+    line = own_command("strided", "file", 3, ["recipe=smoke"])
+    assert line.endswith("recipe=smoke arm=strided weights=FILE seed=3")
+
+
 def test_the_command_of_a_published_run_is_its_experiments() -> None:
-    runs = published_wanted("table1")
-    assert runs is not None
-    name, overrides = next(iter(runs.items()))
+    found = read_experiments(REFERENCE, {"swapped": None, "sharing": None})
     with initialize_config_dir(CONF, version_base="1.3"):
-        line = shlex.join(["python", "-m", "experiments.train", "experiment=table1", *overrides])
-        assert command_name(line) == name
+        known = {name: sweep.overrides_of(name) for name in found}
+        rows = published_runs(found, known)
+        for name in found:
+            of = rows[rows.source == name]
+            assert [*of.run] == [*found[name].runs.run]
+            for row in (of.iloc[0], of.iloc[-1]):
+                assert command_name(row.command) == row.run
+
+
+def test_a_published_run_at_chance_has_diverged_whatever_its_loss() -> None:
+    found = read_experiments(REFERENCE, {"table1": None})["table1"]
+    found.runs.loc[3, "validation_correct"] = 400
+    known = {"table1": {run: [] for run in found.runs.run}}
+    assert [*published_runs({"table1": found}, known).diverged] == [
+        place == 3 for place in range(100)
+    ]
 
 
 def test_without_any_run_the_page_says_what_is_missing(tmp_path: Path) -> None:
@@ -148,14 +172,55 @@ def test_the_report_of_no_run_writes_the_page_and_fails(tmp_path: Path) -> None:
     assert "strided-scratch-validated-s3000-a05c1596" in page.read_text()
 
 
+def pairs_in(text: str) -> list[dict[str, Any]]:
+    """The data of the chart of pairs."""
+    (data,) = re.findall(r'<script[^>]*id="page-data"[^>]*>(.*?)</script>', text, re.DOTALL)
+    return json.loads(data)["charts"]["pairs"]
+
+
+def test_a_network_of_other_layers_is_not_beside_the_papers_difference(tmp_path: Path) -> None:
+    config = config_for(tmp_path, "recipe=smoke", "model.layers.conv1.channels=8")
+    for network in ("strided", "unit_stride"):
+        finished_run(config, network, 0)
+    assert {one["source"]: one["paper"] for one in pairs_in(write_page(config).read_text())} == {
+        "table1": 0.06,
+        "yours": None,
+    }
+
+
+def test_all_curves_are_in_the_csv_and_the_means_however_many_are_drawn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(content, "MOST_ROWS", 60)
+    text = write_page(config_for(tmp_path)).read_text()  # of no run is the command known
+    epochs = pd.read_csv(tmp_path / "report/page/epochs.csv")
+    assert epochs.run.nunique() == 100
+    assert epochs.groupby("network").run.nunique().to_dict() == {"strided": 50, "unit_stride": 50}
+    assert "40 more curves are only in the csv." in text
+
+
+def test_the_command_of_the_page_can_be_pasted_and_sources_have_their_digits(
+    tmp_path: Path,
+) -> None:
+    config = config_for(tmp_path)
+    finished_run(config, "strided", 1, git_commit="sources-0123456789abcdef")
+    finished_run(config, "strided", 2, git_commit="fedcba9876543210+ then 0123456789abcdef")
+    text = write_page(config, ["outputs=some where"]).read_text()
+    assert "python -m experiments.report &#39;outputs=some where&#39;" in text
+    assert ">sources-01234567<" in text
+    assert ">fedcba98+ then 01234567<" in text
+
+
 def test_runs_of_another_data_set_are_not_beside_the_papers(tmp_path: Path) -> None:
     config = config_for(tmp_path, "data=fashion_mnist", "recipe=smoke")
     for network in ("strided", "unit_stride"):
         finished_run(config, network, 0)
     finished_run(config_for(tmp_path), "strided", 1)  # of other settings: left out
     text = write_page(config, ["data=fashion_mnist", "recipe=smoke"]).read_text()
-    assert "the paper's +" not in text.split("page-data")[0]
-    assert '"paper": null' in text
+    assert {one["source"]: one["paper"] for one in pairs_in(text)} == {
+        "table1": 0.06,
+        "yours": None,
+    }
     rows = (tmp_path / "report/page/runs.csv").read_text().splitlines()
     assert len(rows) == 3
     assert "data=fashion_mnist recipe=smoke arm=strided seed=0" in rows[1]
