@@ -213,6 +213,28 @@ def test_focus_is_seen_and_nothing_moves_where_that_is_asked(open_page: Open) ->
     assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
 
 
+COVERED = """() => {
+  const focused = document.activeElement, box = focused.getBoundingClientRect();
+  const places = [box.top + 1, (box.top + box.bottom) / 2, box.bottom - 1];
+  const over = (y) => document.elementFromPoint((box.left + box.right) / 2, y);
+  return places.map(over).filter((one) => one !== focused).map((one) => one?.textContent);
+}"""
+
+
+def test_focus_is_not_hidden_under_the_head_of_the_table(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    buttons = page.locator("#runs-table .command button")
+    buttons.nth(40).focus()
+    for row in reversed(range(40)):
+        page.keyboard.press("Shift+Tab")
+        assert buttons.nth(row).evaluate("button => button === document.activeElement")
+        assert page.evaluate(COVERED) == []
+    rows = page.locator(".tall")
+    rows.evaluate("rows => { rows.scrollTop = 900; }")
+    page.locator("#runs-table thead button").nth(3).focus()
+    assert rows.evaluate("rows => rows.scrollTop") == 900
+
+
 def test_without_scripts_figures_stand_in_the_charts_place(open_page: Open) -> None:
     page = open_page(java_script_enabled=False)
     figures = page.locator("figure.static img")
