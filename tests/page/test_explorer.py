@@ -318,6 +318,44 @@ def test_errors_stand_beside_the_field(page: Any, field: str, value: str, senten
     assert page.locator("#explorer.stale").count() == 0
 
 
+CHANGES = """() => {
+  window.changed = [];
+  const note = (records) => changed.push(...records.map(({target}) => target.textContent));
+  for (const region of document.querySelectorAll("#explorer [role=status]"))
+    new MutationObserver(note).observe(region, {childList: true, characterData: true, subtree: true});
+}"""
+
+
+def test_errors_and_outcomes_are_announced_once(page: Any) -> None:
+    """Live regions have them, which were there before, and which no key without effect changes."""
+    page.click("[data-preset=lenet12]")
+    error = page.get_by_role("status").and_(page.locator("#explorer-error-1"))
+    note, verdict = (
+        page.get_by_role("status").and_(page.locator(f"[data-show={name}]"))
+        for name in ("note", "verdict")
+    )
+    assert [error.count(), note.count(), verdict.count()] == [1, 1, 1]
+    assert error.text_content() == ""
+    page.evaluate(CHANGES)
+    stride = page.locator("[data-field=stride1]")
+    for value in ("0", "00", "99"):  # each is the same error
+        stride.fill(value)
+    wrong = "The stride must be a whole number from 1 to 16."
+    shown = "The pictures below still show the last settings that fit."
+    assert error.text_content() == wrong
+    assert note.text_content() == shown
+    assert sorted(page.evaluate("changed.splice(0)")) == [shown, wrong]
+
+    for value in ("2", "02", "2.0"):
+        stride.fill(value)
+    own = "These settings are your own. One channel of each map is drawn and computed."
+    assert error.text_content() == ""
+    assert note.text_content() == own
+    equal = verdict.text_content()
+    assert equal.endswith("integers are equal.")
+    assert sorted(page.evaluate("changed.splice(0)")) == sorted(["", own, equal])
+
+
 NARROW = [{"viewport": {"width": width, "height": 800}} for width in (360, 320)]
 
 
