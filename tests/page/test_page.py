@@ -127,6 +127,23 @@ def test_the_runs_are_filtered(open_page: Open) -> None:
     assert page.locator("#runs-count").inner_text() == "1 of 110 runs"
 
 
+def test_the_runs_are_searched_by_name_seed_and_commit_alone(
+    open_page: Open, page_file: Path
+) -> None:
+    page = open_page()
+    runs = csv_of(page_file, "page/runs.csv")
+    search = page.get_by_label("Name, seed or commit contains")
+    commit = runs.git_commit[runs.source == "table1"].iloc[0]
+    assert len(commit) >= 40
+    for wanted in (commit, commit.upper()):
+        search.fill(wanted)
+        assert cells(page, "#runs-table", 0) == [*runs.run[runs.git_commit == commit]]
+    assert not runs.run.str.contains("copy").any()
+    for elsewhere in ("copy", "python", "table1"):  # of buttons, commands and sources
+        search.fill(elsewhere)
+        assert cells(page, "#runs-table", 0) == []
+
+
 def test_the_curves_are_filtered_and_have_tooltips(open_page: Open) -> None:
     page = open_page()
     count, chart = page.locator("#curves-count"), page.locator("#chart-curves")
