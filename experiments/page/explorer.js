@@ -353,6 +353,11 @@ window.Explorer = (() => {
 
   const FIELDS = ["kernel", "stride", "dilation", "padding"];
 
+  // A live region is announced whenever it is written, also with the text that it has.
+  function write(place, text) {
+    if (place.textContent !== text) place.textContent = text;
+  }
+
   class View {
     constructor(element) {
       this.element = element;
@@ -362,7 +367,7 @@ window.Explorer = (() => {
     all(selector) { return [...this.element.querySelectorAll(selector)]; }
     one(selector) { return this.element.querySelector(selector); }
     field(name) { return this.one(`[data-field="${name}"]`); }
-    show(name, text) { this.one(`[data-show="${name}"]`).textContent = text; }
+    show(name, text) { write(this.one(`[data-show="${name}"]`), text); }
 
     map(name, caption, ...how) {
       drawMap(this.one(`.${name} .picture`), ...how);
@@ -399,14 +404,15 @@ window.Explorer = (() => {
         const inputs = [...fieldset.querySelectorAll("[data-field]")];
         const wrong = inputs.filter((input) => errors[input.dataset.field]);
         for (const input of inputs) {
-          input.removeAttribute("aria-invalid");
-          input.removeAttribute("aria-describedby");
+          if (wrong.includes(input)) {
+            input.setAttribute("aria-invalid", "true");
+            input.setAttribute("aria-describedby", error.id);
+          } else {
+            input.removeAttribute("aria-invalid");
+            input.removeAttribute("aria-describedby");
+          }
         }
-        for (const input of wrong) {
-          input.setAttribute("aria-invalid", "true");
-          input.setAttribute("aria-describedby", error.id);
-        }
-        error.textContent = wrong.map((input) => errors[input.dataset.field]).join(" ");
+        write(error, wrong.map((input) => errors[input.dataset.field]).join(" "));
       }
     }
 

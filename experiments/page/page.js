@@ -100,7 +100,7 @@
     const sources = unique(rows.map((row) => row.dataset.source));
     choices(source, [["", "all"], ...sources.map((name) => [name, sourceName(name)])]);
     choices(network, [["", "all"], ...networks.map(({ key, name }) => [key, name])]);
-    const contents = rows.map((row) => row.textContent.toLowerCase());
+    const contents = rows.map((row) => row.dataset.search.toLowerCase());
     const filter = () => {
       const wanted = text.value.trim().toLowerCase();
       let shown = 0;

@@ -15,7 +15,7 @@ from stridenet import plan_elimination
 from stridenet.phases import expand_filter
 from stridenet.taps import TapMap
 from stridenet.zoo import lenet
-from tests.page.explorer_page import browser, standalone
+from tests.page.explorer_page import standalone
 from tests.page.explorer_settings import Settings, map_sizes, random, systematic
 
 PRESETS = ("toy", "lenet12", "lenet23", "lenet34", "resnet", "vit")
@@ -31,16 +31,10 @@ COMPUTE = """settings => JSON.stringify(JSON.parse(settings).map(each => {
 }))"""
 
 
-@pytest.fixture(scope="module")
-def chromium() -> Iterator[Any]:
-    with browser() as started:
-        yield started
-
-
 @pytest.fixture
-def page(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
+def page(browser: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     """The explorer alone, which must say nothing on the console and ask the network for nothing."""
-    context = chromium.new_context(**getattr(request, "param", {}))
+    context = browser.new_context(**getattr(request, "param", {}))
     page = context.new_page()
     told: list[str] = []
     page.on("console", lambda message: told.append(message.text))
@@ -50,6 +44,11 @@ def page(chromium: Any, request: pytest.FixtureRequest) -> Iterator[Any]:
     yield page
     context.close()
     assert [each for each in told if not each.startswith("data:")] == []
+
+
+def test_the_browser_is_the_one_that_opens_the_whole_page(page: Any, browser: Any) -> None:
+    """A second one would need its own rule for where it is, and Playwright starts no second one."""
+    assert page.context.browser == browser
 
 
 def assert_same_axis(axis: dict[str, Any], taps: TapMap) -> None:
@@ -231,13 +230,13 @@ def test_the_copies_of_a_weight_are_lit_together(page: Any, preset: str, layer: 
             assert page.evaluate(LIT, "strided-filter") == [[k, l]]
             assert len(page.evaluate(LIT, "cut-filter")) == 1
             name = f"{l + 1}" if flat else f"({k + 1},{l + 1})"
-            said = page.inner_text("[role=status]")
+            said = page.inner_text("[data-show=live]")
             assert said.startswith(f"Weight {name} = ")
             assert f"stands at {len(expected)} place" in said
             page.mouse.move(0, 0)
             cell.blur()
             assert page.locator(".lit").count() == 0
-            assert page.inner_text("[role=status]") == ""
+            assert page.inner_text("[data-show=live]") == ""
 
 
 def test_a_place_of_the_twins_filter_lights_its_weight(page: Any) -> None:
@@ -246,10 +245,12 @@ def test_a_place_of_the_twins_filter_lights_its_weight(page: Any) -> None:
     place.hover()
     weight = int(place.get_attribute("data-weight"))
     assert page.evaluate(LIT, "strided-filter") == [list(divmod(weight, 5))]
-    assert "here from input phase (1,1) to output phase (2,1)" in page.inner_text("[role=status]")
+    assert "here from input phase (1,1) to output phase (2,1)" in page.inner_text(
+        "[data-show=live]"
+    )
     page.locator('.twin-filter [data-weight="-1"]').first.hover()
     assert page.locator(".lit").count() == 0
-    assert page.inner_text("[role=status]").startswith("Here is a structural zero, from input")
+    assert page.inner_text("[data-show=live]").startswith("Here is a structural zero, from input")
 
 
 def test_filters_are_walked_through_with_the_keyboard(page: Any) -> None:
@@ -268,7 +269,7 @@ def test_filters_are_walked_through_with_the_keyboard(page: Any) -> None:
         assert page.evaluate(f"document.activeElement.closest('.{picture}') !== null")
     assert page.locator('.twin-filter [tabindex="0"]').count() == 1
     page.keyboard.press("Control+Home")
-    assert "structural zero" in page.inner_text("[role=status]")
+    assert "structural zero" in page.inner_text("[data-show=live]")
     page.keyboard.press("Tab")
     assert page.evaluate("document.activeElement.closest('[role=grid]') === null")
 
@@ -317,6 +318,44 @@ def test_errors_stand_beside_the_field(page: Any, field: str, value: str, senten
     assert page.locator("#explorer.stale").count() == 0
 
 
+CHANGES = """() => {
+  window.changed = [];
+  const note = (records) => changed.push(...records.map(({target}) => target.textContent));
+  for (const region of document.querySelectorAll("#explorer [role=status]"))
+    new MutationObserver(note).observe(region, {childList: true, characterData: true, subtree: true});
+}"""
+
+
+def test_errors_and_outcomes_are_announced_once(page: Any) -> None:
+    """Live regions have them, which were there before, and which no key without effect changes."""
+    page.click("[data-preset=lenet12]")
+    error = page.get_by_role("status").and_(page.locator("#explorer-error-1"))
+    note, verdict = (
+        page.get_by_role("status").and_(page.locator(f"[data-show={name}]"))
+        for name in ("note", "verdict")
+    )
+    assert [error.count(), note.count(), verdict.count()] == [1, 1, 1]
+    assert error.text_content() == ""
+    page.evaluate(CHANGES)
+    stride = page.locator("[data-field=stride1]")
+    for value in ("0", "00", "99"):  # each is the same error
+        stride.fill(value)
+    wrong = "The stride must be a whole number from 1 to 16."
+    shown = "The pictures below still show the last settings that fit."
+    assert error.text_content() == wrong
+    assert note.text_content() == shown
+    assert sorted(page.evaluate("changed.splice(0)")) == [shown, wrong]
+
+    for value in ("2", "02", "2.0"):
+        stride.fill(value)
+    own = "These settings are your own. One channel of each map is drawn and computed."
+    assert error.text_content() == ""
+    assert note.text_content() == own
+    equal = verdict.text_content()
+    assert equal.endswith("integers are equal.")
+    assert sorted(page.evaluate("changed.splice(0)")) == sorted(["", own, equal])
+
+
 NARROW = [{"viewport": {"width": width, "height": 800}} for width in (360, 320)]
 
 
@@ -341,7 +380,7 @@ def test_nothing_moves_under_the_pointer(page: Any, width: int) -> None:
     before = page.evaluate(top)
     for place in (".weight", ".zero"):
         page.locator(f".twin-filter {place}").last.hover()
-        assert page.inner_text("[role=status]")
+        assert page.inner_text("[data-show=live]")
         assert page.evaluate(top) == before
 
 
@@ -399,8 +438,8 @@ def test_print_has_the_preset_and_nothing_lit(page: Any) -> None:
     assert page.inner_text("[data-show=note]").startswith("LeNet’s last two convolutions")
 
 
-def test_without_scripts_a_sentence_stands_there(chromium: Any) -> None:
-    context = chromium.new_context(java_script_enabled=False)
+def test_without_scripts_a_sentence_stands_there(browser: Any) -> None:
+    context = browser.new_context(java_script_enabled=False)
     page = context.new_page()
     page.set_content(standalone())
     assert "needs JavaScript" in page.inner_text("noscript")

@@ -127,6 +127,23 @@ def test_the_runs_are_filtered(open_page: Open) -> None:
     assert page.locator("#runs-count").inner_text() == "1 of 110 runs"
 
 
+def test_the_runs_are_searched_by_name_seed_and_commit_alone(
+    open_page: Open, page_file: Path
+) -> None:
+    page = open_page()
+    runs = csv_of(page_file, "page/runs.csv")
+    search = page.get_by_label("Name, seed or commit contains")
+    commit = runs.git_commit[runs.source == "table1"].iloc[0]
+    assert len(commit) >= 40
+    for wanted in (commit, commit.upper()):
+        search.fill(wanted)
+        assert cells(page, "#runs-table", 0) == [*runs.run[runs.git_commit == commit]]
+    assert not runs.run.str.contains("copy").any()
+    for elsewhere in ("copy", "python", "table1"):  # of buttons, commands and sources
+        search.fill(elsewhere)
+        assert cells(page, "#runs-table", 0) == []
+
+
 def test_the_curves_are_filtered_and_have_tooltips(open_page: Open) -> None:
     page = open_page()
     count, chart = page.locator("#curves-count"), page.locator("#chart-curves")
@@ -211,6 +228,28 @@ def test_focus_is_seen_and_nothing_moves_where_that_is_asked(open_page: Open) ->
     assert page.evaluate(f"{focused}.outlineStyle") == "solid"
     assert page.evaluate("document.activeElement.className") == "skip"
     assert page.evaluate("getComputedStyle(document.documentElement).scrollBehavior") == "auto"
+
+
+COVERED = """() => {
+  const focused = document.activeElement, box = focused.getBoundingClientRect();
+  const places = [box.top + 1, (box.top + box.bottom) / 2, box.bottom - 1];
+  const over = (y) => document.elementFromPoint((box.left + box.right) / 2, y);
+  return places.map(over).filter((one) => one !== focused).map((one) => one?.textContent);
+}"""
+
+
+def test_focus_is_not_hidden_under_the_head_of_the_table(open_page: Open) -> None:
+    page = open_page(reduced_motion="reduce")
+    buttons = page.locator("#runs-table .command button")
+    buttons.nth(40).focus()
+    for row in reversed(range(40)):
+        page.keyboard.press("Shift+Tab")
+        assert buttons.nth(row).evaluate("button => button === document.activeElement")
+        assert page.evaluate(COVERED) == []
+    rows = page.locator(".tall")
+    rows.evaluate("rows => { rows.scrollTop = 900; }")
+    page.locator("#runs-table thead button").nth(3).focus()
+    assert rows.evaluate("rows => rows.scrollTop") == 900
 
 
 def test_without_scripts_figures_stand_in_the_charts_place(open_page: Open) -> None:
