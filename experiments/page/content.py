@@ -125,7 +125,7 @@ def collect(given: Given) -> Content:
 
 
 def _published(given: Given) -> dict[str, Published]:
-    """Return the published runs of the experiments on the page; all where none are known by name."""
+    """Return the published runs of the wanted experiments, or of Table 1 where none is wanted."""
     if given.published is None:
         return {}
     wanted: dict[str, list[str] | None] = {
