@@ -190,6 +190,16 @@ def test_the_documents_have_the_published_numbers() -> None:
         assert re.search(rf"\*\*{claim}, [^*]*: {verdicts[claim]}\.\*\*", findings)
 
 
+def test_readme_has_the_published_numbers_of_copied_weights() -> None:
+    rows = pd.read_csv(ROOT / "outputs/reference/copied_weights.csv").set_index("numbers")
+    readme = " ".join((ROOT / "README.md").read_text().split())
+    assert (rows.n == 5).all()
+    assert (rows.agreeing_least == rows.images).all()
+    assert f"predicts the same class on 10,000 of {rows.images['float32']:,} test images" in readme
+    largest = rows.largest_difference
+    assert f"{largest.float32:.2g} in float32 and {largest.float64:.2g} in float64" in readme
+
+
 def test_the_documents_have_the_published_times() -> None:
     rows = pd.read_csv(ROOT / "outputs/reference/benchmark.csv").set_index("quantity")
     names = ("our loop (ms)", "paper's training (s)", "plain loop (ms)")
