@@ -168,6 +168,8 @@ def test_the_documents_have_the_published_numbers() -> None:
     findings = " ".join((ROOT / "docs" / "findings.md").read_text().split())
     assert f"p = {row.p:.2g}, Wilcoxon's test {row.wilcoxon_p:.2g}, before Holm's" in findings
     assert f"behind in {behind}, equal in {row.n - row.ahead - behind})" in findings
+    (line,) = [x for x in findings.split("| C") if x.startswith("1: The unit-stride")]
+    assert f"after it, that of t is {line.split('|')[4].strip()}." in findings
     right = np.stack([*found.right.values()]).sum(0)
     deciding = int(((right > 0) & (right < len(found.right))).sum())
     assert f"Of the 10,000 images, {deciding} decide everything" in findings

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from scipy import stats
 
 from experiments.runs.networks import build_strided
 from experiments.runs.published import Published
-from experiments.studies.claims import claims_table
+from experiments.studies.claims import FREE, claims_table
 from experiments.studies.sharing import ARMS
 from experiments.studies.steps import (
     expected,
@@ -257,3 +258,62 @@ def test_the_figure_has_a_panel_a_layer_with_medians_names_and_the_bound(
     heights = np.diff(np.log([text.get_position()[1] for text in names]))
     assert (heights > 0.1).all()  # none over another, though all end at one number
     assert "4 seeds, 5000 to 5003" in figure.get_suptitle()
+
+
+def test_findings_have_what_sharing_measured() -> None:
+    """Computed from the rows by pandas and scipy alone."""
+    root = Path(__file__).resolve().parents[2]
+    folder = root / "outputs/reference/sharing"
+    runs, epochs, rho = (pd.read_csv(folder / f"{name}.csv") for name in ("runs", "epochs", "rho"))
+    runs = runs.assign(arm=(runs.network + " " + runs.variant.fillna("")).str.strip())
+    assert len(runs) == 140
+    runs["first"] = runs.run.map(epochs[epochs.epoch == 1].set_index("run").training_loss)
+    runs["percent"] = runs.test_correct / 100
+    scratch = runs[runs.weights == "scratch"].pivot(index="seed", columns="arm")
+
+    def apart(quantity: str, arm: str) -> tuple[float, float, float]:
+        values = scratch[quantity][arm] - scratch[quantity]["strided"]
+        assert len(values.dropna()) == 10
+        return (values.mean(), *stats.ttest_1samp(values, 0).confidence_interval(0.95))
+
+    text = " ".join((root / "docs/findings.md").read_text().split())
+    masked, by_copies = "unit_stride masked", "unit_stride masked by_copies"
+    free = apart("first", FREE)
+    p = stats.ttest_rel(scratch["first"][FREE], scratch["first"]["strided"]).pvalue
+    said = (
+        "higher by {:.3f} nats (95 % interval {:.3f} to {:.3f}, ten pairs). By itself that has p = "
+    )
+    assert f"{said.format(*free)}{p:.2g}" in text
+    assert f"p = {7 * p:.2g}." in text  # the smallest of seven
+    for arm in (by_copies, "unit_stride by_effective"):
+        assert "is {:+.3f} ({:+.3f} to {:+.3f}).".format(*apart("first", arm)) in text
+    assert f"a quarter of C2's gap, {free[0] / 4:.4f} nats" in text
+    assert "masked by {:.3f} nats ({:.3f} to {:.3f})".format(*apart("first", masked)) in text
+    mean, low, high = apart("first", "unit_stride by_copies")
+    assert f"smaller loss, by {-mean:.3f} ({-high:.3f} to {-low:.3f})" in text
+    for arm, words in ((masked, "strided network by {:.2f} points"), (FREE, "free by {:.2f}")):
+        mean, low, high = apart("percent", arm)
+        assert f"{words.format(-mean)} ({-high:.2f} to {-low:.2f})" in text
+    both = [apart("percent", arm) for arm in (by_copies, "unit_stride by_copies")]
+    shown = ["{:+.2f} ({:+.2f} to {:+.2f})".format(*(round(x, 9) for x in one)) for one in both]
+    assert f"differences are {shown[0]} and {shown[1]}" in text
+    of_arm = rho.merge(runs[runs.weights == "scratch"][["run", "arm"]], on="run")
+    medians = of_arm.groupby(["arm", "layer"]).rho.median()
+    layers = [f"conv{n}.weight" for n in (1, 2, 3)]
+    for arm, digits in ((masked, ".2f"), (FREE, ".1f")):
+        one, two, three = (format(medians[arm, layer], digits) for layer in layers)
+        assert f"{one}, {two} and {three} in" in text
+    assert round(medians[masked, layers[0]] * 16) == 12  # "a twelfth"
+    readme = " ".join((root / "README.md").read_text().split())
+    assert "higher by {:.3f} nats ({:.3f} to {:.3f}, ten pairs)".format(*free) in readme
+    assert f"do not establish (p = {7 * p:.2g})" in readme
+    hours = runs.training_cpu_seconds.sum() / 3600
+    assert f"140 runs, {hours:.1f} CPU-hours" in text
+    trained = runs[runs.weights == "fine_tune"].pivot(index="seed", columns="arm", values="first")
+    for arm, words in (
+        (by_copies, "masked by copies by"), ("unit_stride by_effective", "free effective by"),
+        ("unit_stride by_copies", "larger steps, by"), (masked, "a smaller loss, by"),
+    ):  # fmt: skip
+        values = (trained[arm] - trained["strided"]) * (-1 if arm == masked else 1)
+        low, high = stats.ttest_1samp(values, 0).confidence_interval(0.95)
+        assert f"{words} {values.mean():.3f} ({low:.3f} to {high:.3f})" in text

@@ -33,7 +33,8 @@ def main(runs: int) -> None:
                 window = browser.new_page(viewport={"width": 1200, "height": 900})
                 window.goto(page.as_uri())
                 window.locator(".chart svg").nth(1).wait_for()
-                window.wait_for_function(f"{SHOWN} > 0")
+                while not window.evaluate(f"{SHOWN} > 0"):  # wait_for_function needs eval
+                    window.wait_for_timeout(50)
                 loaded = window.evaluate(SHOWN)
                 began = time.perf_counter()
                 window.locator("#runs-table thead button").nth(4).click()

@@ -166,7 +166,7 @@ def test_a_command_is_copied(open_page: Open, page_file: Path) -> None:
     page = open_page(permissions=["clipboard-read", "clipboard-write"])
     commands = csv_of(page_file, "page/runs.csv").command
     page.locator("#runs-table .command button").nth(2).click()
-    page.wait_for_function("document.getElementById('announcer').textContent !== ''")
+    page.locator("#announcer", has_text="Copied").wait_for(state="attached")
     assert page.locator("#announcer").inner_text() == f"Copied: {commands[2]}"
     assert page.evaluate("navigator.clipboard.readText()") == commands[2]
 
@@ -176,7 +176,7 @@ def test_a_command_is_copied_where_there_is_no_clipboard_for_scripts(
 ) -> None:
     page = open_page(setup="Object.defineProperty(navigator, 'clipboard', {value: undefined});")
     page.locator("#runs-table .command button").nth(1).click()
-    page.wait_for_function("document.getElementById('announcer').textContent !== ''")
+    page.locator("#announcer", has_text="Copied").wait_for(state="attached")
     page.locator("#runs-text").focus()
     page.keyboard.press("Control+V")
     assert page.locator("#runs-text").input_value() == csv_of(page_file, "page/runs.csv").command[1]
