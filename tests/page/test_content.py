@@ -4,6 +4,7 @@ import hashlib
 import json
 import re
 import shlex
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -98,7 +99,7 @@ def command_name(command: str) -> str:
 OVERRIDES = (
     ["recipe=smoke", "recipe.steps=40", "outputs=some where"],
     ["recipe=smoke", "model=unit_stride", "reference=null"],
-    ["recipe=smoke", "recipe.rate_scaling=copies", "recipe.fan_in=filter", "sharing=tied"],
+    ["recipe=smoke", "++recipe.rate_scaling=copies", "recipe.fan_in=filter", "sharing=tied"],
     ["recipe=smoke", "model.eliminate_stride=true", "seed=7"],
 )
 
@@ -133,6 +134,9 @@ def test_the_command_of_a_published_run_is_its_experiments() -> None:
         for name in found:
             of = rows[rows.source == name]
             assert [*of.run] == [*found[name].runs.run]
+            assert {*of.network} == {"swapped": {"strided", "unit_stride"}, "sharing": {*ARMS}}[
+                name
+            ]
             for row in (of.iloc[0], of.iloc[-1]):
                 assert command_name(row.command) == row.run
 
@@ -186,6 +190,18 @@ def test_a_network_of_other_layers_is_not_beside_the_papers_difference(tmp_path:
         "table1": 0.06,
         "yours": None,
     }
+
+
+@pytest.mark.parametrize("change", [{}, {"mean": 0.5}, {"n": 49}, {"experiment": "caffe"}])
+def test_the_interval_on_new_images_is_that_of_the_same_pairs(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    shutil.copytree(REFERENCE / "table1", tmp_path / "reference" / "table1")
+    row = pd.read_csv(REFERENCE / "differences.csv").head(1).assign(**change)
+    row.to_csv(tmp_path / "reference" / "differences.csv", index=False)
+    write_page(replace(config_for(tmp_path), reference=str(tmp_path / "reference")))
+    found = pd.read_csv(tmp_path / "report/page/differences.csv")
+    assert found.new_low.notna().tolist() == [not change]
 
 
 def test_all_curves_are_in_the_csv_and_the_means_however_many_are_drawn(

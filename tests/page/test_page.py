@@ -64,6 +64,7 @@ def test_every_table_has_the_numbers_of_its_csv(open_page: Open, page_file: Path
         f"{value:+.3f}" for value in differences["mean"]
     ]
     assert differences.n.tolist() == [50, 5]
+    assert differences.margin.tolist() == [0.06, 0.06]  # both are of the paper's networks
     published = pd.read_csv(REFERENCE / "differences.csv").iloc[0]  # of five pairs there is none
     found = differences[["new_low", "new_high"]].to_numpy()
     assert [*found[0]] == [published.new_low, published.new_high]
