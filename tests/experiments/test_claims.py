@@ -254,6 +254,21 @@ def test_a_verdict_is_given_with_and_without_a_diverged_pair(how: dict[str, Any]
     )
 
 
+def test_without_diverged_runs_the_gap_that_is_the_margin_has_none_of_them_either() -> None:
+    """One diverged run makes the gap, and with it the margin, large enough for an equality."""
+    five = {**NONE, 9: NONE[0]}
+    sharing = published(
+        runs(STRIDED, five),
+        runs(FREE, shifted((0, 0.0, 0.004))),
+        runs(FREE, {9: (980, 2.3, 5.5)}, validation_correct=500),
+        runs(MASKED_BY_COPIES, {**shifted((0, 0.0, 0.0)), 9: NONE[0]}),
+        runs(EFFECTIVE, five),
+    )
+    table = judged(sharing=sharing)
+    assert table.margin["C6"] == pytest.approx((4 * 0.004 + 5) / 5 / 4)
+    assert (table.verdict["C6"], table.verdict_without_diverged["C6"]) == ("supported", "undecided")
+
+
 def test_a_pair_without_a_loss_is_left_out_and_that_is_said() -> None:
     lost = {9: (980, float("nan"), float("nan"))}
     table = judged(
