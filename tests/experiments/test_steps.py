@@ -304,6 +304,10 @@ def test_findings_have_what_sharing_measured() -> None:
         one, two, three = (format(medians[arm, layer], digits) for layer in layers)
         assert f"{one}, {two} and {three} in" in text
     assert round(medians[masked, layers[0]] * 16) == 12  # "a twelfth"
+    of_arm = rho.merge(runs[runs.weights == "fine_tune"][["run", "arm"]], on="run")
+    medians = of_arm[of_arm.arm == masked].groupby("layer").rho.median()
+    one, two, three = (f"{medians[layer]:.2f}" for layer in layers)
+    assert f"lower bound there, {one}, {two} and {three} in the masked twin" in text
     readme = " ".join((root / "README.md").read_text().split())
     assert "higher by {:.3f} nats ({:.3f} to {:.3f}, ten pairs)".format(*free) in readme
     assert f"do not establish (p = {7 * p:.2g})" in readme
