@@ -49,10 +49,10 @@ def write_evidence(config: EvidenceConfig, wanted: Mapping[str, list[str] | None
     """
     folder = Path(config.outputs) / "report"
     make_folder(folder)
-    remove_earlier(folder, OF_COMPLETE)
     published = read_experiments(Path(config.published), wanted)
     progress = progress_table(published, wanted)
     missing = missing_runs(progress)
+    remove_earlier(folder, OF_COMPLETE)  # once what is published could be read
     sections = [Section("evidence", "Evidence", PROGRESS, "", progress, progress)]
     for name, each in published.items():
         if name.endswith("rates"):
